@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all, and the digests that identify them."""
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nbn_timm.errors import InputError
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
+    """Write a file through a temporary neighbour, so that a crash at any moment leaves the old file or the new one.
+
+    Args:
+        path: Destination; its folder is created.
+        write: Called with the temporary path, which it must fill.
+
+    Raises:
+        InputError: The file system refused (disk full, no permission); a previous file at `path` is untouched.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        os.chmod(temporary, 0o666 & ~_umask())
+        write(temporary)
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        kept = 'the file of that name that was there before is intact' if path.exists() else 'no file was left behind'
+        raise InputError(
+            f"cannot write '{path}' ({reason}; {kept}): free some space or choose another output folder") from error
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding='utf-8') and None)
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest() if hasattr(hashlib, 'file_digest') else _digest(file)
+
+
+def git_blob_id(path: str | Path) -> str:
+    """The id git gives a file of this content (SHA-1 over `blob <size>\\0<content>`)."""
+    content = Path(path).read_bytes()
+    return hashlib.sha1(b'blob %d\0' % len(content) + content).hexdigest()
+
+
+def _digest(file) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _refusal(error: BaseException) -> str | None:
+    """The operating system's reason if `error` is, or wraps, a refused write."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # torch.save's zip writer reports a failed write as a RuntimeError, sometimes without the cause.
+    if isinstance(error, RuntimeError) and 'PytorchStreamWriter' in str(error):
+        return 'the write was cut short, as by a full disk'
+    return None

@@ -1,0 +1,170 @@
+"""NBN into any model, out of it again, and across processes."""
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch.nn as nn
+from timm.layers import (
+    BatchNormAct2d,
+    FrozenBatchNormAct2d,
+    SplitBatchNorm2d,
+    SyncBatchNormAct,
+)
+from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_module_registration_hook
+from torchvision.ops import FrozenBatchNorm2d
+
+from nbn_timm.errors import InputError
+from nbn_timm.layers.head import RectifiedLinear
+from nbn_timm.layers.norm import (
+    NormalizedBatchNorm2d,
+    NormalizedBatchNormAct2d,
+    SyncNormalizedBatchNorm2d,
+    SyncNormalizedBatchNormAct2d,
+    share_scale,
+)
+
+__all__ = ['add_nbn', 'fold_nbn', 'nbn_layers', 'convert_sync_batchnorm']
+
+
+def nbn_layers(model: nn.Module) -> dict[str, NormalizedBatchNorm2d]:
+    """All NBN layers of a model by name, in module order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, NormalizedBatchNorm2d)}
+
+
+def add_nbn(
+        model: nn.Module,
+        stages: Sequence[str] | None = None,
+        layers: str = '',
+        share_alpha: bool = True,
+        gradient: str = 'capped',
+        alpha: float = 1.0,
+) -> nn.Module:
+    """Turn BatchNorm layers of a model into NBN layers, in place; their weights, biases and statistics stay.
+
+    The function of the model changes: the affine vectors get length `alpha`. Weights that are all zero, as timm's
+    `zero_init_last` leaves them, are set to one, since zero has no direction.
+
+    Args:
+        model: Any model with `nn.BatchNorm2d` or timm `BatchNormAct2d` layers, such as timm's ResNets, RegNets,
+            EfficientNets and MobileNets.
+        stages: Names of the submodules to treat; by default the last stage of `model.feature_info`.
+        layers: Regular expression; inside the stages, BatchNorm layers whose name it finds are taken, by default all.
+        share_alpha: One alpha for all layers of a stage, else one for each layer.
+        gradient: See `NormalizedBatchNorm2d`.
+        alpha: Initial alpha.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: A stage does not exist, has no BatchNorm layer that matches, or has a kind that would be lost.
+    """
+    for stage_name in stages if stages is not None else [_last_stage(model)]:
+        stage = _get_stage(model, stage_name)
+        names = [name for name, module in stage.named_modules()
+                 if name and isinstance(module, _BatchNorm) and re.search(layers, name)]
+        if not names:
+            raise InputError(
+                f"'{stage_name}' of {type(model).__name__} has no BatchNorm layer"
+                f"{f' that matches {layers!r}' if layers else ''}: name other stages, or use a model with BatchNorm")
+        converted = []
+        for name in names:
+            norm = stage.get_submodule(name)
+            converted.append(_to_nbn(norm, f'{stage_name}.{name}', gradient, alpha))
+            _set_submodule(stage, name, converted[-1])
+        if share_alpha:
+            share_scale(converted)
+    return model
+
+
+def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
+    """Fold every NBN layer into a plain BatchNorm and every rectified head into a plain Linear.
+
+    In eval mode the result computes the same function, up to rounding, and its state dict has exactly the keys of the
+    plain model, so timm loads it strictly without this package.
+
+    Args:
+        model: A model with NBN layers or rectified heads; others pass unchanged.
+        inplace: Change the model given, else a copy.
+    """
+    model = model if inplace else deepcopy(model)
+    for name, module in list(model.named_modules()):
+        if name and isinstance(module, NormalizedBatchNorm2d | RectifiedLinear):
+            _set_submodule(model, name, module.fuse())
+    return model
+
+
+def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.Module:
+    """Make all BatchNorm layers synchronise their training statistics between processes; NBN layers stay NBN.
+
+    timm's and torch's functions of this name would replace NBN by plain BatchNorm, and are refused on such models.
+
+    Args:
+        module: The model; it is changed in place, unless it is itself a BatchNorm layer.
+        process_group: Processes to synchronise over, by default all.
+
+    Returns:
+        The converted module.
+    """
+    if isinstance(module, NormalizedBatchNorm2d):
+        # Only the class changes, so parameters, buffers, the shared alpha and the hooks stay as they are.
+        act = isinstance(module, NormalizedBatchNormAct2d)
+        module.__class__ = SyncNormalizedBatchNormAct2d if act else SyncNormalizedBatchNorm2d
+        module.process_group = process_group
+        return module
+    if isinstance(module, _BatchNorm):
+        return convert_plain_sync_batchnorm(module, process_group)
+    for name, child in module.named_children():
+        converted = convert_sync_batchnorm(child, process_group)
+        if converted is not child:
+            setattr(module, name, converted)
+    return module
+
+
+def _last_stage(model: nn.Module) -> str:
+    info = getattr(model, 'feature_info', None)
+    if not info:
+        raise InputError(f'{type(model).__name__} does not list its stages (feature_info): name them in `stages`')
+    return info[-1]['module']
+
+
+def _get_stage(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        known = ', '.join(child for child, _ in model.named_children())
+        raise InputError(f"{type(model).__name__} has no stage '{name}': choose among {known}") from None
+
+
+def _to_nbn(norm: nn.Module, name: str, gradient: str, alpha: float) -> NormalizedBatchNorm2d:
+    # By exact type: a subclass would lose what it adds.
+    if type(norm) is nn.BatchNorm2d and norm.affine:
+        return NormalizedBatchNorm2d.from_batch_norm(norm, gradient, alpha)
+    if type(norm) is BatchNormAct2d and norm.affine:
+        return NormalizedBatchNormAct2d.from_batch_norm(norm, gradient, alpha)
+    raise InputError(
+        f"'{name}' is a {type(norm).__name__}{'' if getattr(norm, 'affine', True) else ' without affine parameters'},"
+        ' which cannot become NBN: add NBN first and convert afterwards, or leave this layer out with `layers`')
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition('.')
+    setattr(model.get_submodule(parent), child, module)
+
+
+_LOSSY = (nn.SyncBatchNorm, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)
+
+
+def _refuse_lossy_conversion(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+    """Stop the converters of torch and timm, which know NBN only as a BatchNorm2d, before they drop it in silence."""
+    if isinstance(module, _LOSSY) and isinstance(getattr(parent, name, None), NormalizedBatchNorm2d):
+        raise InputError(
+            f"converting the NBN layer '{name}' to {type(module).__name__} would drop its normalisation: use "
+            'nbn_timm.convert_sync_batchnorm for synchronised statistics, or nbn_timm.fold_nbn before freezing or '
+            'splitting')
+
+
+register_module_module_registration_hook(_refuse_lossy_conversion)  # type: ignore[arg-type]

@@ -1,0 +1,251 @@
+"""Normalised batch normalisation (NBN): BatchNorm whose weight and bias vectors have a learnable common length.
+
+Source: Bao et al., "Normalizing Batch Normalization for Long-Tailed Recognition", IEEE TIP 2024 (arXiv 2501.03122).
+"""
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d
+from torch.distributed.nn.functional import all_gather
+
+__all__ = [
+    'NormalizedBatchNorm2d', 'NormalizedBatchNormAct2d', 'SyncNormalizedBatchNorm2d', 'SyncNormalizedBatchNormAct2d',
+    'NbnScale', 'share_scale', 'GRADIENTS',
+]
+
+GRADIENTS = ('capped', 'released')
+_NORM_EPS = 1e-6  # of the released code; a larger one changes the outputs of released checkpoints
+
+
+class NbnScale(nn.Module):
+    """Owner of one alpha, the learnable length of normalised vectors. Layers that share an alpha share this module.
+
+    Sharing the module, not the Parameter, keeps the layers tied through `load_state_dict(assign=True)`, `to_empty`,
+    `deepcopy` and EMA.
+    """
+
+    def __init__(self, alpha: float = 1.0, device=None, dtype=None) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((1,), alpha, device=device, dtype=dtype))
+
+
+def _unit(vector: torch.Tensor, cap_gradient: bool, eps: float = _NORM_EPS) -> torch.Tensor:
+    """`vector` scaled to unit length, [C] to [C].
+
+    The Jacobian contains 1/(|v| + eps): at the initial bias, zero, it multiplies the gradient by 1e6, after which the
+    bias is too long to turn. Capping that factor at 1 changes no value: d + c (v - d) equals v, bit for bit.
+    """
+    if cap_gradient:
+        fixed = vector.detach()
+        factor = (torch.linalg.vector_norm(fixed) + eps).clamp(max=1.0)
+        vector = fixed + factor * (vector - fixed)
+    return vector / (torch.linalg.vector_norm(vector) + eps)
+
+
+class NormalizedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d with weight alpha * g / (|g| + 1e-6) and bias alpha * b / (|b| + 1e-6); a drop-in `norm_layer`.
+
+    `weight` and `bias` hold the raw vectors g and b, as in released checkpoints; running statistics, eps and momentum
+    are those of `nn.BatchNorm2d`. Give all three parameters weight decay: g and b are free in length, and without
+    decay they grow until they no longer turn.
+
+    Args:
+        num_features: C of an input [B, C, H, W].
+        eps, momentum, track_running_stats: As in `nn.BatchNorm2d`.
+        affine: Must be True; accepted so that the layer fits wherever a `norm_layer` is asked for.
+        gradient: 'capped' bounds the factor 1/|v| of the backward pass by 1; 'released' is the gradient of the
+            authors' code, which the zero-initialised bias multiplies by 1e6. The forward pass is the same.
+        alpha: Initial length of the normalised vectors.
+
+    Raises:
+        ValueError: `affine` is False, or `gradient` is unknown.
+    """
+
+    def __init__(
+            self,
+            num_features: int,
+            eps: float = 1e-5,
+            momentum: float | None = 0.1,
+            affine: bool = True,
+            track_running_stats: bool = True,
+            gradient: str = 'capped',
+            alpha: float = 1.0,
+            device=None,
+            dtype=None,
+    ) -> None:
+        if not affine:
+            raise ValueError('NBN normalises the weight and bias of BatchNorm, so it needs affine=True')
+        if gradient not in GRADIENTS:
+            raise ValueError(f"gradient '{gradient}' is unknown: choose one of {', '.join(GRADIENTS)}")
+        super().__init__(num_features, eps, momentum, True, track_running_stats, device=device, dtype=dtype)
+        self.scale = NbnScale(alpha, device=device, dtype=dtype)
+        self.cap_gradient = gradient == 'capped'
+        self.owns_scale = True
+        self.register_state_dict_post_hook(_save_scale_once)
+        self.register_load_state_dict_pre_hook(_load_scale_once)
+
+    @classmethod
+    def from_batch_norm(cls, norm: nn.BatchNorm2d, gradient: str = 'capped', alpha: float = 1.0):
+        """An NBN layer that takes over the parameters, buffers and mode of a BatchNorm layer (with affine=True).
+
+        Weights that are all zero (timm's `zero_init_last`) have no direction to normalise and are set to one.
+        """
+        layer = cls(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, gradient, alpha,
+            device=norm.weight.device, dtype=norm.weight.dtype)
+        layer._take_over(norm)
+        if not layer.weight.is_meta and not layer.weight.any():
+            nn.init.ones_(layer.weight)
+        return layer
+
+    def _take_over(self, norm: nn.BatchNorm2d) -> None:
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.train(norm.training)
+
+    def effective_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight and the bias that are applied, each [C] with length |alpha|."""
+        alpha = self.scale.alpha
+        return _unit(self.weight, self.cap_gradient) * alpha, _unit(self.bias, self.cap_gradient) * alpha
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """Batch normalisation with the effective affine parameters, [B, C, H, W] to [B, C, H, W]."""
+        average_factor = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:  # cumulative average
+                average_factor = 1.0 / float(self.num_batches_tracked)
+        weight, bias = self.effective_affine()
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, weight, bias,
+            self.training or self.running_mean is None, average_factor, self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.normalize(x)
+
+    def fuse(self) -> nn.BatchNorm2d:
+        """The same function as a plain `nn.BatchNorm2d`; `timm.models.reparameterize_model` calls this."""
+        return self._fill_plain(nn.BatchNorm2d(**self._plain_args()))
+
+    def _plain_args(self) -> dict[str, Any]:
+        return dict(
+            num_features=self.num_features, eps=self.eps, momentum=self.momentum,
+            track_running_stats=self.track_running_stats, device=self.weight.device, dtype=self.weight.dtype)
+
+    @torch.no_grad()
+    def _fill_plain(self, plain: nn.BatchNorm2d) -> nn.BatchNorm2d:
+        weight, bias = self.effective_affine()
+        plain.weight.copy_(weight)
+        plain.bias.copy_(bias)
+        plain.running_mean, plain.running_var = self.running_mean, self.running_var
+        plain.num_batches_tracked = self.num_batches_tracked
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        gradient = 'capped' if self.cap_gradient else 'released'
+        return f'{super().extra_repr()}, gradient={gradient}, owns_scale={self.owns_scale}'
+
+
+class NormalizedBatchNormAct2d(NormalizedBatchNorm2d):
+    """NBN in place of timm's `BatchNormAct2d`: normalisation, then `drop` and `act`, which keep their names."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
+
+    def _take_over(self, norm: nn.BatchNorm2d) -> None:
+        super()._take_over(norm)
+        self.drop, self.act = norm.drop, norm.act  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(self.normalize(x)))
+
+    def fuse(self) -> nn.BatchNorm2d:
+        plain = BatchNormAct2d(**self._plain_args())
+        plain.drop, plain.act = self.drop, self.act
+        return self._fill_plain(plain)
+
+
+class SyncNormalizedBatchNorm2d(NormalizedBatchNorm2d):
+    """NBN whose training statistics are those of the batch of all processes; also on CPU, unlike `nn.SyncBatchNorm`.
+
+    Outside training, or without a process group of more than one process, it is `NormalizedBatchNorm2d`.
+    """
+
+    process_group: Any = None
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
+        if not (self.training and distributed):
+            return super().normalize(x)
+        mean, var, count = self._global_statistics(x)
+        self._update_running_statistics(mean.detach(), var.detach(), count)
+        weight, bias = self.effective_affine()
+        weight = weight * torch.rsqrt(var + self.eps)
+        bias = bias - mean * weight
+        return (x.float() * weight[:, None, None] + bias[:, None, None]).to(x.dtype)
+
+    def _global_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean [C], biased variance [C] and number of values [1] over the batches of all processes, in float32."""
+        local_var, local_mean = torch.var_mean(x.float(), dim=(0, 2, 3), correction=0)
+        local_count = local_mean.new_full((1,), x.numel() // x.shape[1])
+        gathered = torch.stack(all_gather(torch.cat([local_mean, local_var, local_count]), self.process_group))
+        means, variances, counts = gathered.split([x.shape[1], x.shape[1], 1], dim=1)
+        shares = counts / counts.sum()
+        mean = (shares * means).sum(0)
+        # The variance of a union: variances inside the parts plus the spread of their means.
+        var = (shares * (variances + (means - mean).square())).sum(0)
+        return mean, var, counts.sum()
+
+    @torch.no_grad()
+    def _update_running_statistics(self, mean: torch.Tensor, var: torch.Tensor, count: torch.Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        factor = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
+        unbiased = var * (count / (count - 1).clamp(min=1))
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
+
+
+class SyncNormalizedBatchNormAct2d(SyncNormalizedBatchNorm2d, NormalizedBatchNormAct2d):
+    """`NormalizedBatchNormAct2d` with the statistics of `SyncNormalizedBatchNorm2d`."""
+
+
+def share_scale(layers: Iterable[NormalizedBatchNorm2d]) -> None:
+    """Give all `layers` the alpha of the first, which alone saves and loads it (one key in the state dict)."""
+    first, *others = layers
+    for layer in others:
+        layer.scale = first.scale
+        layer.owns_scale = False
+
+
+def _save_scale_once(layer: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    if not layer.owns_scale:
+        del state_dict[f'{prefix}scale.alpha']
+
+
+def _load_scale_once(
+        layer: nn.Module,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+) -> None:
+    if layer.owns_scale:
+        return
+    key = f'{prefix}scale.alpha'
+    if key in state_dict:
+        error_msgs.append(f'{key} is there, but this layer shares the alpha of another: build the model with '
+                          'share_alpha=False to load a checkpoint that has one alpha per layer')
+    # The owner comes first in module order, so its alpha is loaded by now.
+    state_dict[key] = layer.scale.alpha.detach()  # type: ignore[union-attr]

@@ -1,0 +1,5 @@
+"""The model zoo. Importing this package registers its models with timm."""
+from .resnet_cifar import ResNetCifar
+from .resnet_nbn import ResNetNbn
+
+__all__ = ['ResNetCifar', 'ResNetNbn']

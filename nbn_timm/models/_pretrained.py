@@ -1,0 +1,313 @@
+"""Where pretrained weights come from: a folder or mirror of yours, the cache, the Hugging Face Hub, the authors."""
+import json
+import logging
+import os
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch.nn as nn
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors.torch import save_file
+from timm.models import DefaultCfg, build_model_with_cfg, is_model, register_model, resolve_pretrained_cfg
+from torch.hub import download_url_to_file, get_dir
+
+from nbn_timm.errors import InputError
+from nbn_timm.files import atomic_write, file_sha256, write_text_atomic
+
+from ._convert import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize
+from .checkpoint import read_state_dict
+
+__all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
+           'register_aliases', 'write_zoo_file']
+
+_logger = logging.getLogger(__name__)
+
+# The checkpoints that the NBN authors published (README of yuxiangbao/NBN).
+AUTHORS_ARCHIVE = 'https://drive.google.com/uc?id=1ebEgsvbp00AvKcfa2JQRK8rVoQ6Ab38C'
+
+WEIGHTS_VARIABLE = 'NBN_TIMM_WEIGHTS'
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A weights file on the Hugging Face Hub and the SHA-256 that it must have."""
+    repo_id: str
+    filename: str
+    sha256: str
+
+
+# Published weights by 'arch.tag'. An entry needs its digest.
+HUB_FILES: dict[str, HubFile] = {}
+
+_SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
+
+ModelT = TypeVar('ModelT', bound=nn.Module)
+
+
+def build_zoo_model(
+        model_cls: type[ModelT] | Callable[..., ModelT],
+        variant: str,
+        pretrained: bool,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: dict[str, Any] | None = None,
+        **kwargs,
+) -> ModelT:
+    """timm's `build_model_with_cfg`, with this package's sources of weights and its conversion of released files.
+
+    Sources that the caller names (`file`, `state_dict`, `hf-hub:`, `local-dir:`, another `url`) are timm's matter.
+    """
+    overlay = dict(pretrained_cfg_overlay or {})
+    if pretrained:
+        cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
+        named_by_caller = cfg.source or cfg.file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
+        if not named_by_caller:
+            overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', cfg.url or ''))
+        elif cfg.file and not cfg.source and not Path(cfg.file).is_file():
+            raise InputError(f"the weights file '{cfg.file}' does not exist: check the path given as file=")
+    return build_model_with_cfg(
+        model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
+        pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+
+
+def register_aliases(module_name: str, default_cfgs: dict[str, DefaultCfg]) -> None:
+    """Register `arch_tag` for each `arch.tag` of a module, as in `resnext50_nbn_imagenet_lt`.
+
+    An alias is an entry point of its own with an untagged cfg, so it lists, resolves and loads like any model.
+    """
+    module = sys.modules[module_name]
+    for arch, default in list(default_cfgs.items()):
+        for tag in default.tags:
+            alias = f'{arch}_{tag}'
+            default_cfgs[alias] = _untagged(default, tag)
+            register_model(_alias_entry_point(getattr(module, arch), alias, tag, module))
+
+
+def _untagged(default: DefaultCfg, tag: str) -> DefaultCfg:
+    cfg = default.cfgs[tag]
+    alias = DefaultCfg(cfgs={'': cfg}, is_pretrained=bool(cfg.has_weights))
+    alias.tags.append('')
+    return alias
+
+
+def _alias_entry_point(entry_point: Callable[..., nn.Module], alias: str, tag: str, module) -> Callable[..., nn.Module]:
+    def create(pretrained: bool = False, **kwargs) -> nn.Module:
+        pretrained_cfg = kwargs.pop('pretrained_cfg', None) or tag
+        return entry_point(pretrained=pretrained, pretrained_cfg=pretrained_cfg, **kwargs)
+
+    create.__name__ = create.__qualname__ = alias
+    create.__module__ = module.__name__
+    create.__doc__ = f'{entry_point.__doc__} Configured as `{entry_point.__name__}.{tag}`.'
+    setattr(module, alias, create)
+    return create
+
+
+def cache_dir() -> Path:
+    """Folder that keeps converted weights: `nbn_timm` beside torch's own checkpoints (moved by TORCH_HOME)."""
+    return Path(get_dir()) / 'checkpoints' / 'nbn_timm'
+
+
+def find_weights(name: str, archive_url: str = '') -> Path:
+    """The local file with the weights of a zoo entry, downloaded if need be.
+
+    Tried in this order: the folder or address in the environment variable NBN_TIMM_WEIGHTS, the cache, the Hugging
+    Face Hub (entries of `HUB_FILES`), the authors' archive.
+
+    Args:
+        name: `arch.tag`.
+        archive_url: Address of an archive of released checkpoints that may contain this entry.
+
+    Raises:
+        InputError: No source has the weights; the message lists what was tried and the command that helps.
+    """
+    tried: list[str] = []
+    for source in (_from_named_source, _from_cache, _from_hub):
+        path = source(name, tried)
+        if path is not None:
+            return path
+    path = _from_archive(name, archive_url, tried)
+    if path is not None:
+        return path
+    raise InputError(
+        f"no weights for '{name}' could be had (tried: {'; '.join(tried)}): get a released checkpoint and run "
+        f"`nbn-convert CHECKPOINT.pth.tar '{cache_dir() / _filename(name)}'`, or put {_filename(name)} into a folder "
+        f'and set {WEIGHTS_VARIABLE} to it, or use pretrained=False')
+
+
+def _filename(name: str) -> str:
+    return f'{name}.safetensors'
+
+
+def _from_named_source(name: str, tried: list[str]) -> Path | None:
+    place = os.environ.get(WEIGHTS_VARIABLE, '')
+    if not place:
+        tried.append(f'{WEIGHTS_VARIABLE} is not set')
+        return None
+    if urlparse(place).scheme in ('http', 'https'):
+        return _download(f'{place.rstrip("/")}/{_filename(name)}', name, tried)
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{WEIGHTS_VARIABLE} is '{place}', which is no folder: set it to a folder or an http address")
+    exact = folder / _filename(name)
+    if exact.is_file():
+        return exact
+    found = _checkpoints_by_name(folder).get(name, [])
+    if len(found) > 1:
+        listed = ', '.join(f"'{path.name}'" for path in found)
+        raise InputError(
+            f"{WEIGHTS_VARIABLE} '{place}' holds several checkpoints for '{name}' ({listed}): rename the one you mean "
+            f'to {_filename(name)} with nbn-convert')
+    if found:
+        return found[0]
+    tried.append(f"no {_filename(name)} and no checkpoint of this kind in '{folder}'")
+    return None
+
+
+def _from_cache(name: str, tried: list[str]) -> Path | None:
+    path = cache_dir() / _filename(name)
+    if path.is_file():
+        return path
+    tried.append(f"not in the cache '{cache_dir()}'")
+    return None
+
+
+def _from_hub(name: str, tried: list[str]) -> Path | None:
+    entry = HUB_FILES.get(name)
+    if entry is None:
+        tried.append('no Hugging Face Hub file is recorded for it')
+        return None
+    try:
+        path = Path(hf_hub_download(entry.repo_id, entry.filename))
+    except (HfHubHTTPError, OSError) as error:
+        tried.append(f'Hugging Face Hub {entry.repo_id}: {_first_line(error)}')
+        return None
+    digest = file_sha256(path)
+    if digest != entry.sha256:
+        raise InputError(
+            f"'{entry.filename}' of {entry.repo_id} has SHA-256 {digest} instead of {entry.sha256}: the file was "
+            f"damaged or replaced, so delete '{path}' and try again")
+    return path
+
+
+def _download(url: str, name: str, tried: list[str]) -> Path | None:
+    """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix."""
+    target = cache_dir() / 'mirrors' / urlparse(url).netloc.replace(':', '_') / _filename(name)
+    if target.is_file():
+        return target
+    try:
+        atomic_write(target, lambda temporary: download_url_to_file(url, str(temporary), progress=False))
+    except URLError as error:
+        tried.append(f'{url}: {_first_line(error)}')
+        return None
+    return target
+
+
+def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
+    """Fetch the authors' archive once, convert every zoo checkpoint in it into the cache, and return the one wanted."""
+    if not url:
+        tried.append('the authors published none')
+        return None
+    contents_file = cache_dir() / 'authors_archive.json'
+    if not contents_file.is_file():
+        problem = _unpack_archive(url, contents_file)
+        if problem:
+            tried.append(problem)
+            return None
+    path = cache_dir() / _filename(name)
+    if path.is_file():
+        return path
+    contents = json.loads(contents_file.read_text())
+    tried.append(f"the authors' archive {url}, which holds {', '.join(contents) or 'no checkpoint of a known kind'} "
+                 f"(delete '{contents_file}' to fetch it again)")
+    return None
+
+
+def _unpack_archive(url: str, contents_file: Path) -> str:
+    """Fill the cache from an archive; returns why it could not be had, or an empty string."""
+    try:
+        import gdown
+    except ImportError:
+        return f"the authors' archive {url} needs gdown: pip install 'nbn_timm[download]'"
+    with TemporaryDirectory() as folder:
+        archive = Path(folder) / 'archive'
+        _logger.info("Fetching the authors' checkpoints from %s", url)
+        try:
+            gdown.download(url, str(archive), quiet=True)
+        except Exception as error:  # gdown raises what requests, bs4 and the file system raise
+            return f"the authors' archive {url}: {_first_line(error)}"
+        if not archive.is_file():
+            return f"the authors' archive {url}: the download gave no file"
+        extracted = _extract(archive, Path(folder) / 'extracted')
+        found = _checkpoints_by_name(extracted)
+        for name, paths in found.items():
+            if len(paths) > 1:
+                _logger.warning('The archive holds %d checkpoints of %s; %s is used.', len(paths), name, paths[0].name)
+            write_zoo_file(paths[0], cache_dir() / _filename(name))
+        write_text_atomic(contents_file, json.dumps({
+            name: [str(path.relative_to(extracted)) for path in paths] for name, paths in found.items()}, indent=2))
+    return ''
+
+
+def _extract(archive: Path, folder: Path) -> Path:
+    """Unpack a zip or tar file by its content; a bare checkpoint (which may be a zip file itself) stays as it is."""
+    folder.mkdir()
+    if tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter='data')
+    elif zipfile.is_zipfile(archive) and not _is_torch_zip(archive):
+        with zipfile.ZipFile(archive) as zip_file:
+            zip_file.extractall(folder)
+    else:
+        archive.rename(folder / 'checkpoint.pth')
+    return folder
+
+
+def _is_torch_zip(path: Path) -> bool:
+    with zipfile.ZipFile(path) as zip_file:
+        return any(name.endswith('/data.pkl') for name in zip_file.namelist())
+
+
+def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
+    """The zoo checkpoints below a folder by `arch.tag`, told by their keys."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.suffix in _SUFFIXES):
+        try:
+            recognized = recognize(read_state_dict(path))
+        except InputError as error:
+            _logger.warning('%s', error)
+            continue
+        if recognized is not None and is_model(recognized.arch):
+            found.setdefault(recognized.name, []).append(path)
+    return found
+
+
+def write_zoo_file(checkpoint: Path, target: Path) -> Recognized:
+    """Convert a checkpoint to a safetensors file with this package's keys.
+
+    Returns:
+        What the checkpoint was recognised as.
+
+    Raises:
+        InputError: The checkpoint cannot be read, is of no known kind, or the target cannot be written.
+    """
+    state_dict = read_state_dict(checkpoint)
+    recognized = recognize(state_dict)
+    if recognized is None:
+        raise InputError(f"'{checkpoint}' is no ResNet, ResNeXt or RIDE checkpoint (its first keys are "
+                         f"{', '.join(list(state_dict)[:3])}): give a checkpoint of one of these")
+    converted = convert_checkpoint(state_dict, recognized)
+    atomic_write(target, lambda temporary: save_file(converted, temporary, metadata={'format': 'pt'}))
+    return recognized
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

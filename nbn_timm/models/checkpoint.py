@@ -1,0 +1,107 @@
+"""Reading checkpoints: always without running code from them, always with one sentence when something is wrong."""
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn as nn
+
+from nbn_timm.errors import InputError
+
+from ._convert import StateDict, checkpoint_filter_fn, recognize
+
+__all__ = ['load_weights', 'read_checkpoint', 'read_state_dict']
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file, safetensors or torch, onto the CPU.
+
+    Raises:
+        InputError: The file is missing, damaged, no checkpoint, or a pickle that wants to run code; the objects it
+            asks for are named and nothing of it is run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the checkpoint '{path}' does not exist: check the path")
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        # timm's training checkpoints keep their arguments as a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(_unsafe(path, error)) from error
+    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the checkpoint '{path}' cannot be read ({reason}): it is damaged or no checkpoint, so get "
+                         'it again') from error
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' holds a {type(content).__name__}, not a checkpoint: give a state dict or a training "
+                         'checkpoint')
+    return content
+
+
+def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
+    """The weights in a checkpoint file: of its EMA if wanted and there, without wrapper prefixes.
+
+    Raises:
+        InputError: As `read_checkpoint`, or the file has no weights.
+    """
+    content = read_checkpoint(path)
+    keys = (('state_dict_ema', 'model_ema') if use_ema else ()) + ('state_dict', 'model')
+    state_dict = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
+    if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        raise InputError(f"'{path}' holds no weights: give a state dict or a training checkpoint")
+    return {_bare(key): value for key, value in state_dict.items()}
+
+
+def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> None:
+    """Load a checkpoint of this package's, timm's or the released NBN format into a model of the same architecture.
+
+    Raises:
+        InputError: As `read_state_dict`, or the checkpoint is of another architecture or number of classes.
+    """
+    state_dict = read_state_dict(path, use_ema)
+    there = recognize(state_dict)
+    what = f"'{path}'" + (f' ({there})' if there else '')
+    try:
+        state_dict = checkpoint_filter_fn(state_dict, model) if hasattr(model, 'get_classifier') else state_dict
+    except InputError as error:
+        raise InputError(f'{what} does not fit: {error}') from error
+    here = model.state_dict()
+    missing, unexpected = sorted(here.keys() - state_dict.keys()), sorted(state_dict.keys() - here.keys())
+    shapes = [key for key in here.keys() & state_dict.keys() if here[key].shape != state_dict[key].shape]
+    if not missing and not unexpected and not shapes:
+        model.load_state_dict(state_dict)
+        return
+    name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
+    classes = getattr(model, 'num_classes', '?')
+    differences = [f'{len(keys)} {kind} (first: {keys[0]})' for keys, kind in (
+        (missing, 'missing'), (unexpected, 'unexpected'), (sorted(shapes), 'of another shape')) if keys]
+    raise InputError(f'the weights in {what} do not fit {name} with {classes} classes: {", ".join(differences)}; '
+                     'give the --model and --num-classes that the checkpoint was trained with')
+
+
+def _bare(key: str) -> str:
+    """A key without the prefixes of DataParallel and torch.compile."""
+    for prefix in ('_orig_mod.', 'module.', '_orig_mod.'):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _unsafe(path: Path, error: Exception) -> str:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the same damaged file; older formats cannot be listed
+        names = []
+    if not names:
+        reason = str(error).strip().splitlines()[0]
+        found = reason.partition('Unsupported global: GLOBAL ')[2].split(' ')[0]
+        names = [found] if found else []
+    if not names:
+        return f"the checkpoint '{path}' is not a plain weights file and was not read: it is damaged or no checkpoint"
+    return (f"the checkpoint '{path}' was refused because unpickling it would run {', '.join(sorted(names))}: nothing "
+            'of it was run; get the weights as safetensors or as a plain state dict from someone you trust')

@@ -1,0 +1,318 @@
+"""ResNet for 32x32 images (CIFAR), plain and with NBN in the last stage.
+
+Source: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2: 3x3 stem, three
+stages of n blocks with 16, 32 and 64 channels (depth 6n + 2), shortcuts of type A, without parameters. ResNet-32 for
+100 classes has 470,004 parameters.
+"""
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import create_classifier, get_device_dtype
+from timm.models import FeatureInfo, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock
+
+from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn
+
+from ._pretrained import build_zoo_model, register_aliases
+
+__all__ = ['ResNetCifar']
+
+_DATASETS: dict[str, dict[str, Any]] = {
+    'cifar100_lt': dict(num_classes=100),
+    'cifar10_lt': dict(num_classes=10),
+}
+
+
+def _cfgs(arch: str) -> dict[str, dict[str, Any]]:
+    """The pretrained cfgs of one architecture, a tag per data set."""
+    common = dict(
+        input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, interpolation='bilinear',
+        mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),  # of CIFAR-10; the field uses them for both
+        first_conv='conv1', classifier='fc', license='apache-2.0', url='')
+    return {f'{arch}.{tag}': dict(common, **dataset) for tag, dataset in _DATASETS.items()}
+
+
+default_cfgs = generate_default_cfgs({
+    name: cfg
+    for depth in (20, 32, 44, 56)
+    for form in ('', '_nbn', '_nbn_lr')
+    for name, cfg in _cfgs(f'resnet{depth}{form}').items()
+})
+
+
+class PadShortcut(nn.Module):
+    """Shortcut of type A: every second pixel, and as many zero channels before as after, [B, C, H, W] to
+    [B, out_channels, ceil(H/2), ceil(W/2)].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.padding = (out_channels - in_channels) // 2
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
+
+
+class ResNetCifar(nn.Module):
+    """ResNet of depth 6n + 2 for small images.
+
+    Args:
+        num_blocks: n, blocks in each of the three stages.
+        num_classes: Number of classes; 0 leaves the classifier out.
+        in_chans: Number of input channels.
+        global_pool: Pooling before the classifier, see timm's `create_classifier`.
+        channels: Channels of the three stages.
+        nbn: NBN in the last stage: the last BatchNorm of each block, as in `ResNetNbn`.
+        rectified: Use a `RectifiedLinear` classifier (logit rectification).
+        gradient, share_alpha: Of NBN, see `ResNetNbn`.
+        drop_rate: Dropout before the classifier.
+    """
+
+    def __init__(
+            self,
+            num_blocks: int,
+            num_classes: int = 100,
+            in_chans: int = 3,
+            global_pool: str = 'avg',
+            channels: tuple[int, int, int] = (16, 32, 64),
+            nbn: bool = False,
+            rectified: bool = False,
+            gradient: str = 'capped',
+            share_alpha: bool = True,
+            drop_rate: float = 0.0,
+            device=None,
+            dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.rectified = rectified
+        self.grad_checkpointing = False
+
+        width = channels[0]
+        self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(width, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.feature_info = [dict(num_chs=width, reduction=1, module='act1')]
+        self.layer1 = _stage(width, channels[0], num_blocks, stride=1, **dd)
+        self.layer2 = _stage(channels[0], channels[1], num_blocks, stride=2, **dd)
+        self.layer3 = _stage(channels[1], channels[2], num_blocks, stride=2, **dd)
+        self.feature_info += [
+            dict(num_chs=channels[i], reduction=2 ** i, module=f'layer{i + 1}') for i in range(3)]
+
+        self.num_features = channels[-1]
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._rectify_classifier()
+        if nbn:
+            add_nbn(self, ('layer3',), r'bn2$', share_alpha=share_alpha, gradient=gradient)
+        self.init_weights()
+
+    def _rectify_classifier(self) -> None:
+        if self.rectified and isinstance(self.fc, nn.Linear):
+            self.fc = RectifiedLinear.from_linear(self.fc)
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Kaiming-normal convolutions and classifier, as the field's CIFAR ResNets have."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+            elif isinstance(module, NormalizedBatchNorm2d):
+                nn.init.ones_(module.weight)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        """Patterns that group parameters by stage (coarse) or block."""
+        return dict(stem=r'^conv1|bn1', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in training by recomputing blocks."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """The classifier, or its name."""
+        return 'fc' if name_only else self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier for `num_classes` classes; the pooling is kept if none is named."""
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._rectify_classifier()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+            self,
+            x: torch.Tensor,
+            indices: int | list[int] | None = None,
+            norm: bool = False,
+            stop_early: bool = False,
+            output_fmt: str = 'NCHW',
+            intermediates_only: bool = False,
+    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
+        """Features and the outputs of the stem (0) and of the stages (1 to 3), as in timm's models.
+
+        Args:
+            x: Images [B, in_chans, H, W].
+            indices: Outputs to take: the last n if an int, all if None.
+            norm: Has no effect, there is no final norm layer.
+            stop_early: Do not run stages after the last output taken.
+            output_fmt: 'NCHW'.
+            intermediates_only: Leave out the final features.
+        """
+        if output_fmt != 'NCHW':
+            raise ValueError(f"output_fmt '{output_fmt}' is unknown: these feature maps are NCHW")
+        take, last = _take_indices(indices)
+        intermediates = []
+        x = self.act1(self.bn1(self.conv1(x)))
+        if 0 in take:
+            intermediates.append(x)
+        stages = (self.layer1, self.layer2, self.layer3)
+        for index, stage in enumerate(stages[:last] if stop_early else stages, start=1):
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
+            if index in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+            self,
+            indices: int | list[int] = 1,
+            prune_norm: bool = False,
+            prune_head: bool = True,
+    ) -> list[int]:
+        """Drop the stages after the last intermediate wanted, and the head; returns the indices kept."""
+        take, last = _take_indices(indices)
+        for stage in range(last + 1, 4):
+            setattr(self, f'layer{stage}', nn.Sequential())
+        if last < 3:
+            self.num_features = self.head_hidden_size = self.feature_info[last]['num_chs']
+        if prune_head or last < 3:
+            self.reset_classifier(0, '')
+        return take
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [B, in_chans, H, W] to the last feature maps [B, num_features, H/4, W/4]."""
+        x = self.act1(self.bn1(self.conv1(x)))
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Feature maps to logits [B, num_classes], or to pooled features."""
+        x = self.global_pool(x)
+        if self.drop_rate:
+            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _stage(in_channels: int, channels: int, num_blocks: int, stride: int, **dd) -> nn.Sequential:
+    shortcut = PadShortcut(in_channels, channels) if stride > 1 else None
+    first = BasicBlock(in_channels, channels, stride, downsample=shortcut, **dd)
+    return nn.Sequential(first, *[BasicBlock(channels, channels, **dd) for _ in range(num_blocks - 1)])
+
+
+def _take_indices(indices: int | list[int] | None) -> tuple[list[int], int]:
+    """The outputs asked for, of the four there are, and the greatest of them."""
+    every = list(range(4))
+    if indices is None:
+        indices = every
+    elif isinstance(indices, int):
+        if not 0 < indices <= 4:
+            raise ValueError(f'the last {indices} intermediates were asked for, but there are 4: give 1 to 4')
+        indices = every[-indices:]
+    if any(not -4 <= index < 4 for index in indices):
+        raise ValueError(f'intermediates {list(indices)} were asked for, but there are 4: give 0 to 3, or -4 to -1')
+    take = [every[index] for index in indices]
+    return take, max(take)
+
+
+def _create(variant: str, pretrained: bool, **kwargs) -> ResNetCifar:
+    return build_zoo_model(ResNetCifar, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+
+
+@register_model
+def resnet20(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-20 for CIFAR."""
+    return _create('resnet20', pretrained, **dict(dict(num_blocks=3), **kwargs))
+
+
+@register_model
+def resnet20_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-20 for CIFAR with NBN."""
+    return _create('resnet20_nbn', pretrained, **dict(dict(num_blocks=3, nbn=True), **kwargs))
+
+
+@register_model
+def resnet20_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-20 for CIFAR with NBN and logit rectification."""
+    return _create('resnet20_nbn_lr', pretrained, **dict(dict(num_blocks=3, nbn=True, rectified=True), **kwargs))
+
+
+@register_model
+def resnet32(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-32 for CIFAR."""
+    return _create('resnet32', pretrained, **dict(dict(num_blocks=5), **kwargs))
+
+
+@register_model
+def resnet32_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-32 for CIFAR with NBN."""
+    return _create('resnet32_nbn', pretrained, **dict(dict(num_blocks=5, nbn=True), **kwargs))
+
+
+@register_model
+def resnet32_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-32 for CIFAR with NBN and logit rectification."""
+    return _create('resnet32_nbn_lr', pretrained, **dict(dict(num_blocks=5, nbn=True, rectified=True), **kwargs))
+
+
+@register_model
+def resnet44(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-44 for CIFAR."""
+    return _create('resnet44', pretrained, **dict(dict(num_blocks=7), **kwargs))
+
+
+@register_model
+def resnet44_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-44 for CIFAR with NBN."""
+    return _create('resnet44_nbn', pretrained, **dict(dict(num_blocks=7, nbn=True), **kwargs))
+
+
+@register_model
+def resnet44_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-44 for CIFAR with NBN and logit rectification."""
+    return _create('resnet44_nbn_lr', pretrained, **dict(dict(num_blocks=7, nbn=True, rectified=True), **kwargs))
+
+
+@register_model
+def resnet56(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-56 for CIFAR."""
+    return _create('resnet56', pretrained, **dict(dict(num_blocks=9), **kwargs))
+
+
+@register_model
+def resnet56_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-56 for CIFAR with NBN."""
+    return _create('resnet56_nbn', pretrained, **dict(dict(num_blocks=9, nbn=True), **kwargs))
+
+
+@register_model
+def resnet56_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-56 for CIFAR with NBN and logit rectification."""
+    return _create('resnet56_nbn_lr', pretrained, **dict(dict(num_blocks=9, nbn=True, rectified=True), **kwargs))
+
+
+register_aliases(__name__, default_cfgs)
