@@ -43,7 +43,10 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding='utf-8') and None)
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding='utf-8')
+
+    atomic_write(path, write)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -226,13 +226,13 @@ def share_scale(layers: Iterable[NormalizedBatchNorm2d]) -> None:
         layer.owns_scale = False
 
 
-def _save_scale_once(layer: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+def _save_scale_once(layer: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
     if not layer.owns_scale:
         del state_dict[f'{prefix}scale.alpha']
 
 
 def _load_scale_once(
-        layer: nn.Module,
+        layer: Any,
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: Any,
@@ -248,4 +248,4 @@ def _load_scale_once(
         error_msgs.append(f'{key} is there, but this layer shares the alpha of another: build the model with '
                           'share_alpha=False to load a checkpoint that has one alpha per layer')
     # The owner comes first in module order, so its alpha is loaded by now.
-    state_dict[key] = layer.scale.alpha.detach()  # type: ignore[union-attr]
+    state_dict[key] = layer.scale.alpha.detach()

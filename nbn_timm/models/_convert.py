@@ -19,8 +19,10 @@ __all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recogniz
 StateDict = dict[str, torch.Tensor]
 
 _BENCHMARKS = {1000: 'imagenet_lt', 8142: 'inat18', 365: 'places_lt', 100: 'cifar100_lt', 10: 'cifar10_lt'}
-_BOTTLENECK_DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
-_BASIC_DEPTHS = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+_BOTTLENECK_DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+_BASIC_DEPTHS: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
+
+_FAMILIES: dict[tuple[int, ...], str] = {(64, 64): 'resnet', (128, 4): 'resnext'}  # by the first 3x3 convolution
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
         InputError: There is no such model, or the keys do not fit it.
     """
     if not is_model(recognized.arch):
-        raise InputError(f'the checkpoint is a {recognized}, and this package has no such model: only the architectures '
-                         "that timm.list_models() names can be converted")
+        raise InputError(f'the checkpoint is a {recognized}, for which this package has no model: give one of an '
+                         'architecture that timm.list_models() names')
     model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta')
     converted = checkpoint_filter_fn(dict(state_dict), model)
     wrong = converted.keys() ^ model.state_dict().keys()
@@ -138,7 +140,7 @@ def _backbone(state_dict: Mapping[str, torch.Tensor], last_stages: str) -> str |
         depth = _BASIC_DEPTHS.get(depths)
         return f'resnet{depth}' if depth else None
     depth = _BOTTLENECK_DEPTHS.get(depths)
-    family = {(64, 64): 'resnet', (128, 4): 'resnext'}.get(tuple(state_dict['layer1.0.conv2.weight'].shape[:2]))
+    family = _FAMILIES.get(tuple(state_dict['layer1.0.conv2.weight'].shape[:2]))
     return f'{family}{depth}' if depth and family else None
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import tarfile
+import textwrap
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ def build_zoo_model(
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         named_by_caller = cfg.source or cfg.file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
         if not named_by_caller:
-            overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', cfg.url or ''))
+            overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
         elif cfg.file and not cfg.source and not Path(cfg.file).is_file():
             raise InputError(f"the weights file '{cfg.file}' does not exist: check the path given as file=")
     return build_model_with_cfg(
@@ -289,11 +290,15 @@ def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def write_zoo_file(checkpoint: Path, target: Path) -> Recognized:
+def write_zoo_file(checkpoint: Path, target: Path | None = None) -> tuple[Recognized, Path]:
     """Convert a checkpoint to a safetensors file with this package's keys.
 
+    Args:
+        checkpoint: A file in the released format, timm's or this package's.
+        target: File to write; by default the place in the cache where `pretrained=True` looks.
+
     Returns:
-        What the checkpoint was recognised as.
+        What the checkpoint was recognised as, and the file written.
 
     Raises:
         InputError: The checkpoint cannot be read, is of no known kind, or the target cannot be written.
@@ -304,10 +309,11 @@ def write_zoo_file(checkpoint: Path, target: Path) -> Recognized:
         raise InputError(f"'{checkpoint}' is no ResNet, ResNeXt or RIDE checkpoint (its first keys are "
                          f"{', '.join(list(state_dict)[:3])}): give a checkpoint of one of these")
     converted = convert_checkpoint(state_dict, recognized)
+    target = target or cache_dir() / _filename(recognized.name)
     atomic_write(target, lambda temporary: save_file(converted, temporary, metadata={'format': 'pt'}))
-    return recognized
+    return recognized, target
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    return textwrap.shorten(text.splitlines()[0], 160, placeholder=' ...') if text else type(error).__name__

@@ -39,7 +39,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"the checkpoint '{path}' cannot be read ({reason}): it is damaged or no checkpoint, so get "
                          'it again') from error
     if not isinstance(content, dict):
-        raise InputError(f"'{path}' holds a {type(content).__name__}, not a checkpoint: give a state dict or a training "
+        raise InputError(f"'{path}' holds a {type(content).__name__}, no checkpoint: give a state dict or a training "
                          'checkpoint')
     return content
 

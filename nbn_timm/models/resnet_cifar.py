@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import create_classifier, get_device_dtype
-from timm.models import FeatureInfo, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
 from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn
@@ -97,7 +97,7 @@ class ResNetCifar(nn.Module):
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
-        self.feature_info = [dict(num_chs=width, reduction=1, module='act1')]
+        self.feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1, module='act1')]
         self.layer1 = _stage(width, channels[0], num_blocks, stride=1, **dd)
         self.layer2 = _stage(channels[0], channels[1], num_blocks, stride=2, **dd)
         self.layer3 = _stage(channels[1], channels[2], num_blocks, stride=2, **dd)

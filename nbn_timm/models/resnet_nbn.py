@@ -75,7 +75,7 @@ class ResNetNbn(ResNet):
             zero_init_last: bool = False,
             **kwargs,
     ) -> None:
-        super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)
+        super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)  # type: ignore[arg-type]
         last = 'bn3' if block is Bottleneck else 'bn2'
         add_nbn(self, ('layer4',), rf'{last}$|downsample', share_alpha=share_alpha, gradient=gradient)
         self.rectified = rectified

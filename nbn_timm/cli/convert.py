@@ -1,0 +1,34 @@
+"""nbn-convert: turn a released checkpoint into a file of the zoo, and say what it was recognised as."""
+import argparse
+from pathlib import Path
+
+from nbn_timm.errors import run_cli
+from nbn_timm.files import file_sha256
+from nbn_timm.models._pretrained import write_zoo_file
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='nbn-convert', description='Convert a checkpoint of the released NBN code (.pth.tar, keys with or without '
+        "module.), of timm or of this package into safetensors with this package's keys.")
+    parser.add_argument('checkpoint', type=Path, help='the file to convert')
+    parser.add_argument('target', type=Path, nargs='?', help='file to write; default: <arch>.<tag>.safetensors in the '
+                        'weights cache, where pretrained=True finds it')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    recognized, target = write_zoo_file(args.checkpoint, args.target)
+    print(f"recognised '{args.checkpoint}' as {recognized}")
+    print(f"wrote '{target}' ({target.stat().st_size / 1e6:.1f} MB, SHA-256 {file_sha256(target)})")
+    print(f"load it with timm.create_model('{recognized.name}', num_classes={recognized.num_classes}, pretrained=True, "
+          f"pretrained_cfg_overlay=dict(file='{target}')) after `import nbn_timm`")
+
+
+def console() -> int:
+    return run_cli(main, 'nbn-convert')
+
+
+if __name__ == '__main__':
+    raise SystemExit(console())

@@ -1,0 +1,30 @@
+"""Settings of all tests: two threads at most, no network but loopback, caches in a temporary folder."""
+import os
+import socket
+
+os.environ.setdefault('OMP_NUM_THREADS', '2')
+os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def weights_cache(tmp_path, monkeypatch):
+    """An empty cache of pretrained weights, and no folder of the user's."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)
+    return tmp_path / 'torch' / 'hub' / 'checkpoints' / 'nbn_timm'
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port on the loopback address that nobody uses."""
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return server.getsockname()[1]

@@ -1,0 +1,205 @@
+"""The NBN layer against its formula, its gradients, and what a layer must survive."""
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+
+from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, nbn_layers, share_scale
+
+
+def random_layer(channels: int = 16, **kwargs) -> NormalizedBatchNorm2d:
+    torch.manual_seed(0)
+    layer = NormalizedBatchNorm2d(channels, alpha=3.5, **kwargs)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5)
+        layer.bias.normal_()
+        layer.running_mean.normal_()
+        layer.running_var.uniform_(0.5, 1.5)
+    return layer
+
+
+def released_formula(layer: NormalizedBatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """w = g / (|g|_2 + 1e-6) * alpha and the same for b, as the authors' code computes them."""
+    alpha = layer.scale.alpha
+    return (layer.weight / (torch.norm(layer.weight, 2) + 1e-6) * alpha,
+            layer.bias / (torch.norm(layer.bias, 2) + 1e-6) * alpha)
+
+
+@pytest.mark.parametrize('gradient', ['capped', 'released'])
+def test_value_is_bit_identical_to_the_released_formula(gradient):
+    layer = random_layer(gradient=gradient)
+    for bias_length in (0.0, 1e-9, 0.3, 1.0, 1e4):
+        with torch.no_grad():
+            layer.bias.copy_(F.normalize(torch.randn(16), dim=0) * bias_length)
+        weight, bias = layer.effective_affine()
+        expected_weight, expected_bias = released_formula(layer)
+        assert torch.equal(weight, expected_weight) and torch.equal(bias, expected_bias)
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_forward_and_statistics_are_batch_norms(training, momentum):
+    layer = random_layer(momentum=momentum).train(training)
+    plain = nn.BatchNorm2d(16, momentum=momentum).train(training)
+    plain.load_state_dict({key: value for key, value in layer.state_dict().items() if 'scale' not in key})
+    with torch.no_grad():
+        weight, bias = released_formula(layer)
+        plain.weight.copy_(weight)
+        plain.bias.copy_(bias)
+    for _ in range(3):
+        x = torch.randn(4, 16, 5, 7)
+        assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer.running_var, plain.running_var)
+    assert layer.num_batches_tracked == plain.num_batches_tracked
+
+
+def test_released_gradient_is_that_of_the_formula():
+    layer = random_layer(gradient='released')
+    upstream = torch.randn(2, 16)
+    ours = torch.autograd.grad(layer.effective_affine(), layer.parameters(), upstream.unbind())
+    reference = torch.autograd.grad(released_formula(layer), layer.parameters(), upstream.unbind())
+    for gradient, expected in zip(ours, reference, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize('length', [0.0, 1e-4, 0.5, 2.0, 50.0])
+def test_cap_scales_the_released_gradient_by_the_length_below_one(length):
+    direction = F.normalize(torch.randn(16, generator=torch.Generator().manual_seed(1)), dim=0)
+    upstream = torch.randn(16, generator=torch.Generator().manual_seed(2))
+    gradients = {}
+    for gradient in ('capped', 'released'):
+        layer = random_layer(gradient=gradient)
+        with torch.no_grad():
+            layer.bias.copy_(direction * length)
+        gradients[gradient], = torch.autograd.grad(layer.effective_affine()[1], layer.bias, upstream)
+    factor = min(length + 1e-6, 1.0)
+    torch.testing.assert_close(gradients['capped'], gradients['released'] * factor, rtol=1e-4, atol=1e-7)
+    assert gradients['capped'].norm() <= 3.5 * upstream.norm() * 1.001  # alpha times the gradient, at any length
+
+
+def test_bias_does_not_explode_in_the_first_step():
+    torch.manual_seed(0)
+    lengths = {}
+    for gradient in ('capped', 'released'):
+        layer = NormalizedBatchNorm2d(8, gradient=gradient)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
+        (layer(torch.randn(4, 8, 3, 3)) * torch.randn(8)[:, None, None]).mean().backward()
+        optimizer.step()
+        lengths[gradient] = layer.bias.norm().item()
+    assert lengths['capped'] < 1 < 1e3 < lengths['released']
+
+
+def shared_pair() -> nn.Sequential:
+    pair = nn.Sequential(NormalizedBatchNorm2d(4, alpha=2.0), NormalizedBatchNorm2d(4, alpha=5.0))
+    share_scale(nbn_layers(pair).values())
+    return pair
+
+
+def alphas(model: nn.Module) -> list[float]:
+    return [layer.scale.alpha.item() for layer in nbn_layers(model).values()]
+
+
+def test_shared_alpha_has_one_key_one_parameter_and_one_gradient():
+    pair = shared_pair()
+    assert alphas(pair) == [2.0, 2.0]
+    assert [key for key in pair.state_dict() if 'alpha' in key] == ['0.scale.alpha']
+    assert len([name for name, _ in pair.named_parameters() if 'alpha' in name]) == 1
+    pair(torch.randn(2, 4, 3, 3)).square().sum().backward()
+    assert pair[1].scale.alpha.grad is pair[0].scale.alpha.grad is not None
+
+
+@pytest.mark.parametrize('transform', [
+    lambda pair: copy.deepcopy(pair),
+    lambda pair: pickle.loads(pickle.dumps(pair)),
+    lambda pair: pair.to('meta').to_empty(device='cpu'),
+    lambda pair: pair.half().float(),
+    lambda pair: ModelEmaV3(pair).module,
+], ids=['deepcopy', 'pickle', 'to_empty', 'dtype', 'ema'])
+def test_alpha_stays_shared(transform):
+    pair = transform(shared_pair())
+    with torch.no_grad():
+        pair[0].scale.alpha.fill_(9.0)
+    assert alphas(pair) == [9.0, 9.0]
+
+
+@pytest.mark.parametrize('assign', [False, True])
+def test_load_keeps_alpha_shared_and_complete(assign):
+    source, target = shared_pair(), shared_pair()
+    with torch.no_grad():
+        source[0].scale.alpha.fill_(9.0)
+    if assign:
+        target = target.to('meta')
+    target.load_state_dict(source.state_dict(), strict=True, assign=assign)
+    assert alphas(target) == [9.0, 9.0]
+    assert target[0].scale.alpha is target[1].scale.alpha
+
+
+def test_load_without_alpha_or_with_one_per_layer_is_an_error():
+    pair = shared_pair()
+    state_dict = pair.state_dict()
+    alpha = state_dict.pop('0.scale.alpha')
+    with pytest.raises(RuntimeError, match='0.scale.alpha'):
+        pair.load_state_dict(state_dict)
+    with pytest.raises(RuntimeError, match='share_alpha=False'):
+        pair.load_state_dict({**state_dict, '0.scale.alpha': alpha, '1.scale.alpha': alpha})
+
+
+def test_ema_updates_a_shared_alpha_once():
+    pair = shared_pair()
+    ema = ModelEmaV3(pair, decay=0.75)
+    with torch.no_grad():
+        pair[0].scale.alpha.fill_(4.0)
+    ema.update(pair)
+    assert alphas(ema.module) == pytest.approx([2.5, 2.5])
+
+
+def test_fuse_is_exact_and_plain():
+    layer = random_layer().eval()
+    plain = layer.fuse()
+    assert type(plain) is nn.BatchNorm2d and plain.state_dict().keys() == nn.BatchNorm2d(16).state_dict().keys()
+    x = torch.randn(2, 16, 3, 3)
+    assert torch.equal(plain(x), layer(x))
+
+
+def test_layer_is_a_drop_in_norm_layer_of_timm():
+    model = timm.create_model('resnet18', norm_layer=NormalizedBatchNorm2d, zero_init_last=False, num_classes=5)
+    assert len(nbn_layers(model)) == 20
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+@pytest.mark.parametrize('kwargs', [dict(affine=False), dict(gradient='none')])
+def test_wrong_arguments_are_refused(kwargs):
+    with pytest.raises(ValueError):
+        NormalizedBatchNorm2d(4, **kwargs)
+
+
+def test_bfloat16_autocast_and_channels_last():
+    layer = random_layer()
+    x = torch.randn(2, 16, 4, 4).to(memory_format=torch.channels_last)
+    with torch.autocast('cpu', torch.bfloat16):
+        out = layer(x.bfloat16())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+def test_rectified_head_standardises_logits_and_fuses():
+    torch.manual_seed(0)
+    head = RectifiedLinear(8, 5)
+    x = torch.randn(64, 8)
+    logits = head(x)
+    torch.testing.assert_close(logits.mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    torch.testing.assert_close(logits.var(0, correction=0), torch.ones(5), atol=1e-3, rtol=0)
+    for _ in range(20):
+        head(torch.randn(64, 8) + 1)
+    head.eval()
+    plain = head.fuse()
+    raw = F.linear(x, head.weight, head.bias)
+    expected = (raw - head.bn.running_mean) / (head.bn.running_var + head.bn.eps).sqrt()
+    torch.testing.assert_close(head(x), expected)
+    assert type(plain) is nn.Linear
+    assert ((plain(x) - head(x)).abs().max() / head(x).abs().max()) < 1e-5
