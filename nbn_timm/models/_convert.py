@@ -14,7 +14,7 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
-__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize']
+__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'to_model_format']
 
 StateDict = dict[str, torch.Tensor]
 
@@ -80,7 +80,7 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
         raise InputError(f'the checkpoint is a {recognized}, for which this package has no model: give one of an '
                          'architecture that timm.list_models() names')
     model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta')
-    converted = checkpoint_filter_fn(dict(state_dict), model)
+    converted = to_model_format(state_dict, model)
     wrong = converted.keys() ^ model.state_dict().keys()
     if wrong:
         raise InputError(f'the checkpoint looks like a {recognized.arch} but differs in {_some(wrong)}: it is damaged '
@@ -89,10 +89,16 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateDict:
-    """Make a state dict of this package's, timm's or the released format fit `model`; timm calls it while loading.
+    """Make a state dict of this package's, timm's or the released format fit a zoo model; timm calls it while loading.
 
-    Also drops a classifier of another number of classes whole, statistics of its logit rectification included, of
-    which timm drops the weight and bias alone.
+    Beyond `to_model_format` it drops a classifier of another number of classes whole, statistics of its logit
+    rectification included, of which timm drops the weight and bias alone.
+    """
+    return _without_foreign_classifier(to_model_format(state_dict, model), model)
+
+
+def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
+    """Bring a state dict of this package's, timm's or the released format to the keys of `model`.
 
     Raises:
         InputError: One of the two has NBN and the other has not: loaded regardless, the outputs would be garbage.
@@ -100,7 +106,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateD
     for wrapper in ('state_dict', 'model'):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    state_dict = clean_state_dict(state_dict)
+    state_dict = clean_state_dict(dict(state_dict))
     layers = nbn_layers(model)
     owners = [name for name, layer in layers.items() if layer.owns_scale]
     has_scale = any(key.endswith('.scale.alpha') for key in state_dict)
@@ -114,7 +120,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateD
     if 'scale_factor' in state_dict:
         alpha = state_dict.pop('scale_factor')[:1].clone()
         state_dict.update({f'{name}.scale.alpha': alpha.clone() for name in owners})
-    return _without_foreign_classifier(state_dict, model)
+    return state_dict
 
 
 def _without_foreign_classifier(state_dict: StateDict, model: nn.Module) -> StateDict:

@@ -1,17 +1,17 @@
 """Reading checkpoints: always without running code from them, always with one sentence when something is wrong."""
 import argparse
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn as nn
 
 from nbn_timm.errors import InputError
 
-from ._convert import StateDict, checkpoint_filter_fn, recognize
+from ._convert import StateDict, recognize, to_model_format
 
 __all__ = ['load_weights', 'read_checkpoint', 'read_state_dict']
 
@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(_unsafe(path, error)) from error
-    except (safetensors.SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # on bytes that are no checkpoint, torch's unpickler fails in any way, IndexError too
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the checkpoint '{path}' cannot be read ({reason}): it is damaged or no checkpoint, so get "
                          'it again') from error
@@ -68,7 +68,7 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> No
     there = recognize(state_dict)
     what = f"'{path}'" + (f' ({there})' if there else '')
     try:
-        state_dict = checkpoint_filter_fn(state_dict, model) if hasattr(model, 'get_classifier') else state_dict
+        state_dict = to_model_format(state_dict, model)
     except InputError as error:
         raise InputError(f'{what} does not fit: {error}') from error
     here = model.state_dict()
@@ -98,9 +98,7 @@ def _unsafe(path: Path, error: Exception) -> str:
     except Exception:  # the same damaged file; older formats cannot be listed
         names = []
     if not names:
-        reason = str(error).strip().splitlines()[0]
-        found = reason.partition('Unsupported global: GLOBAL ')[2].split(' ')[0]
-        names = [found] if found else []
+        names = re.findall(r'GLOBAL ([\w.]+)', str(error))[:1]
     if not names:
         return f"the checkpoint '{path}' is not a plain weights file and was not read: it is damaged or no checkpoint"
     return (f"the checkpoint '{path}' was refused because unpickling it would run {', '.join(sorted(names))}: nothing "

@@ -1,0 +1,89 @@
+"""Published input formats and training transforms, per benchmark."""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+TrainTransform = Literal['imagenet', 'cifar', 'digits']
+
+SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
+
+
+@dataclass(frozen=True)
+class DataDefaults:
+    """How a benchmark's images are read, as its papers do.
+
+    Attributes:
+        input_size: (channels, height, width).
+        mean, std: Of pixels in [0, 1].
+        interpolation: timm's name of the resampling filter.
+        crop_pct: Share of the resized image that the evaluation's centre crop keeps.
+        train_transform: 'imagenet' is random resized crop and flip, 'cifar' pads by an eighth, crops and flips,
+            'digits' is 'cifar' without the flip.
+        color_jitter: Strength of brightness, contrast and saturation jitter; None for none.
+        published: False where no benchmark prescribes the format (a user's own images), so that the model may.
+    """
+
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN
+    std: tuple[float, ...] = IMAGENET_DEFAULT_STD
+    interpolation: str = 'bilinear'
+    crop_pct: float = 0.875
+    train_transform: TrainTransform = 'imagenet'
+    color_jitter: float | None = 0.4
+    published: bool = True
+
+    def override(
+            self,
+            input_size: Sequence[int] | None = None,
+            mean: Sequence[float] | None = None,
+            std: Sequence[float] | None = None,
+            interpolation: str | None = None,
+            crop_pct: float | None = None,
+    ) -> 'DataDefaults':
+        """A copy with the given values in place of the published ones; None keeps a value."""
+        given: dict[str, Any] = dict(interpolation=interpolation, crop_pct=crop_pct)
+        given |= {
+            name: None if value is None else tuple(value)
+            for name, value in dict(input_size=input_size, mean=mean, std=std).items()
+        }
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def for_model(self, pretrained_cfg: Mapping[str, Any]) -> 'DataDefaults':
+        """These defaults if they are published, else the input format that the model was made for.
+
+        Args:
+            pretrained_cfg: timm's `model.pretrained_cfg`.
+        """
+        if self.published:
+            return self
+        names = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+        resolved = self.override(**{name: pretrained_cfg.get(name) for name in names})
+        small = max(resolved.input_size[1:]) <= SMALL_IMAGE
+        return replace(resolved, train_transform='cifar', color_jitter=None) if small else resolved
+
+
+# ImageNet-LT, Places-LT and iNaturalist 2018 as in Kang et al., "Decoupling Representation and Classifier for
+# Long-Tailed Recognition", ICLR 2020, which the later codebases follow; iNaturalist is trained without jitter.
+IMAGENET_LT = DataDefaults()
+INAT18 = DataDefaults(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192), color_jitter=None)
+# Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019; its CIFAR-10
+# statistics are the ones that everybody uses for CIFAR-100 too.
+CIFAR_LT = DataDefaults(
+    input_size=(3, 32, 32),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    crop_pct=1.0,
+    train_transform='cifar',
+    color_jitter=None,
+)
+DIGITS_LT = DataDefaults(
+    input_size=(3, 32, 32),
+    mean=(0.306, 0.306, 0.306),
+    std=(0.324, 0.324, 0.324),
+    crop_pct=1.0,
+    train_transform='digits',
+    color_jitter=None,
+)
+OWN_IMAGES = DataDefaults(published=False)

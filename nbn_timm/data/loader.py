@@ -1,0 +1,168 @@
+"""Loaders that give normalised batches on the device, the same ones whether or not a run was interrupted."""
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data.distributed_sampler import OrderedDistributedSampler
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+
+from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.transforms import AugmentSettings, create_transform
+from nbn_timm.errors import InputError
+
+
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A 63-bit seed that differs for every (seed, epoch, rank), neighbours included."""
+    state = np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+class TrainLoader(PrefetchLoader):
+    """timm's `PrefetchLoader` whose epochs are functions of (seed, epoch, rank, number of workers) alone.
+
+    `set_epoch` must be called before each epoch. Augmentation in workers is then reproducible; without workers, and
+    for random erasing, it draws from the global generators of `random`, `numpy` and `torch`, which the training loop
+    reseeds (with `epoch_seed`) when an epoch starts.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int, rank: int, **kwargs: Any) -> None:
+        super().__init__(loader, **kwargs)
+        self.seed = seed
+        self.rank = rank
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of `epoch`."""
+        self.loader.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
+        for part in (self.loader.sampler, self.loader.dataset):
+            if hasattr(part, 'set_epoch'):
+                part.set_epoch(epoch)
+
+
+def create_train_loader(
+        dataset: Dataset,
+        sampler: Sampler | None,
+        *,
+        batch_size: int,
+        defaults: DataDefaults,
+        augment: AugmentSettings | None = None,
+        num_workers: int = 4,
+        device: torch.device | str = 'cpu',
+        seed: int = 0,
+        rank: int = 0,
+        drop_last: bool | None = None,
+        pin_memory: bool = False,
+        collate_fn: Callable[[list], Any] = fast_collate,
+) -> TrainLoader:
+    """Build the training loader; sets `dataset.transform`.
+
+    Args:
+        dataset: Training images.
+        sampler: Yields this rank's indices, equally many on every rank; None for streamed (iterable) datasets.
+        batch_size: Images per batch and rank.
+        defaults: Input format and published augmentation.
+        augment: Departures from the published augmentation.
+        num_workers: Loading processes; they are started anew each epoch, which is what makes an epoch reproducible.
+        device: Where the batches go, float32 [B, 3, H, W] and int64 [B].
+        seed: Of the run.
+        rank: Of this process.
+        drop_last: Drop the last, smaller batch. None keeps it, as the NBN release does, unless it would hold a single
+            image, from which batch normalisation of logits cannot compute a variance. It follows from the sampler's
+            length, so all ranks agree.
+        pin_memory: For faster copies to a GPU.
+        collate_fn: `timm.data.FastCollateMixup` mixes on the CPU.
+
+    Raises:
+        InputError: No batch would be left.
+    """
+    dataset.transform = create_transform(defaults, is_training=True, augment=augment)  # type: ignore[attr-defined]
+    augment = augment or AugmentSettings()
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        drop_last=_drops_last(sampler, batch_size) if drop_last is None else drop_last,
+        **_loader_settings(dataset, num_workers, pin_memory, collate_fn),
+    )
+    if sampler is not None and not len(loader):
+        raise InputError(
+            f'{len(sampler)} training images per process give no batch of {batch_size}: '  # type: ignore[arg-type]
+            'use a smaller --batch-size or more images')
+    return TrainLoader(
+        loader,
+        seed=seed,
+        rank=rank,
+        mean=defaults.mean,
+        std=defaults.std,
+        channels=defaults.input_size[0],
+        device=torch.device(device),
+        re_prob=0.0 if augment.no_aug else augment.reprob,
+        re_mode=augment.remode,
+        re_count=augment.recount,
+    )
+
+
+def create_eval_loader(
+        dataset: Dataset,
+        *,
+        batch_size: int,
+        defaults: DataDefaults,
+        num_workers: int = 4,
+        device: torch.device | str = 'cpu',
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+) -> PrefetchLoader:
+    """Build an evaluation loader over all images in order; sets `dataset.transform`.
+
+    With several processes timm's `OrderedDistributedSampler` pads the ranks to equal length;
+    `timm.task.evaluation_sample_limit(loader)` says how many samples of this rank are not padding.
+
+    Args:
+        dataset: Images to evaluate.
+        batch_size: Images per batch and rank.
+        defaults: Input format.
+        num_workers: Loading processes.
+        device: Where the batches go, float32 [B, 3, H, W] and int64 [B].
+        rank: Of this process.
+        world_size: Number of processes.
+        pin_memory: For faster copies to a GPU.
+    """
+    dataset.transform = create_transform(defaults)  # type: ignore[attr-defined]
+    distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
+    loader = DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None,
+        **_loader_settings(dataset, num_workers, pin_memory, fast_collate),
+    )
+    return PrefetchLoader(
+        loader,
+        mean=defaults.mean,
+        std=defaults.std,
+        channels=defaults.input_size[0],
+        device=torch.device(device),
+    )
+
+
+def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
+    """Whether the last batch cannot be trained on; unknowable, hence yes, for a stream."""
+    return sampler is None or (batch_size > 1 and len(sampler) % batch_size == 1)  # type: ignore[arg-type]
+
+
+def _loader_settings(
+        dataset: Dataset,
+        num_workers: int,
+        pin_memory: bool,
+        collate_fn: Callable[[list], Any],
+) -> dict[str, Any]:
+    if isinstance(dataset, IterableDataset) and hasattr(dataset, 'set_loader_cfg'):
+        dataset.set_loader_cfg(num_workers=num_workers)
+    return dict(
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        collate_fn=collate_fn,
+        # An own generator: the worker seeds are drawn from it, and iterating leaves the global one alone.
+        generator=torch.Generator(),
+    )

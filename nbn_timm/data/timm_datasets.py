@@ -1,0 +1,64 @@
+"""timm's own dataset types (torchvision, Hugging Face, TFDS, webdataset): their labels, names and parts."""
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import timm.data
+from torch.utils.data import Dataset, Subset
+
+from nbn_timm.errors import InputError
+
+TIMM_TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
+STREAMED_TYPES = ('hfids/', 'tfds/', 'wds/')
+
+
+def open_timm_dataset(name: str, split: str, **settings: Any) -> Dataset:
+    """Open a split with `timm.data.create_dataset`, which takes the `settings`.
+
+    Raises:
+        InputError: timm, or the library that it calls, refuses.
+    """
+    try:
+        return timm.data.create_dataset(name, split=split, **settings)
+    except (RuntimeError, OSError, AssertionError, ImportError, ValueError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"timm cannot open split '{split}' of dataset '{name}' ({reason}): "
+            'check its name and --data-dir, or give --download') from error
+
+
+def dataset_targets(dataset: Dataset) -> np.ndarray | None:
+    """Labels of a map-style dataset, int64 [N], or None where only reading all images would tell."""
+    reader = getattr(dataset, 'reader', None)
+    targets: Any = getattr(dataset, 'targets', None)
+    if targets is None and reader is not None and hasattr(reader, 'iter_targets'):
+        targets = list(reader.iter_targets())
+    if targets is None:
+        return None
+    labels = np.asarray(targets)
+    return labels.astype(np.int64) if labels.ndim == 1 else None
+
+
+def class_names(dataset: Dataset) -> tuple[str, ...] | None:
+    """Class names in label order, where the dataset knows them."""
+    names: Sequence[Any] | None = getattr(dataset, 'classes', None)
+    if names is None:
+        class_to_idx = getattr(getattr(dataset, 'reader', None), 'class_to_idx', None) or {}
+        names = sorted(class_to_idx, key=lambda name: class_to_idx[name])
+    return tuple(map(str, names)) or None
+
+
+class SelectedSamples(Subset):
+    """A part of another library's dataset; unlike a plain `Subset` it passes a new transform on."""
+
+    def __init__(self, dataset: Dataset, indices: np.ndarray, targets: np.ndarray) -> None:
+        super().__init__(dataset, indices.tolist())
+        self.targets = targets[indices]
+
+    @property
+    def transform(self) -> Any:
+        return self.dataset.transform  # type: ignore[attr-defined]
+
+    @transform.setter
+    def transform(self, transform: Any) -> None:
+        self.dataset.transform = transform  # type: ignore[attr-defined]

@@ -1,0 +1,274 @@
+"""Transforms and loaders."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.task.evaluator import evaluation_sample_limit
+from torch.utils.data import RandomSampler, SequentialSampler
+from torchvision import transforms as tv
+
+from nbn_timm.data import (
+    ArraySamples,
+    AugmentSettings,
+    DataDefaults,
+    ImageSamples,
+    create_eval_loader,
+    create_train_loader,
+    create_transform,
+    epoch_seed,
+)
+from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.errors import InputError
+
+
+def make_samples(count=13, size=32):
+    images = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    return ArraySamples(images, np.arange(count))
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Another permutation each epoch."""
+
+    def __init__(self, count):
+        self.count, self.epoch = count, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.count
+
+    def __iter__(self):
+        return iter(np.random.default_rng(self.epoch).permutation(self.count).tolist())
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def make_train_loader(seed=0, rank=0, num_workers=0):
+    augment = AugmentSettings(color_jitter=0.4, aa='rand-m9-mstd0.5', reprob=0.5)
+    return create_train_loader(
+        make_samples(), EpochSampler(13), batch_size=5, defaults=CIFAR_LT, augment=augment, num_workers=num_workers,
+        seed=seed, rank=rank)
+
+
+def run_epoch(loader, epoch):
+    """One epoch as a training loop runs it: the global generators are reseeded when it starts."""
+    loader.set_epoch(epoch)
+    seed_everything(epoch_seed(loader.seed, epoch, loader.rank))
+    batches = list(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([targets for _, targets in batches])
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_an_epoch_depends_on_its_number_alone(num_workers):
+    whole = make_train_loader(num_workers=num_workers)
+    epochs = [run_epoch(whole, epoch) for epoch in range(3)]
+    seed_everything(99)  # a resumed process comes with another history
+    images, targets = run_epoch(make_train_loader(num_workers=num_workers), 2)
+    assert torch.equal(targets, epochs[2][1])
+    assert torch.equal(images, epochs[2][0])
+    order = targets.argsort()
+    assert not torch.equal(images[order], epochs[1][0][epochs[1][1].argsort()]), 'augmentation repeats itself'
+
+
+@pytest.mark.parametrize('other', [dict(seed=1), dict(rank=1)])
+def test_seed_and_rank_change_the_augmentation(other):
+    images, targets = run_epoch(make_train_loader(num_workers=1), 0)
+    changed, same_targets = run_epoch(make_train_loader(num_workers=1, **other), 0)
+    assert torch.equal(targets, same_targets)
+    assert not torch.equal(images, changed)
+
+
+def test_iterating_leaves_the_global_generator_alone():
+    loader = create_eval_loader(make_samples(), batch_size=5, defaults=CIFAR_LT, num_workers=0)
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    list(loader)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_epoch_seeds_differ():
+    seeds = {epoch_seed(seed, epoch, rank) for seed in range(5) for epoch in range(20) for rank in range(5)}
+    assert len(seeds) == 500
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize('count, batch_size, drop_last, sizes', [
+    (13, 5, None, [5, 5, 3]),
+    (11, 5, None, [5, 5]),  # a last batch of one image is dropped
+    (11, 5, False, [5, 5, 1]),
+    (13, 5, True, [5, 5]),
+    (3, 1, None, [1, 1, 1]),
+    (3, 5, None, [3]),
+])
+def test_last_batch(count, batch_size, drop_last, sizes):
+    samples = make_samples(count)
+    loader = create_train_loader(
+        samples, SequentialSampler(samples), batch_size=batch_size, defaults=CIFAR_LT, num_workers=0,
+        drop_last=drop_last)
+    loader.set_epoch(0)
+    assert [len(targets) for _, targets in loader] == sizes
+    assert len(loader) == len(sizes)
+
+
+@pytest.mark.parametrize('count, drop_last', [(1, None), (4, True)])
+def test_no_batch_left_is_an_error(count, drop_last):
+    samples = make_samples(count)
+    with pytest.raises(InputError, match='no batch of 5.*--batch-size'):
+        create_train_loader(
+            samples, SequentialSampler(samples), batch_size=5, defaults=CIFAR_LT, num_workers=0, drop_last=drop_last)
+
+
+@pytest.mark.parametrize('num_workers', [0, 2])
+def test_eval_loader_normalises_like_torchvision(num_workers):
+    samples = make_samples()
+    loader = create_eval_loader(samples, batch_size=5, defaults=CIFAR_LT, num_workers=num_workers)
+    batches = list(loader)
+    expected = tv.Compose([tv.ToTensor(), tv.Normalize(CIFAR_LT.mean, CIFAR_LT.std)])
+    torch.testing.assert_close(
+        torch.cat([images for images, _ in batches]),
+        torch.stack([expected(samples.image(index)) for index in range(len(samples))]), rtol=0, atol=1e-5)
+    assert torch.cat([targets for _, targets in batches]).tolist() == list(range(13))
+
+
+@pytest.mark.parametrize('world_size', [2, 3, 5])
+def test_ranks_see_every_image_once_within_their_limits(world_size):
+    seen, batches = [], set()
+    for rank in range(world_size):
+        loader = create_eval_loader(
+            make_samples(), batch_size=2, defaults=CIFAR_LT, num_workers=0, rank=rank, world_size=world_size)
+        targets = torch.cat([targets for _, targets in loader]).tolist()
+        seen += targets[:evaluation_sample_limit(loader)]
+        batches.add(len(loader))
+    assert sorted(seen) == list(range(13))
+    assert len(batches) == 1
+
+
+@pytest.mark.parametrize('defaults', [IMAGENET_LT, INAT18])
+def test_imagenet_evaluation_is_resize_256_and_centre_crop_224(defaults):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    image = Image.fromarray(pixels).resize((500, 300), Image.Resampling.BICUBIC)
+    expected = tv.Compose([tv.Resize(256), tv.CenterCrop(224), tv.PILToTensor()])
+    result = create_transform(defaults)(image)
+    assert result.dtype == torch.uint8
+    assert torch.equal(result, expected(image))
+
+
+def stages(transform):
+    return {type(stage).__name__: stage for stage in transform.transforms}
+
+
+def test_published_training_transforms():
+    imagenet = stages(create_transform(IMAGENET_LT, is_training=True))
+    assert list(imagenet) == [
+        'RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'ColorJitter', 'MaybePILToTensor']
+    assert imagenet['RandomResizedCropAndInterpolation'].scale == (0.08, 1.0)
+    assert imagenet['RandomResizedCropAndInterpolation'].interpolation == tv.InterpolationMode.BILINEAR
+    jitter = imagenet['ColorJitter']
+    assert (jitter.brightness, jitter.contrast, jitter.saturation) == ((0.6, 1.4),) * 3
+    assert jitter.hue is None
+    assert 'ColorJitter' not in stages(create_transform(INAT18, is_training=True))
+
+    cifar = stages(create_transform(CIFAR_LT, is_training=True))
+    assert list(cifar) == ['Resize', 'RandomCrop', 'RandomHorizontalFlip', 'MaybePILToTensor']
+    assert (cifar['RandomCrop'].padding, cifar['RandomCrop'].size) == (4, (32, 32))
+    assert cifar['RandomHorizontalFlip'].p == 0.5
+    assert 'RandomHorizontalFlip' not in stages(create_transform(DIGITS_LT, is_training=True))
+
+
+def test_cifar_crops_are_windows_of_the_zero_padded_image():
+    image = make_samples(1).image(0)
+    padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
+    windows = {padded[top:top + 32, left:left + 32].tobytes() for top in range(9) for left in range(9)}
+    transform = create_transform(CIFAR_LT, is_training=True, augment=AugmentSettings(hflip=0.0))
+    seed_everything(0)
+    crops = {transform(image).permute(1, 2, 0).numpy().tobytes() for _ in range(50)}
+    assert crops <= windows and len(crops) > 20
+    assert {transform(image).permute(1, 2, 0).numpy().tobytes() for _ in range(600)} == windows
+
+
+def test_augmentation_settings_depart_from_the_published_ones():
+    image = make_samples(1).image(0)
+    whole = create_transform(CIFAR_LT, is_training=True, augment=AugmentSettings(no_aug=True))
+    assert torch.equal(whole(image), tv.PILToTensor()(image))
+
+    changed = stages(create_transform(
+        IMAGENET_LT, is_training=True,
+        augment=AugmentSettings(scale=(0.5, 1.0), ratio=(1.0, 1.0), hflip=0.1, vflip=0.2, color_jitter=0.0,
+                                interpolation='bicubic')))
+    crop = changed['RandomResizedCropAndInterpolation']
+    assert (crop.scale, crop.ratio, crop.interpolation) == ((0.5, 1.0), (1.0, 1.0), tv.InterpolationMode.BICUBIC)
+    assert (changed['RandomHorizontalFlip'].p, changed['RandomVerticalFlip'].p) == (0.1, 0.2)
+    assert 'ColorJitter' not in changed
+    with_policy = stages(create_transform(CIFAR_LT, is_training=True, augment=AugmentSettings(aa='rand-m9')))
+    assert list(with_policy)[1] == 'RandomCrop' and 'RandAugment' in with_policy
+    assert stages(create_transform(IMAGENET_LT, augment=AugmentSettings(aa='rand-m9'))).keys() == {
+        'Resize', 'CenterCrop', 'MaybePILToTensor'}
+
+
+@pytest.mark.parametrize('mode, count', [('const', 1), ('pixel', 2)])
+def test_random_erasing_changes_rectangles_after_normalisation(mode, count):
+    samples = make_samples()
+    loader = create_train_loader(
+        samples, SequentialSampler(samples), batch_size=13, defaults=CIFAR_LT, num_workers=0,
+        augment=AugmentSettings(no_aug=False, hflip=0.0, reprob=1.0, remode=mode, recount=count))
+    plain = create_train_loader(
+        make_samples(), SequentialSampler(samples), batch_size=13, defaults=CIFAR_LT, num_workers=0,
+        augment=AugmentSettings(hflip=0.0))
+    (erased, _), = run_epoch_batches(loader)
+    (whole, _), = run_epoch_batches(plain)
+    changed = (erased != whole).any(1)
+    assert changed.flatten(1).any(1).float().mean() > 0.5
+    assert not changed.all()
+    if mode == 'const':
+        assert (erased[changed.unsqueeze(1).expand_as(erased)] == 0).all()
+
+
+def run_epoch_batches(loader):
+    loader.set_epoch(0)
+    seed_everything(0)
+    return list(loader)
+
+
+def test_broken_image_in_a_worker_is_reported(tmp_path):
+    samples = ImageSamples(['gone.png'], [0], root=tmp_path)
+    loader = create_eval_loader(samples, batch_size=1, defaults=CIFAR_LT, num_workers=1)
+    with pytest.raises(InputError, match=r'gone.png.* is missing'):
+        list(loader)
+
+
+def test_own_images_take_the_models_input_format():
+    cfg = dict(input_size=(3, 32, 32), mean=(0.1, 0.2, 0.3), std=(1, 2, 3), interpolation='bicubic', crop_pct=1.0)
+    adapted = OWN_IMAGES.for_model(cfg)
+    assert {key: getattr(adapted, key) for key in cfg} == cfg
+    assert (adapted.train_transform, adapted.color_jitter) == ('cifar', None)
+    assert OWN_IMAGES.for_model(dict(cfg, input_size=(3, 160, 160))).train_transform == 'imagenet'
+    assert INAT18.for_model(cfg) == INAT18
+    assert INAT18.override(input_size=[3, 64, 48], crop_pct=0.9) == DataDefaults(
+        input_size=(3, 64, 48), mean=INAT18.mean, std=INAT18.std, crop_pct=0.9, color_jitter=None)
+
+
+def test_rectangular_and_odd_images_are_fitted(tmp_path):
+    defaults = CIFAR_LT.override(input_size=(3, 48, 40))
+    for is_training in (True, False):
+        transform = create_transform(defaults, is_training=is_training)
+        for size in ((32, 32), (100, 37), (20, 90)):
+            assert transform(Image.new('RGB', size)).shape == (3, 48, 40)
+
+
+def test_mixup_collate_function_is_used():
+    from timm.data import FastCollateMixup
+    samples = make_samples(4)
+    loader = create_train_loader(
+        samples, RandomSampler(samples), batch_size=4, defaults=CIFAR_LT, num_workers=0,
+        collate_fn=FastCollateMixup(mixup_alpha=1.0, num_classes=4))
+    (_, targets), = run_epoch_batches(loader)
+    assert targets.shape == (4, 4)
+    torch.testing.assert_close(targets.sum(1), torch.ones(4))

@@ -1,0 +1,236 @@
+"""The contract of every registered model, and the figures that fix each architecture."""
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import timm
+import torch
+import torch.nn as nn
+from safetensors.torch import load_file, save_file
+from test_layer_conversion import randomize
+from timm.data import resolve_model_data_config
+from timm.models import load_checkpoint
+from timm.utils import ModelEmaV3
+
+import nbn_timm  # noqa: F401
+from nbn_timm.layers import RectifiedLinear, fold_nbn, nbn_layers
+from nbn_timm.models import resnet_cifar, resnet_nbn
+
+ARCHS = sorted(
+    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items()
+    if '' not in default.tags)
+ALIASES = sorted(
+    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items() if '' in default.tags)
+SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr']
+
+# Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.
+PARAMETERS = {
+    'resnet20': 275_572, 'resnet32': 470_004, 'resnet32_nbn': 470_005, 'resnet44': 664_436, 'resnet56': 858_868,
+    'resnet50_nbn': 25_557_033, 'resnext50_nbn': 25_028_905, 'resnet101_nbn': 44_549_161,
+    'resnet152_nbn': 60_192_809, 'resnext101_nbn': 44_177_705, 'resnet10_nbn': 5_418_793,
+}
+TAGS = {
+    'imagenet_lt': (1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
+    'places_lt': (365, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
+    'inat18': (8142, (0.466, 0.471, 0.380), (0.195, 0.194, 0.192), 0.875, 224),
+    'cifar10_lt': (10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 1.0, 32),
+    'cifar100_lt': (100, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), 1.0, 32),
+}
+
+
+def images(model: nn.Module, batch: int = 2) -> torch.Tensor:
+    size = min(model.pretrained_cfg['input_size'][-1], 64)
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_zoo_is_complete():
+    families = ['resnet10', 'resnet50', 'resnet101', 'resnet152', 'resnext50', 'resnext101']
+    expected = {f'{family}{form}' for family in families for form in ('_nbn', '_nbn_lr')}
+    expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
+    assert set(ARCHS) == expected
+    assert len(ALIASES) == 12 * 3 + 12 * 2
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_number_of_parameters(name):
+    model = timm.create_model(name, device='meta')
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize('name', ARCHS + ALIASES)
+def test_names_list_resolve_and_carry_the_right_data_config(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert name in timm.list_models(name)
+        model = timm.create_model(name, device='meta')
+    tag = model.pretrained_cfg['tag']
+    classes, mean, std, crop, size = TAGS[tag]
+    config = resolve_model_data_config(model)
+    assert name in ALIASES or f'{name}.{tag}' in timm.list_models(name, include_tags=True)
+    assert name not in ALIASES or name.endswith(tag)
+    assert model.num_classes == classes == model.get_classifier().out_features
+    assert (config['mean'], config['std'], config['crop_pct']) == (mean, std, crop)
+    assert config['input_size'] == (3, size, size) and config['interpolation'] == 'bilinear'
+
+
+@pytest.mark.parametrize('name', ARCHS)
+def test_which_layers_are_nbn(name):
+    model = timm.create_model(name, device='meta')
+    layers = nbn_layers(model)
+    if '_nbn' not in name:
+        assert not layers
+    elif isinstance(model, resnet_cifar.ResNetCifar):
+        assert set(layers) == {f'layer3.{index}.bn2' for index in range(len(model.layer3))}
+    else:
+        last = 'bn2' if name.startswith('resnet10_') else 'bn3'
+        blocks = {f'layer4.{index}.{last}' for index in range(len(model.layer4))}
+        assert set(layers) == blocks | {'layer4.0.downsample.1'}
+    assert len({layer.scale for layer in layers.values()}) == bool(layers)
+    assert isinstance(model.fc, RectifiedLinear) == name.endswith('_lr')
+
+
+@pytest.mark.parametrize('name', ARCHS)
+def test_contract(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7).train()
+    x = images(model)
+    out = model(x)
+    out.square().sum().backward()
+    assert out.shape == (2, 7)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+    model.zero_grad()
+    randomize(model).eval()
+    with torch.no_grad():
+        expected = model(x)
+        maps = model.forward_features(x)
+        assert maps.shape[1] == model.num_features
+        assert torch.equal(model.forward_head(maps), expected)
+        final, intermediates = model.forward_intermediates(x)
+        assert torch.equal(final, maps) and len(intermediates) == len(model.feature_info)
+        assert [m.shape[1] for m in intermediates] == [info['num_chs'] for info in model.feature_info]
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+        assert torch.equal(ModelEmaV3(model).module(x), expected)
+        folded = fold_nbn(model)
+        assert (folded(x) - expected).abs().max() / expected.abs().max() < 1e-5
+        assert not any('alpha' in key or '.bn.' in key for key in folded.state_dict())
+        model.reset_classifier(3)
+        assert model(x).shape == (2, 3) and isinstance(model.fc, RectifiedLinear) == name.endswith('_lr')
+        model.reset_classifier(0, '')
+        assert torch.equal(model(x), maps)
+
+
+@pytest.mark.parametrize('name', ARCHS)
+def test_features_only_matches_intermediates(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, features_only=True).eval()
+    x = images(model, 1)
+    with torch.no_grad():
+        outputs = model(x)
+    assert [tuple(out.shape[1:2]) for out in outputs] == [(channels,) for channels in model.feature_info.channels()]
+    assert [x.shape[-1] // out.shape[-1] for out in outputs] == model.feature_info.reduction()
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_serialisation_round_trips(name, tmp_path):
+    model = randomize(timm.create_model(name, num_classes=7)).eval()
+    x = images(model)
+    expected = model(x)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+    save_file(model.state_dict(), tmp_path / 'model.safetensors')
+    loaded = timm.create_model(name, num_classes=7).eval()
+    load_checkpoint(loaded, str(tmp_path / 'model.safetensors'))
+    assert torch.equal(loaded(x), expected)
+    on_meta = timm.create_model(name, num_classes=7, device='meta').eval()
+    on_meta.load_state_dict(load_file(tmp_path / 'model.safetensors'), assign=True)
+    assert torch.equal(on_meta(x), expected)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_compilers_and_exporters(name):
+    model = randomize(timm.create_model(name, num_classes=7)).eval()
+    x = images(model)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torch.jit is deprecated, timm's contract still has it
+        expected = model(x)
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(model), buffer)
+        buffer.seek(0)
+        batch = torch.export.Dim('batch', min=1, max=64)
+        for compiled in (
+                torch.jit.load(buffer), torch.fx.symbolic_trace(model),
+                torch.export.export(model, (x,), dynamic_shapes=({0: batch},)).module(),
+                torch.compile(model, backend='eager', fullgraph=True)):
+            torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_modes_of_use(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=7, in_chans=1, drop_rate=0.1).train()
+    x = images(model)[:, :1]
+    model.set_grad_checkpointing()
+    model(x).sum().backward()
+    model.set_grad_checkpointing(False)
+    model = model.to(memory_format=torch.channels_last).eval()
+    expected = model(x)
+    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), expected, rtol=1e-4, atol=1e-4)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert (model(x).float() - expected).abs().max() <= 0.1 * expected.abs().max() + 0.01
+    half = timm.create_model(name, num_classes=7, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert half.eval()(images(half).bfloat16()).isfinite().all()
+
+
+@pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet10_nbn'])
+def test_gradient_and_sharing_are_recorded_as_model_arguments(name, tmp_path):
+    model = timm.create_model(name, num_classes=5, gradient='released', share_alpha=False)
+    layers = nbn_layers(model).values()
+    assert len({layer.scale for layer in layers}) == len(layers)
+    assert not any(layer.cap_gradient for layer in layers)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    restored = timm.create_model(f'local-dir:{tmp_path}', pretrained=True)
+    assert not any(layer.cap_gradient for layer in nbn_layers(restored).values())
+    x = images(model)
+    assert torch.equal(restored.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize('rectified', [False, True])
+@pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet10_nbn'])
+def test_rectification_is_a_keyword_too(name, rectified):
+    model = timm.create_model(name, rectified=rectified)
+    assert isinstance(model.fc, RectifiedLinear) is rectified
+
+
+@pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet10_nbn'])
+def test_initialisation_leaves_nbn_weights_at_one(name):
+    model = timm.create_model(name)
+    model.init_weights()
+    assert all(torch.equal(layer.weight, torch.ones_like(layer.weight)) for layer in nbn_layers(model).values())
+    assert all(not layer.bias.any() for layer in nbn_layers(model).values())
+
+
+def test_option_a_shortcut_subsamples_and_pads():
+    shortcut = resnet_cifar.PadShortcut(2, 6)
+    x = torch.randn(1, 2, 5, 5)
+    out = shortcut(x)
+    assert out.shape == (1, 6, 3, 3)
+    assert torch.equal(out[:, 2:4], x[:, :, ::2, ::2]) and not out[:, :2].any() and not out[:, 4:].any()
+
+
+@pytest.mark.parametrize('indices', [5, [4], [-5]])
+def test_intermediates_that_do_not_exist(indices):
+    with pytest.raises(ValueError, match='there are 4'):
+        timm.create_model('resnet20').forward_intermediates(torch.randn(1, 3, 32, 32), indices=indices)
+
+
+def test_pruning_keeps_what_is_asked_for():
+    model = timm.create_model('resnet20_nbn').eval()
+    x = images(model)
+    expected = model.forward_intermediates(x, indices=[0, 2], intermediates_only=True)
+    assert model.prune_intermediate_layers([0, 2]) == [0, 2]
+    for pruned, whole in zip(model.forward_intermediates(x, [0, 2], intermediates_only=True), expected, strict=True):
+        assert torch.equal(pruned, whole)
+    assert model(x).shape == (2, 32, 16, 16)

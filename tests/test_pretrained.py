@@ -1,0 +1,291 @@
+"""Where weights come from, in which order, and what is said when they cannot be had. Servers are on loopback."""
+import http.server
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import released
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import nbn_timm  # noqa: F401
+from nbn_timm import InputError
+from nbn_timm.files import file_sha256
+from nbn_timm.models import _pretrained, resnet_nbn
+from nbn_timm.models._pretrained import HubFile, find_weights
+
+NAME = 'resnet10_nbn.imagenet_lt'
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(3)
+    return timm.create_model('resnet10_nbn').eval()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A file server on loopback: its address, its folder and the paths that were asked for."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    requested: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(folder))
+
+        def log_message(self, format, *args):
+            requested.append(self.path)
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}', folder, requested
+        httpd.shutdown()
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    return all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+def save_released(model: torch.nn.Module, path: Path, prefix: str = 'module.') -> None:
+    weights = released.as_released(model.state_dict())
+    torch.save(released.checkpoint(weights, prefix), path)
+
+
+def test_nothing_to_be_had_is_one_message_with_the_command(weights_cache):
+    with pytest.raises(InputError) as error:
+        timm.create_model(NAME, pretrained=True)
+    message = str(error.value)
+    for part in ('NBN_TIMM_WEIGHTS is not set', 'not in the cache', 'Hub', 'authors', 'nbn-convert',
+                 f'{NAME}.safetensors', 'pretrained=False'):
+        assert part in message
+    assert '\n' not in message
+
+
+def test_cache_then_folder_of_the_user(weights_cache, model, tmp_path, monkeypatch):
+    weights_cache.mkdir(parents=True)
+    save_file(model.state_dict(), weights_cache / f'{NAME}.safetensors')
+    assert same_weights(timm.create_model(NAME, pretrained=True), model)
+    # A folder that is named wins over the cache.
+    other = timm.create_model('resnet10_nbn')
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    save_file(other.state_dict(), folder / f'{NAME}.safetensors')
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(folder))
+    assert same_weights(timm.create_model(NAME, pretrained=True), other)
+    # One that lacks the file does not hide it.
+    (folder / f'{NAME}.safetensors').unlink()
+    assert same_weights(timm.create_model(NAME, pretrained=True), model)
+
+
+def test_a_folder_with_released_checkpoints_is_searched_by_keys(weights_cache, model, tmp_path, monkeypatch):
+    (tmp_path / 'log').mkdir()
+    save_released(model, tmp_path / 'log' / 'whatever_best_90epochs.pth.tar')
+    torch.save({'weights': torch.ones(3)}, tmp_path / 'log' / 'other.pth')
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
+    assert same_weights(timm.create_model(NAME, pretrained=True), model)
+    save_released(model, tmp_path / 'log' / 'second.pth.tar', prefix='')
+    with pytest.raises(InputError, match='several checkpoints'):
+        timm.create_model(NAME, pretrained=True)
+
+
+def test_a_folder_that_does_not_exist_is_an_error(weights_cache, monkeypatch):
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', '/no/such/folder')
+    with pytest.raises(InputError, match='no folder'):
+        timm.create_model(NAME, pretrained=True)
+
+
+def test_a_mirror_is_asked_once(weights_cache, model, server, monkeypatch):
+    address, folder, requested = server
+    save_file(model.state_dict(), folder / f'{NAME}.safetensors')
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', f'{address}/')
+    for _ in range(2):
+        assert same_weights(timm.create_model(NAME, pretrained=True), model)
+    assert requested == [f'/{NAME}.safetensors']
+    with pytest.raises(InputError, match='404'):
+        timm.create_model('resnet10_nbn.places_lt', pretrained=True)
+    assert not list(weights_cache.rglob('*.tmp'))
+
+
+@pytest.mark.parametrize('kind', ['zip', 'tar', 'bare'])
+def test_the_authors_archive_is_unpacked_recognised_converted_and_cached(weights_cache, model, server, kind, tmp_path):
+    address, folder, requested = server
+    checkpoint = tmp_path / 'a.pth.tar'
+    save_released(model, checkpoint)
+    archive = folder / 'download'
+    if kind == 'zip':
+        with zipfile.ZipFile(archive, 'w') as zip_file:
+            zip_file.write(checkpoint, 'log/ImageNet_LT/a.pth.tar')
+            zip_file.writestr('log/readme.txt', 'text')
+    elif kind == 'tar':
+        with tarfile.open(archive, 'w:gz') as tar:
+            tar.add(checkpoint, 'log/a.pth.tar')
+    else:
+        archive.write_bytes(checkpoint.read_bytes())
+    url = f'{address}/download'
+    path = find_weights(NAME, url)
+    assert path.parent == weights_cache and path.name == f'{NAME}.safetensors'
+    loaded = timm.create_model('resnet10_nbn')
+    loaded.load_state_dict(load_file(path), strict=True)
+    assert same_weights(loaded, model)
+    # A second name does not fetch the archive again, and the message says what it holds.
+    with pytest.raises(InputError, match=f'which holds {NAME}'):
+        find_weights('resnet50_nbn.imagenet_lt', url)
+    assert requested == ['/download']
+
+
+def test_released_entries_name_the_authors_archive_as_their_url():
+    for name in ('resnet50_nbn.imagenet_lt', 'resnext50_nbn_imagenet_lt'):
+        assert '1ebEgsvbp00AvKcfa2JQRK8rVoQ6Ab38C' in timm.get_pretrained_cfg(name).url
+        assert timm.is_model_pretrained(name)
+    assert not timm.is_model_pretrained('resnet101_nbn.imagenet_lt')
+    assert resnet_nbn.default_cfgs['resnet50_nbn'].tags[0] == 'imagenet_lt'
+
+
+def test_a_damaged_archive_leaves_nothing(weights_cache, server):
+    address, folder, _ = server
+    (folder / 'download').write_bytes(b'<html>quota exceeded</html>')
+    with pytest.raises(InputError, match='no checkpoint of a known kind'):
+        find_weights(NAME, f'{address}/download')
+    assert not list(weights_cache.glob('*.safetensors'))
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """As much of the Hugging Face Hub's protocol as downloading one file takes."""
+    content = b''
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header('ETag', '"0123456789abcdef"')
+        self.send_header('X-Repo-Commit', 'a' * 40)
+        self.send_header('Content-Length', str(len(self.content)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.content)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+HUB_SCRIPT = '''
+import sys, timm, nbn_timm
+from nbn_timm.models._pretrained import HUB_FILES, HubFile
+HUB_FILES['resnet10_nbn.imagenet_lt'] = HubFile('somebody/some-model', 'model.safetensors', sys.argv[1])
+model = timm.create_model('resnet10_nbn_imagenet_lt', pretrained=True)
+print(model.fc.weight.double().sum().item())
+'''
+
+
+@pytest.mark.parametrize('digest', ['right', 'wrong'])
+def test_hub_file_is_fetched_and_checked(weights_cache, model, tmp_path, digest):
+    path = tmp_path / 'model.safetensors'
+    save_file(model.state_dict(), path)
+    handler = type('Handler', (HubHandler,), {'content': path.read_bytes()})
+    sha256 = file_sha256(path) if digest == 'right' else '0' * 64
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        environment = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{httpd.server_port}',
+                       'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_OFFLINE': '0'}
+        run = subprocess.run([sys.executable, '-c', HUB_SCRIPT, sha256], env=environment, capture_output=True,
+                             text=True, cwd=Path(__file__).parent.parent)
+        httpd.shutdown()
+    if digest == 'right':
+        assert float(run.stdout) == pytest.approx(model.fc.weight.double().sum().item(), abs=1e-9), run.stderr
+    else:
+        assert run.returncode != 0 and 'has SHA-256' in run.stderr and 'instead of 0000' in run.stderr
+
+
+def test_hub_entries_need_a_digest():
+    assert all(len(entry.sha256) == 64 for entry in _pretrained.HUB_FILES.values())
+    with pytest.raises(TypeError):
+        HubFile('somebody/some-model', 'model.safetensors')
+
+
+def test_sources_named_by_the_caller_win(weights_cache, model, tmp_path):
+    path = tmp_path / 'mine.pth.tar'
+    save_released(model, path)
+    overlay = dict(file=str(path))
+    assert same_weights(timm.create_model('resnet10_nbn', pretrained=True, pretrained_cfg_overlay=overlay), model)
+    with pytest.raises(InputError, match='does not exist'):
+        timm.create_model('resnet10_nbn', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'no.pth')))
+
+
+@pytest.mark.parametrize('arch', ['resnet10_nbn', 'resnet10_nbn_lr'])
+def test_another_number_of_classes_drops_the_whole_classifier(weights_cache, arch, tmp_path, caplog):
+    source = timm.create_model(arch)
+    with torch.no_grad():
+        source.conv1.weight.fill_(0.25)
+        if arch.endswith('_lr'):
+            source.fc.bn.running_mean.fill_(5.0)
+    save_file(source.state_dict(), tmp_path / f'{arch}.imagenet_lt.safetensors')
+    overlay = dict(file=str(tmp_path / f'{arch}.imagenet_lt.safetensors'))
+    for kwargs in (dict(num_classes=7), dict(num_classes=0), dict(num_classes=7, in_chans=1)):
+        model = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        assert (model.conv1.weight == 0.25 * (3 if 'in_chans' in kwargs else 1)).all()
+        if arch.endswith('_lr') and kwargs['num_classes']:
+            assert not model.fc.bn.running_mean.any()
+    features = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
+    assert (features.conv1.weight == 0.25).all()
+    assert 'Unexpected keys' not in caplog.text
+
+
+def test_plain_weights_are_not_loaded_into_nbn(tmp_path):
+    plain = timm.create_model('resnet18')
+    save_file(plain.state_dict(), tmp_path / 'plain.safetensors')
+    with pytest.raises(InputError, match='no NBN scale'):
+        timm.create_model('resnet10_nbn', pretrained=True,
+                          pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.safetensors')))
+
+
+def run_convert(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-m', 'nbn_timm.cli.convert', *arguments], capture_output=True, text=True,
+                          cwd=Path(__file__).parent.parent)
+
+
+def test_convert_command_says_what_it_recognised(weights_cache, model, tmp_path):
+    save_released(model, tmp_path / 'log.pth.tar')
+    run = run_convert(str(tmp_path / 'log.pth.tar'))
+    assert run.returncode == 0, run.stderr
+    assert 'as resnet10_nbn, 1000 classes (imagenet_lt), released NBN format' in run.stdout
+    assert same_weights(timm.create_model(NAME, pretrained=True), model)
+
+
+def test_convert_command_refuses_what_is_no_checkpoint(tmp_path):
+    torch.save({'weights': torch.ones(3)}, tmp_path / 'other.pth')
+    run = run_convert(str(tmp_path / 'other.pth'), str(tmp_path / 'out.safetensors'))
+    assert run.returncode == 1 and run.stderr.count('\n') == 1 and 'weights' in run.stderr
+    assert not (tmp_path / 'out.safetensors').exists()
+
+
+def test_recognition_of_the_measured_checkpoint():
+    from nbn_timm.models._convert import recognize
+    shapes = released.FIGURES['resnext50_nbn']['shapes']
+    found = recognize({name: torch.empty(shape) for name, shape in shapes.items()})
+    assert (found.name, found.released) == ('resnext50_nbn.imagenet_lt', True)
+
+
+@pytest.mark.parametrize('arch, expected', [
+    ('resnet50', 'resnet50'), ('resnext50_32x4d', 'resnext50_32x4d'), ('resnet101_nbn_lr', 'resnet101_nbn_lr'),
+    ('resnet152_nbn', 'resnet152_nbn'), ('resnet18', 'resnet18'), ('resnet56_nbn_lr', 'resnet56_nbn_lr'),
+    ('resnet20', 'resnet20'), ('resnext101_nbn', 'resnext101_nbn'), ('efficientnet_b0', None), ('vit_tiny_patch16_224', None),
+])
+def test_architectures_are_recognised_by_keys_and_shapes(arch, expected):
+    from nbn_timm.models._convert import recognize
+    found = recognize(timm.create_model(arch, device='meta').state_dict())
+    assert (found.arch if found else None) == expected
+
+
+def test_archive_contents_are_recorded(weights_cache, model, server, tmp_path):
+    address, folder, _ = server
+    save_released(model, folder / 'download')
+    find_weights(NAME, f'{address}/download')
+    assert json.loads((weights_cache / 'authors_archive.json').read_text()) == {NAME: ['checkpoint.pth']}
