@@ -262,7 +262,7 @@ def _assemble(
         fitting = source.names if source.names and len(source.names) == num_classes else None
         measured = ClassCounts.from_targets(targets, fitting, description, num_classes)
     counts = given or measured
-    if counts is None:
+    if counts is None and 'train' in parts:
         notes.append('the training images per class are unknown: give them as a file where they are needed')
     if 'val' in parts and 'val' not in source.datasets:
         notes.append(

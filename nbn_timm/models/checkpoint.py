@@ -2,6 +2,7 @@
 import argparse
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         # timm's training checkpoints keep their arguments as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of pickle protocols, about files that are refused anyway
             content = torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(_unsafe(path, error)) from error

@@ -1,0 +1,5 @@
+"""Long-tailed evaluation: top-1, top-5, many/medium/few and per-class accuracy, exact for any number of processes."""
+from nbn_timm.evaluation.evaluator import LongTailEvaluator, evaluate
+from nbn_timm.evaluation.result import EvalResult
+
+__all__ = ['EvalResult', 'LongTailEvaluator', 'evaluate']

@@ -1,0 +1,164 @@
+"""Evaluation over a dataset, exact under any number of processes."""
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.task import ClassificationEvaluator, evaluation_sample_limit
+
+from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation.result import EvalResult
+
+
+class LongTailEvaluator(ClassificationEvaluator):
+    """Accumulate loss, top-1, top-5 and per-class top-1 counts.
+
+    Every count is an integer and the loss a float64 sum of per-image losses, so that splitting the images over
+    processes or batches does not change the result. Tied logits are ranked by class index, on every device.
+
+    Args:
+        num_classes: C, the length of the model's output.
+        class_counts: Training images per class, for the many/medium/few splits; None reports none.
+        device: Device for the running totals, normally the model output's device.
+        max_samples: Ignore predictions beyond this many examples (padding of a distributed sampler).
+        many: A class with more training images than this is many-shot.
+        few: A class with fewer training images than this is few-shot.
+
+    Raises:
+        InputError: `class_counts` is of another number of classes.
+    """
+
+    def __init__(
+            self,
+            num_classes: int,
+            class_counts: ClassCounts | None = None,
+            device: torch.device | str | None = None,
+            max_samples: int | None = None,
+            many: int = 100,
+            few: int = 20,
+    ) -> None:
+        if class_counts is not None and class_counts.num_classes != num_classes:
+            raise InputError(
+                f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
+                f'has {num_classes}: give the counts of the training set that the model was trained on')
+        self.num_classes = num_classes
+        self.shot_split = class_counts.shot_split(many, few) if class_counts is not None else None
+        super().__init__(device, max_samples=max_samples)
+
+    def reset(self) -> None:
+        """Forget everything seen so far."""
+        super().reset()
+        self.class_correct = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
+        self.class_total = torch.zeros_like(self.class_correct)
+        self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
+
+    @torch.no_grad()
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch: logits [B, C] of any floating type, labels [B].
+
+        Raises:
+            InputError: The output is not [B, C].
+        """
+        if not isinstance(output, torch.Tensor) or output.ndim != 2 or output.shape[1] != self.num_classes:
+            shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            raise InputError(
+                f'the model returned {shape} where logits [batch, {self.num_classes}] were expected: '
+                'check --model and --num-classes')
+        if self.max_samples is not None:
+            left = max(0, self.max_samples - self.num_samples)
+            output, target = output[:left], target[:left]
+        self.num_samples += len(output)
+        output = output.float()
+
+        # Faults are counted here and reported by compute(): every process then raises, and none waits for another.
+        valid = (target >= 0) & (target < self.num_classes)
+        self.faults += torch.stack([(~output.isfinite().all(dim=1)).sum(), (~valid).sum()])
+        target = target.clamp(0, self.num_classes - 1)
+
+        rank = _rank_of_target(output, target)
+        top1, top5 = rank < 1, rank < 5
+        self.loss_sum += F.cross_entropy(output, target, reduction='none').to(self.loss_sum.dtype).sum()
+        self.counts += torch.stack([torch.ones_like(top1).sum(), top1.sum(), top5.sum()])
+        self.class_correct += torch.bincount(target[top1], minlength=self.num_classes)
+        self.class_total += torch.bincount(target, minlength=self.num_classes)
+
+    def compute(self, distributed: bool = False) -> EvalResult:
+        """Return the result over everything seen, summed over all processes if `distributed`.
+
+        Raises:
+            InputError: No image was seen, a logit was not finite or a label was out of range.
+        """
+        loss_sum = self.loss_sum.clone()
+        totals = torch.cat([self.faults, self.counts, self.class_correct, self.class_total])
+        if distributed:
+            dist.all_reduce(loss_sum)
+            dist.all_reduce(totals)
+        faults, counts, correct, total = (
+            part.tolist() for part in totals.split([2, 3, self.num_classes, self.num_classes]))
+        _refuse_faults(faults[0], faults[1], counts[0], self.num_classes)
+        return EvalResult(
+            loss=loss_sum.item() / counts[0],
+            top5=100 * counts[2] / counts[0],
+            per_class_correct=tuple(correct),
+            per_class_total=tuple(total),
+            shot_split=self.shot_split,
+        )
+
+
+def evaluate(
+        model: nn.Module,
+        loader: Iterable[Any],
+        evaluator: LongTailEvaluator,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+        distributed: bool = False,
+) -> EvalResult:
+    """Run `model` over `loader` and return what `evaluator` found; the model is left in eval mode.
+
+    Args:
+        model: Maps images [B, 3, H, W] to logits [B, C].
+        loader: Yields (images, labels); its padding of an uneven distributed split is not counted.
+        evaluator: Is reset first.
+        device: Where the model is.
+        amp_dtype: Autocast to this type; None computes in the model's own.
+        channels_last: Give the model channels-last images.
+        distributed: Sum over all processes of the default group.
+
+    Raises:
+        InputError: The output does not fit the labels, or is not finite.
+    """
+    evaluator.reset()
+    evaluator.max_samples = evaluation_sample_limit(loader)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    model.eval()
+    with torch.inference_mode():
+        for images, target in loader:
+            images = images.to(device, non_blocking=True, memory_format=memory_format)
+            with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                output = model(images)
+            evaluator.update(output, target.to(device, non_blocking=True))
+    return evaluator.compute(distributed)
+
+
+def _rank_of_target(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Number of classes ahead of the label in each row; topk would break ties by device and batch shape."""
+    score = output.gather(1, target[:, None])
+    index = torch.arange(output.shape[1], device=output.device)
+    return ((output > score) | ((output == score) & (index < target[:, None]))).sum(dim=1)
+
+
+def _refuse_faults(non_finite: int, out_of_range: int, num_samples: int, num_classes: int) -> None:
+    if not num_samples:
+        raise InputError('no image was evaluated: check that the evaluation split is not empty')
+    if out_of_range:
+        raise InputError(
+            f'{out_of_range} of {num_samples} labels are outside 0..{num_classes - 1}: '
+            'the model has fewer classes than the dataset, check --num-classes and the list')
+    if non_finite:
+        raise InputError(
+            f'the model gave NaN or infinite logits for {non_finite} of {num_samples} images: the weights have '
+            'diverged, or float16 overflowed (try --amp-dtype bfloat16)')

@@ -1,0 +1,136 @@
+"""What an evaluation found: numbers, a table for people, and files."""
+import csv
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbn_timm.data.class_counts import ClassCounts, ShotSplit
+from nbn_timm.files import atomic_write, write_text_atomic
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Result of one pass over an evaluation set.
+
+    The per-class counts are what was measured; every top-1 accuracy is derived from them. Accuracies are percentages;
+    the accuracy of a split without an image is None, printed as n/a. Inside a split the mean is taken over images,
+    which on a balanced test set is the mean over its classes as well.
+    """
+
+    loss: float  # mean cross-entropy per image
+    top5: float  # 100 if there are at most 5 classes
+    per_class_correct: tuple[int, ...]  # top-1 hits, index = label
+    per_class_total: tuple[int, ...]  # evaluated images, index = label
+    shot_split: ShotSplit | None  # None: the training counts are not known
+
+    @property
+    def num_samples(self) -> int:
+        """Evaluated images, without the padding of a distributed sampler."""
+        return sum(self.per_class_total)
+
+    @property
+    def top1(self) -> float:
+        """Accuracy over all images."""
+        return 100 * sum(self.per_class_correct) / self.num_samples
+
+    @property
+    def mean_class(self) -> float:
+        """Mean of the per-class recalls, over the classes that the evaluation set contains."""
+        recalls = [accuracy for label in range(len(self.per_class_total))
+                   if (accuracy := self._accuracy([label])) is not None]
+        return sum(recalls) / len(recalls)
+
+    @property
+    def many(self) -> float | None:
+        """Accuracy over the images of the many-shot classes."""
+        return None if self.shot_split is None else self._accuracy(self.shot_split.many)
+
+    @property
+    def medium(self) -> float | None:
+        """Accuracy over the images of the medium-shot classes."""
+        return None if self.shot_split is None else self._accuracy(self.shot_split.medium)
+
+    @property
+    def few(self) -> float | None:
+        """Accuracy over the images of the few-shot classes."""
+        return None if self.shot_split is None else self._accuracy(self.shot_split.few)
+
+    def metrics(self) -> dict[str, float | None]:
+        """The headline numbers, rounded to 6 decimals: below that the order of summation would show."""
+        values = {
+            'loss': self.loss, 'top1': self.top1, 'top5': self.top5, 'mean_class': self.mean_class,
+            'many': self.many, 'medium': self.medium, 'few': self.few,
+        }
+        return {name: None if value is None else round(value, 6) for name, value in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able: `metrics()`, the sizes of the splits and the per-class counts."""
+        split = self.shot_split
+        return {
+            **self.metrics(),
+            'num_samples': self.num_samples,
+            'num_classes': len(self.per_class_total),
+            'splits': None if split is None else {
+                'many_above': split.many_above,
+                'few_below': split.few_below,
+                **{name: {'classes': len(labels), 'images': self._images(labels)} for name, labels in split.items()},
+            },
+            'per_class': {'correct': list(self.per_class_correct), 'total': list(self.per_class_total)},
+        }
+
+    def table(self) -> str:
+        """The result as a text table, one row per split with its number of classes and evaluated images."""
+        rows: list[tuple[str, float | None, int | None, int | None]] = [
+            ('All', self.top1, len(self.per_class_total), self.num_samples)]
+        for label, accuracy, classes in self._shot_rows():
+            rows.append((label, accuracy, *((None, None) if classes is None else
+                                            (len(classes), self._images(classes)))))
+        rows.append(('Mean class', self.mean_class, sum(total > 0 for total in self.per_class_total), None))
+        rows.append(('Top-5', self.top5, None, None))
+        lines = [f'{"":<20}{"accuracy":>10}{"classes":>9}{"images":>9}']
+        for label, accuracy, num_classes, images in rows:
+            shown = 'n/a' if accuracy is None else f'{accuracy:.2f}'
+            sizes = ''.join(f'{"" if size is None else size:>9}' for size in (num_classes, images))
+            lines.append(f'{label:<20}{shown:>10}{sizes}'.rstrip())
+        return '\n'.join([*lines, f'{"Loss":<20}{self.loss:>10.4f}'])
+
+    def write_json(self, path: str | Path, **about: Any) -> None:
+        """Write the entries of `about`, which say what was evaluated, and `to_dict()`; whole or not at all."""
+        write_text_atomic(path, json.dumps({**about, **self.to_dict()}, indent=2) + '\n')
+
+    def write_per_class_csv(self, path: str | Path, class_counts: ClassCounts | None) -> None:
+        """Write one row per class, whole or not at all; what is not known (accuracy without test images) is empty."""
+        splits = self.shot_split.items() if self.shot_split is not None else ()
+        shot_of = {label: name for name, labels in splits for label in labels}
+
+        def write(temporary: Path) -> None:
+            with open(temporary, 'w', newline='', encoding='utf-8') as file:
+                writer = csv.writer(file)
+                writer.writerow(['class', 'name', 'train_images', 'shot', 'test_images', 'correct', 'accuracy'])
+                for label, (correct, total) in enumerate(
+                        zip(self.per_class_correct, self.per_class_total, strict=True)):
+                    name, count = (class_counts.names[label], class_counts.counts[label]) if class_counts else ('', '')
+                    accuracy = round(100 * correct / total, 6) if total else ''
+                    writer.writerow([label, name, count, shot_of.get(label, ''), total, correct, accuracy])
+
+        atomic_write(path, write)
+
+    def _images(self, labels: Iterable[int]) -> int:
+        return sum(self.per_class_total[label] for label in labels)
+
+    def _accuracy(self, labels: Iterable[int]) -> float | None:
+        labels = list(labels)
+        total = self._images(labels)
+        return 100 * sum(self.per_class_correct[label] for label in labels) / total if total else None
+
+    def _shot_rows(self) -> list[tuple[str, float | None, tuple[int, ...] | None]]:
+        split = self.shot_split
+        if split is None:
+            return [('Many', None, None), ('Medium', None, None), ('Few', None, None)]
+        return [
+            (f'Many (>{split.many_above})', self.many, split.many),
+            (f'Medium ({split.few_below}-{split.many_above})', self.medium, split.medium),
+            (f'Few (<{split.few_below})', self.few, split.few),
+        ]
