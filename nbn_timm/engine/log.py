@@ -1,0 +1,118 @@
+"""Where the numbers of a run go: summary.csv, log.jsonl, and TensorBoard or W&B when asked."""
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from timm.utils import trim_summary, update_summary
+
+from nbn_timm.errors import InputError
+from nbn_timm.files import write_text_atomic
+
+Metrics = Mapping[str, float | None]
+
+
+def setup_logging(is_primary: bool) -> None:
+    """Show messages on stdout, plainly; processes other than the first show warnings only."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter('%(message)s'))
+    logging.basicConfig(level=logging.INFO if is_primary else logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+class RunLog:
+    """One row per epoch in `summary.csv`, one object in `log.jsonl`; a resumed run takes out what it will do again.
+
+    Args:
+        folder: Of the run.
+        start_epoch: First epoch that will be written.
+        tensorboard: Write events to the folder as well.
+        wandb_project: Send to this project of Weights & Biases as well.
+        settings: Of the run, for Weights & Biases.
+
+    Raises:
+        InputError: TensorBoard or W&B was asked for and is not installed, or the folder cannot be written.
+    """
+
+    def __init__(
+            self,
+            folder: Path,
+            start_epoch: int = 0,
+            tensorboard: bool = False,
+            wandb_project: str | None = None,
+            settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.summary = folder / 'summary.csv'
+        self.lines = folder / 'log.jsonl'
+        self.tensorboard: Any = None
+        self.wandb: Any = None
+        if tensorboard:
+            module = _import('torch.utils.tensorboard', 'tensorboard', '--log-tensorboard')
+            self.tensorboard = module.SummaryWriter(str(folder), purge_step=start_epoch)
+        if wandb_project:
+            self.wandb = _import('wandb', 'wandb', '--log-wandb')
+            self.wandb.init(project=wandb_project, name=folder.name, id=folder.name, resume='allow',
+                            config=dict(settings or {}))
+        with _writing(folder):
+            trim_summary(str(self.summary), start_epoch)
+            self._trim_lines(start_epoch)
+
+    def write(self, epoch: int, train: Metrics, evaluation: Metrics | None, lr: float) -> None:
+        """Log an epoch (0-based); columns are named train_*, eval_* and lr, a metric that is None stays empty."""
+        row = {**{f'train_{key}': value for key, value in train.items()},
+               **{f'eval_{key}': value for key, value in (evaluation or {}).items()}, 'lr': lr}
+        now = datetime.now(timezone.utc).isoformat(timespec='seconds')
+        with _writing(self.summary.parent):
+            update_summary(epoch, train, evaluation, filename=str(self.summary), lr=lr)
+            with open(self.lines, 'a', encoding='utf-8') as file:
+                file.write(json.dumps({'epoch': epoch, 'time': now, **row}) + '\n')
+        numbers = {key: value for key, value in row.items() if value is not None}
+        if self.tensorboard is not None:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key.replace('_', '/', 1), value, epoch)
+            self.tensorboard.flush()
+        if self.wandb is not None:
+            self.wandb.log({'epoch': epoch, **numbers})
+
+    def close(self) -> None:
+        """Finish TensorBoard and W&B."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _trim_lines(self, start_epoch: int) -> None:
+        if self.lines.exists():
+            lines = self.lines.read_text(encoding='utf-8').splitlines()
+            kept = [line for line in lines if _epoch_of(line) < start_epoch]
+            if len(kept) < len(lines):
+                write_text_atomic(self.lines, ''.join(f'{line}\n' for line in kept))
+
+
+def _epoch_of(line: str) -> float:
+    """Epoch of a log line; infinite for one that a kill cut short, which is thereby dropped."""
+    try:
+        return json.loads(line)['epoch']
+    except (ValueError, KeyError, TypeError):
+        return float('inf')
+
+
+def _import(module: str, package: str, flag: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'{flag} needs {package}, which is not installed: pip install {package}') from error
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write the logs in '{folder}' ({error.strerror or error}; the last checkpoint is "
+                         'intact): free some space and go on with --resume auto') from error

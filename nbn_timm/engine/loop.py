@@ -1,0 +1,195 @@
+"""One epoch of training."""
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from timm.data import Mixup
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
+from timm.utils import NativeScaler, dispatch_clip_grad
+
+from nbn_timm.engine.distributed import World
+from nbn_timm.engine.progress import Progress
+from nbn_timm.errors import InputError
+
+T = TypeVar('T')
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How an update is computed."""
+
+    accum_steps: int = 1  # batches per update
+    amp_dtype: torch.dtype | None = None  # autocast to this; None computes in float32
+    channels_last: bool = False
+    clip_grad: float | None = None
+    clip_mode: str = 'norm'  # 'norm', 'value' or 'agc'
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What an epoch of training gave, over all processes."""
+
+    loss: float  # mean over the images
+    lr: float  # of the last update
+    images: int
+    seconds: float
+
+
+class LossMeter:
+    """Mean loss of an epoch and the first update where it was not finite, kept on the device: no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sum = torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
+        self.images = 0
+        self.bad_update = torch.full((), -1, device=device)
+
+    def add(self, loss: torch.Tensor, images: int, update: int) -> None:
+        """Add the mean loss of a batch."""
+        loss = loss.detach()
+        self.sum += loss.to(self.sum.dtype) * images
+        self.images += images
+        self.bad_update = torch.where(loss.isfinite() | (self.bad_update >= 0), self.bad_update, update)
+
+    def mean(self) -> float:
+        """Mean over this process's images so far."""
+        return self.sum.item() / self.images
+
+    def check(self, epoch: int) -> None:
+        """Raise InputError if a loss was not finite."""
+        update = int(self.bad_update)
+        if update >= 0:
+            raise InputError(
+                f'the loss became NaN or infinite in epoch {epoch + 1} at step {update + 1}: try a lower --lr, '
+                '--warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was used')
+
+    def reduce(self, world: World) -> tuple[float, int]:
+        """Mean loss and number of images over all processes."""
+        totals = torch.stack([self.sum, torch.full_like(self.sum, self.images)])
+        if world.distributed:
+            dist.all_reduce(totals)
+        loss_sum, images = totals.tolist()
+        return loss_sum / images, int(images)
+
+
+def train_one_epoch(
+        task: TrainingTask,
+        loader: Iterable[Batch],
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        progress: Progress,
+        world: World,
+        epoch: int,
+        scheduler: Scheduler | None = None,
+        scaler: NativeScaler | None = None,
+        mixup: Mixup | None = None,
+) -> EpochResult:
+    """Train `task` for one epoch.
+
+    Args:
+        task: Maps (images, target) to a dict with 'loss'; its EMA, if it has one, follows every update.
+        loader: Batches on the device.
+        optimizer: Over the task's parameters.
+        settings: How an update is computed.
+        progress: Times the epoch and shows its lines.
+        world: This process.
+        epoch: 0-based.
+        scheduler: Is stepped per update; a schedule per epoch ignores that.
+        scaler: For float16.
+        mixup: Mixes each batch on the device; of an odd batch it leaves the last image out.
+
+    Raises:
+        InputError: The loss became NaN or infinite, or there was no batch.
+    """
+    task.train()
+    progress.start(epoch)
+    losses = LossMeter(world.device)
+    num_updates = epoch * progress.updates_per_epoch
+    lr = 0.0
+    for update, batches in enumerate(batched(loader, settings.accum_steps)):
+        if mixup is not None:
+            batches = [mixup(*_even(batch)) for batch in batches]
+        lr = optimizer.param_groups[0]['lr']
+        for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler):
+            losses.add(loss, images, update)
+        num_updates += 1
+        task.update_ema(step=num_updates)
+        if scheduler is not None:
+            scheduler.step_update(num_updates)
+        if progress.due(update):
+            losses.check(epoch)
+            progress.show(update, losses.mean(), lr, losses.images * world.size)
+    if not losses.images:
+        raise InputError('the training loader gave no batch: check that the training split is not empty')
+    losses.check(epoch)
+    mean_loss, num_images = losses.reduce(world)
+    return EpochResult(mean_loss, lr, num_images, progress.seconds)
+
+
+def train_step(
+        task: TrainingTask,
+        batches: list[Batch],
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        device: torch.device,
+        scaler: NativeScaler | None = None,
+) -> list[tuple[torch.Tensor, int]]:
+    """Update the weights once, by the gradient of the mean loss over all images of `batches`.
+
+    Each batch is weighted by its images, so that accumulation gives the gradient of the one large batch, also where
+    the epoch ends with a smaller batch or fewer of them. Processes synchronise in the last batch only.
+
+    Returns:
+        Mean loss and number of images of each batch.
+    """
+    total = sum(len(target) for _, target in batches)
+    losses = []
+    for step, (images, target) in enumerate(batches, start=1):
+        is_last = step == len(batches)
+        if settings.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with nullcontext() if is_last else task.no_sync():
+            with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
+                loss = task(images, target)['loss']
+            losses.append((loss.detach(), len(target)))
+            _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last)
+    return losses
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Consecutive lists of `size` items, the last one possibly shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _backward_and_step(
+        task: TrainingTask,
+        loss: torch.Tensor,
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        scaler: NativeScaler | None,
+        is_last: bool,
+) -> None:
+    parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
+    if scaler is not None:
+        scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
+    else:
+        loss.backward()
+        if is_last:
+            if settings.clip_grad is not None:
+                dispatch_clip_grad(parameters, settings.clip_grad, mode=settings.clip_mode)
+            optimizer.step()
+    if is_last:
+        optimizer.zero_grad()
+
+
+def _even(batch: Batch) -> Batch:
+    images, target = batch
+    size = len(target) // 2 * 2
+    return images[:size], target[:size]

@@ -1,0 +1,10 @@
+"""Losses that train.py chooses by name; every module of this folder is imported, and registers its losses."""
+import importlib
+import pkgutil
+
+from nbn_timm.losses.registry import LOSSES, create_loss, register_loss
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')
+
+__all__ = ['LOSSES', 'create_loss', 'register_loss']

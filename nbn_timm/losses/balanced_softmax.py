@@ -1,0 +1,37 @@
+"""Balanced softmax (Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020, eq. 3)."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.losses.registry import register_loss
+
+
+@register_loss('balanced_softmax')
+class BalancedSoftmax(nn.Module):
+    """Cross-entropy of `z + log n`, with `n` the training images per class; the plain `z` are used at test time.
+
+    Soft targets meet the same shifted logits. A class without training images counts as having one: log 0 would make
+    the loss infinite as soon as a soft or smoothed target puts mass on it.
+
+    Args:
+        class_counts: Training images per class.
+        smoothing: Label smoothing, in [0, 1].
+
+    Raises:
+        InputError: No class counts.
+    """
+
+    log_counts: torch.Tensor
+
+    def __init__(self, class_counts: ClassCounts | None, smoothing: float = 0.0) -> None:
+        super().__init__()
+        if class_counts is None:
+            raise InputError("loss 'balanced_softmax' needs the training images per class, and this training set "
+                             'cannot be counted: give them with --class-counts FILE')
+        self.smoothing = smoothing
+        self.register_buffer('log_counts', class_counts.tensor().clamp(min=1).log().float(), persistent=False)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float() + self.log_counts, target, label_smoothing=self.smoothing)

@@ -1,0 +1,24 @@
+"""Softmax cross-entropy."""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.losses.registry import register_loss
+
+
+@register_loss('cross_entropy')
+class CrossEntropy(nn.Module):
+    """Softmax cross-entropy in float32, with label smoothing.
+
+    Args:
+        class_counts: Not used; every loss takes it first.
+        smoothing: Share of each target that is spread evenly over all classes, in [0, 1].
+    """
+
+    def __init__(self, class_counts: ClassCounts | None = None, smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.smoothing)

@@ -1,0 +1,12 @@
+"""Every image once per epoch."""
+import numpy as np
+
+from nbn_timm.samplers.registry import EpochSampler, register_sampler
+
+
+@register_sampler('instance_balanced')
+class InstanceBalanced(EpochSampler):
+    """A random permutation of the training set: each image once."""
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(len(self.targets))

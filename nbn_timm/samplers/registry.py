@@ -1,0 +1,97 @@
+"""The samplers by name, and what all of them share: one seeded stream per epoch, dealt out to the ranks."""
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch.utils.data
+
+from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.errors import InputError, nearest
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """Base of all samplers: `draw` gives one epoch of dataset indices, the same on every rank.
+
+    The epoch is a function of (seed, epoch) alone, so a run resumed at an epoch boundary sees what an uninterrupted
+    one would have seen. Rank r of w takes entries r, r + w, ... As in torch's DistributedSampler, an epoch that does
+    not divide evenly is padded with entries from its own beginning, so that every rank has the same number.
+
+    Args:
+        targets: Labels [N] of the training set, in dataset order.
+        class_counts: The training set's, for samplers that need it.
+        seed: Of the run; the same on every rank.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+            self,
+            targets: np.ndarray,
+            class_counts: ClassCounts | None = None,
+            seed: int = 0,
+            rank: int = 0,
+            world_size: int = 1,
+    ) -> None:
+        if len(targets) == 0:
+            raise InputError('the training set is empty: check its list or folder')
+        self.targets = np.asarray(targets, dtype=np.int64)
+        self.class_counts = class_counts
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Return one epoch of dataset indices, int64 [N]."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.targets) // self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        indices = self.draw(np.random.default_rng((self.seed, self.epoch)))
+        padded = np.resize(indices, len(self) * self.world_size)
+        return iter(padded[self.rank::self.world_size].tolist())
+
+
+SAMPLERS: dict[str, type[EpochSampler]] = {}
+
+
+def register_sampler(name: str) -> Callable[[type[EpochSampler]], type[EpochSampler]]:
+    """Class decorator: make the sampler available to `create_sampler` and `train.py --sampler` under `name`."""
+    def register(sampler_class: type[EpochSampler]) -> type[EpochSampler]:
+        SAMPLERS[name] = sampler_class
+        return sampler_class
+    return register
+
+
+def create_sampler(
+        name: str,
+        targets: np.ndarray,
+        class_counts: ClassCounts | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        **kwargs: Any,
+) -> EpochSampler:
+    """Create a sampler by name; see `EpochSampler` for the arguments, `kwargs` are the sampler's own settings.
+
+    Raises:
+        InputError: Unknown name or setting, or an empty training set.
+    """
+    if name not in SAMPLERS:
+        raise InputError(
+            f"unknown sampler '{name}' (there are {', '.join(sorted(SAMPLERS))}){nearest(name, SAMPLERS)}")
+    settings = [key for key in inspect.signature(SAMPLERS[name]).parameters
+                if key not in inspect.signature(EpochSampler).parameters]
+    for key in kwargs:
+        if key not in settings:
+            raise InputError(f"sampler '{name}' has no setting '{key}' (it has {', '.join(settings) or 'none'})"
+                             f'{nearest(key, settings)}')
+    return SAMPLERS[name](targets, class_counts, seed, rank, world_size, **kwargs)

@@ -1,0 +1,213 @@
+"""Configs: the file gives defaults, flags win, everything wrong is named, every shipped file is right."""
+import argparse
+from argparse import BooleanOptionalAction
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train_args import build_parser
+from nbn_timm.cli.train_build import build_optimizer, build_scheduler
+from nbn_timm.config import KeyValues, config_path, parse_args, read_config, shipped_configs
+from nbn_timm.engine.model import create_model
+from nbn_timm.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = shipped_configs()
+CHEAP = [name for name in SHIPPED if name.startswith('cifar') or name == 'quickstart']
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument('-c', '--config')
+    parser.add_argument('-b', '--batch-size', type=int, default=8)
+    parser.add_argument('--lr', type=float)
+    parser.add_argument('--opt', choices=['sgd', 'adam'], default='sgd')
+    parser.add_argument('--amp', action=BooleanOptionalAction, default=False)
+    parser.add_argument('--fuse', action='store_true', default=None)
+    parser.add_argument('--steps', type=int, nargs='+')
+    parser.add_argument('--compile', nargs='?', const='inductor')
+    parser.add_argument('--model-kwargs', nargs='*', action=KeyValues, default={})
+    return parser
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / 'some.yaml'
+        path.write_text(text)
+        return str(path)
+    return write
+
+
+def test_file_gives_defaults_and_flags_win(parser, write):
+    path = write('batch_size: 32\nlr: 5e-4\namp: true\nfuse: true\nsteps: [3, 4]\nopt: adam\n')
+    args = parse_args(parser, ['--config', path, '-b', '2', '--no-amp'])
+    assert (args.batch_size, args.lr, args.amp, args.fuse) == (2, 5e-4, False, True)
+    assert (args.steps, args.opt) == ([3, 4], 'adam')
+
+
+def test_dashes_nulls_and_mappings(parser, write):
+    path = write('batch-size: 4\nlr: null\nmodel_kwargs: {width: 3, name: "7", ratios: [1, -2], flag: false}\n')
+    args = parse_args(parser, ['-c', path])
+    assert args.batch_size == 4
+    assert args.lr is None
+    assert args.model_kwargs == {'width': 3, 'name': '7', 'ratios': [1, -2], 'flag': False}
+
+
+@pytest.mark.parametrize('text, message', [
+    ('bach_size: 3', "unknown key 'bach_size'; did you mean 'batch_size'"),
+    ('config: other.yaml', "unknown key 'config'"),
+    ('batch_size: many', "sets 'batch_size' to 'many'"),
+    ('batch_size: 1.5', "sets 'batch_size' to 1.5"),
+    ('batch_size: [1, 2]', "sets 'batch_size' to"),
+    ('batch_size: true', 'it takes a value'),
+    ('opt: adamm', "'opt' to 'adamm'.*choose from"),
+    ('amp: 1', "'amp' to 1: it must be true or false"),
+    ('compile: true', 'it takes a value'),
+    ('steps: [1, x]', "sets 'steps'"),
+    ('model_kwargs: width', 'key=value'),
+    ('- a\n- b', 'not a mapping'),
+    ('a: [', 'cannot be read as YAML'),
+])
+def test_wrong_files_name_key_and_file(parser, write, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_args(parser, ['--config', write(text)])
+    assert 'some.yaml' in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('flags', [('--epochs', '0'), ('--lr', '-1'), ('--smoothing', '1.5'), ('--workers', 'x')])
+def test_impossible_numbers_are_usage_errors(flags, capsys, write):
+    with pytest.raises(SystemExit) as caught:
+        build_parser().parse_args(flags)
+    assert caught.value.code == 2
+    assert f'argument {flags[0]}' in capsys.readouterr().err.replace('-j/', '')
+    with pytest.raises(InputError, match=f'number (at least|between).*|{flags[1]}'):
+        read_config(build_parser(), Path(write(f"{flags[0].strip('-')}: {flags[1]}")))
+
+
+def test_wrong_flags_are_usage_errors(parser, capsys):
+    for argv in (['--bach-size', '3'], ['--model-kwargs', 'width'], ['--opt', 'x']):
+        with pytest.raises(SystemExit) as caught:
+            parse_args(parser, argv)
+        assert caught.value.code == 2
+
+
+def test_a_missing_config_names_the_nearest_shipped_one():
+    with pytest.raises(InputError, match="did you mean 'quickstart'"):
+        config_path('quickstrat')
+
+
+def test_shipped_configs_are_found_by_name_and_a_file_comes_first(tmp_path, monkeypatch):
+    assert config_path('quickstart') == SHIPPED['quickstart']
+    monkeypatch.chdir(tmp_path)
+    assert config_path('configs/cifar100_lt/resnet32_nbn.yaml') == SHIPPED['cifar100_lt/resnet32_nbn']
+    (tmp_path / 'quickstart').write_text('lr: 1.0')
+    assert config_path('quickstart') == Path('quickstart')
+
+
+def test_all_configs_of_the_checkout_are_shipped():
+    if not (ROOT / 'configs').is_dir():
+        pytest.skip('not a checkout')
+    assert len(SHIPPED) == len(list((ROOT / 'configs').rglob('*.yaml'))) >= 17
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
+    values = read_config(build_parser(), SHIPPED[name])
+    assert set(values) == set(yaml.safe_load(SHIPPED[name].read_text()))
+    assert timm.is_model(values['model'])
+    assert SHIPPED[name].read_text().startswith('# ')
+    assert 'dataset' in values
+
+
+@pytest.mark.parametrize('name', CHEAP)
+def test_cheap_configs_build_their_model(name):
+    args = parse_train_args(['--config', name])
+    model = create_model(args.model, 10, args.pretrained, args.drop, args.drop_path, **args.model_kwargs)
+    size = args.img_size or 32
+    assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
+
+
+@pytest.mark.parametrize('name', [name for name in SHIPPED if name not in CHEAP])
+def test_large_configs_build_their_model(name):
+    args = parse_train_args(['--config', name])
+    with torch.device('meta'):
+        model = create_model(args.model, 10, False, args.drop, args.drop_path, **args.model_kwargs)
+    assert model.num_classes == 10
+
+
+def schedule(name: str, *flags: str) -> list[float]:
+    """Learning rate in each epoch of a config, as the training loop sets it."""
+    args = parse_train_args(['--config', name, *flags])
+    optimizer = build_optimizer(args, torch.nn.Linear(1, 1))
+    scheduler = build_scheduler(args, optimizer, 10)
+    rates = []
+    for epoch in range(args.epochs):
+        scheduler.step(epoch)
+        scheduler.step_update(epoch * 10)
+        rates.append(optimizer.param_groups[0]['lr'])
+    return rates
+
+
+@pytest.mark.parametrize('name', [name for name in SHIPPED if name.startswith('cifar')])
+def test_cifar_schedule_is_ldams(name):
+    """lr * e / 5 up to epoch 5, lr * 0.01 after 160, lr * 0.0001 after 180, with e counted from 1."""
+    def ldam(epoch: int) -> float:
+        if epoch <= 5:
+            return 0.1 * epoch / 5
+        return 0.1 * (1e-4 if epoch > 180 else 1e-2 if epoch > 160 else 1)
+    assert schedule(name) == pytest.approx([ldam(epoch) for epoch in range(1, 201)])
+
+
+@pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])
+def test_imagenet_schedule_is_the_released_cosine(flags):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=90)
+    expected = []
+    for _ in range(90):
+        expected.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        theirs.step()
+    assert schedule('resnext50_nbn', *flags) == pytest.approx(expected)
+
+
+def test_warm_up_begins_above_zero_and_loses_no_epoch():
+    rates = schedule('resnext50_nbn', '--warmup-epochs', '4', '--sched', 'constant')
+    assert rates[:6] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2, 0.2])
+
+
+def test_released_recipes_decay_everything_with_plain_momentum():
+    for name in ('resnet50', 'resnet50_nbn', 'resnext50', 'resnext50_nbn', 'cifar100_lt/resnet32_nbn'):
+        args = parse_train_args(['--config', name])
+        optimizer = build_optimizer(args, torch.nn.BatchNorm2d(2))
+        assert isinstance(optimizer, torch.optim.SGD)
+        assert len(optimizer.param_groups) == 1
+        group = optimizer.param_groups[0]
+        assert (group['nesterov'], group['momentum']) == (False, 0.9)
+        assert group['weight_decay'] == (2e-4 if 'cifar' in name else 5e-4)
+    args = parse_train_args(['--config', 'resnet50_nbn', '--no-decay-1d'])
+    assert [group['weight_decay'] for group in build_optimizer(args, torch.nn.BatchNorm2d(2)).param_groups] == [0]
+
+
+def test_without_arguments_the_quick_start_runs():
+    args = parse_train_args([])
+    assert (args.config, args.dataset) == ('quickstart', 'digits_lt')
+    assert parse_train_args(['--epochs', '1']).epochs == 1
+    with pytest.raises(InputError, match='no --dataset'):
+        parse_train_args(['--model', 'resnet32'])
+
+
+def test_every_flag_is_a_config_key_of_its_own_name():
+    """Configs find the flag as `--` and the key with dashes."""
+    parser = build_parser()
+    for name, default in vars(parser.parse_args([])).items():
+        flag = f"--{name.replace('_', '-')}"
+        assert flag in parser.format_help()
+        if isinstance(default, bool):
+            assert getattr(parser.parse_args([flag]), name) is True

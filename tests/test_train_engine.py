@@ -1,0 +1,392 @@
+"""The training loop and its parts, against plain torch."""
+import json
+import math
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from timm.data import Mixup
+from timm.task import ClassificationTask
+from torch import nn
+
+import nbn_timm.engine.checkpoint as checkpoints
+from nbn_timm.data import ClassCounts
+from nbn_timm.engine.batch import BatchPlan, plan_batch
+from nbn_timm.engine.checkpoint import BEST, LAST, Best, checkpoint_state, find_resume, resume_run, save_checkpoint
+from nbn_timm.engine.distributed import World, init_world, seed_everything
+from nbn_timm.engine.log import RunLog
+from nbn_timm.engine.loop import LoopSettings, batched, train_one_epoch, train_step
+from nbn_timm.engine.model import create_model
+from nbn_timm.engine.optim import create_optimizer
+from nbn_timm.engine.progress import Progress
+from nbn_timm.engine.task import evaluation_model, prepare_task
+from nbn_timm.errors import InputError
+from nbn_timm.losses import create_loss
+
+CPU = torch.device('cpu')
+WORLD = World(CPU)
+COUNTS = ClassCounts((5, 3, 2), ('a', 'b', 'c'), 'a test')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def make_task(bias: bool = True) -> ClassificationTask:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3, bias=bias))
+    return ClassificationTask(model, create_loss('cross_entropy'), device=CPU, verbose=False)
+
+
+def make_batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(size, 3, 2, 2), torch.randint(3, (size,))
+
+
+def run_epoch(task, loader, optimizer=None, settings=None, **kwargs):
+    settings = settings or LoopSettings()
+    updates = -(-len(loader) // settings.accum_steps)
+    optimizer = optimizer or torch.optim.SGD(task.parameters(), lr=0.1)
+    progress = kwargs.pop('progress', Progress(1, updates))
+    return train_one_epoch(task, loader, optimizer, settings, progress, WORLD, kwargs.pop('epoch', 0), **kwargs)
+
+
+@pytest.mark.parametrize('sizes', [(4, 4), (4, 4, 1), (5,)])
+def test_accumulation_is_the_gradient_of_the_one_large_batch(sizes):
+    """SGD at rate 1 without momentum moves the weights by the gradient; compare with autograd over all images."""
+    task = make_task()
+    images, target = make_batch(sum(sizes))
+    before = [parameter.detach().clone() for parameter in task.parameters()]
+    whole = nn.functional.cross_entropy(task.trainable_module(images), target)
+    gradients = torch.autograd.grad(whole, list(task.parameters()))
+    batches = list(zip(images.split(sizes), target.split(sizes), strict=True))
+    train_step(task, batches, torch.optim.SGD(task.parameters(), lr=1.0), LoopSettings(), CPU)
+    for parameter, start, gradient in zip(task.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(start - parameter, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_last_partial_group_is_an_update_of_its_own():
+    assert [len(group) for group in batched(range(7), 3)] == [3, 3, 1]
+    task = make_task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    steps = []
+    optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    result = run_epoch(task, [make_batch(4) for _ in range(7)], optimizer, LoopSettings(accum_steps=3))
+    assert len(steps) == 3
+    assert result.images == 28
+
+
+def test_epoch_loss_is_the_mean_over_images():
+    task = make_task()
+    batches = [make_batch(4), make_batch(1)]
+    losses = [task(*batch)['loss'].item() for batch in batches]
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.0)
+    assert run_epoch(task, batches, optimizer).loss == pytest.approx((4 * losses[0] + losses[1]) / 5)
+
+
+def test_clipping_limits_the_gradient():
+    for mode, size in (('norm', lambda gradients: torch.cat([g.flatten() for g in gradients]).norm()),
+                       ('value', lambda gradients: torch.cat([g.flatten() for g in gradients]).abs().max())):
+        task = make_task()
+        before = [parameter.detach().clone() for parameter in task.parameters()]
+        images, target = make_batch(4)
+        train_step(task, [(100 * images, target)], torch.optim.SGD(task.parameters(), lr=1.0),
+                   LoopSettings(clip_grad=0.01, clip_mode=mode), CPU)
+        moved = [start - parameter.detach() for parameter, start in zip(task.parameters(), before, strict=True)]
+        assert size(moved).item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_autocast_computes_in_half_precision_and_the_loss_in_float32(dtype):
+    from timm.utils import NativeScaler
+    seen = {}
+
+    class Spy(nn.Module):
+        def forward(self, logits, target):
+            seen['logits'] = logits.dtype
+            loss = create_loss('cross_entropy')(logits, target)
+            seen['loss'] = loss.dtype
+            return loss
+
+    task = make_task()
+    task.criterion = Spy()
+    scaler = NativeScaler('cpu') if dtype == torch.float16 else None
+    before = task.trainable_module[1].weight.detach().clone()
+    result = run_epoch(task, [make_batch(4)], settings=LoopSettings(amp_dtype=dtype), scaler=scaler)
+    assert seen == {'logits': dtype, 'loss': torch.float32}
+    assert math.isfinite(result.loss)
+    assert not torch.equal(before, task.trainable_module[1].weight)
+
+
+def test_channels_last_reaches_the_model():
+    task = make_task()
+    formats = []
+    task.trainable_module.register_forward_pre_hook(
+        lambda _, inputs: formats.append(inputs[0].is_contiguous(memory_format=torch.channels_last)))
+    run_epoch(task, [make_batch(4)], settings=LoopSettings(channels_last=True))
+    assert formats == [True]
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_step():
+    task = make_task()
+    batches = [make_batch(2) for _ in range(5)]
+    batches[2][0][0, 0, 0, 0] = math.nan
+    with pytest.raises(InputError, match=r'epoch 4 at step 3: try a lower --lr'):
+        run_epoch(task, batches, epoch=3, progress=Progress(9, 5, interval=100))
+
+
+def test_mixup_gives_soft_targets_of_even_batches():
+    task = make_task()
+    seen = []
+    task.criterion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
+    np.random.seed(0)
+    mixup = Mixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=3)
+    run_epoch(task, [make_batch(5)], mixup=mixup)
+    assert seen[0].shape == (4, 3)
+    torch.testing.assert_close(seen[0].sum(1), torch.ones(4))
+
+
+def test_ema_is_the_average_by_hand():
+    task = make_task()
+    prepare_task(task, WORLD, ema_decay=0.9)
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.5)
+    average = None
+    for epoch in range(3):
+        run_epoch(task, [make_batch(4)], optimizer, epoch=epoch)
+        weight = task.trainable_module[1].weight.detach().clone()
+        average = weight if average is None else 0.9 * average + 0.1 * weight  # timm copies at the first update
+    torch.testing.assert_close(evaluation_model(task).module[1].weight, average)
+
+
+def test_seeds_differ_by_epoch_and_rank_and_cover_all_generators():
+    def draw(*key):
+        import random
+        seed_everything(*key)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    keys = [(1, 0, 0), (1, 1, 0), (1, 0, 1), (2, 0, 0)]
+    draws = [draw(*key) for key in keys]
+    assert draws == [draw(*key) for key in keys]
+    assert all(len(set(column)) == len(keys) for column in zip(*draws, strict=True))
+
+
+@pytest.mark.parametrize('given, expected', [
+    (dict(world_size=1), BatchPlan(128, 1, 128)),
+    (dict(world_size=4, size=32, accum_steps=2), BatchPlan(32, 2, 256)),
+    (dict(world_size=8, global_size=512), BatchPlan(64, 1, 512)),
+    (dict(world_size=2, global_size=512, size=64), BatchPlan(64, 4, 512)),
+    (dict(world_size=2, global_size=512, accum_steps=4), BatchPlan(64, 4, 512)),
+])
+def test_batch_plan(given, expected):
+    assert plan_batch(**given) == expected
+
+
+@pytest.mark.parametrize('given', [
+    dict(world_size=3, global_size=512),
+    dict(world_size=2, global_size=512, size=100),
+    dict(world_size=2, global_size=512, size=64, accum_steps=2),
+    dict(world_size=8, global_size=4),
+    dict(world_size=1, size=0),
+])
+def test_batches_that_do_not_divide_are_refused(given):
+    with pytest.raises(InputError, match='batch-size'):
+        plan_batch(**given)
+
+
+def test_progress_line_and_time_left():
+    now = [0.0]
+    lines = []
+    progress = Progress(epochs=3, updates_per_epoch=10, interval=4, emit=lines.append, clock=lambda: now[0])
+    progress.start(1)
+    assert [update for update in range(10) if progress.due(update)] == [3, 7, 9]
+    now[0] = 8.0
+    progress.show(3, 1.23456, 0.05, 400)  # 4 updates in 8 s: 16 remain, 32 s
+    assert lines == ['epoch 2/3  step  4/10  loss 1.2346  lr 0.05  50 images/s  0:00:32 left']
+
+
+def test_optimizer_decays_one_dimensional_parameters_unless_told():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    assert [len(group['params']) for group in create_optimizer(model).param_groups] == [4]
+    excluded = {group['weight_decay']: len(group['params'])
+                for group in create_optimizer(model, decay_1d=False).param_groups}
+    assert excluded == {0.0: 3, 5e-4: 1}
+    with pytest.raises(InputError, match="unknown --opt 'momentom'.*did you mean 'momentum'"):
+        create_optimizer(model, 'momentom')
+    with pytest.raises(InputError, match='--opt-kwargs'):
+        create_optimizer(model, 'momentum', nonsense=1)
+
+
+def test_create_model_sets_momentum_and_names_what_is_wrong():
+    model = create_model('resnet20_nbn', num_classes=3, bn_momentum=0.3)
+    momenta = {module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
+    assert momenta == {0.3}
+    with pytest.raises(InputError, match="unknown --model 'resnet20_nbm'.*did you mean 'resnet20_nbn"):
+        create_model('resnet20_nbm')
+    with pytest.raises(InputError, match='--model-kwargs'):
+        create_model('resnet20_nbn', nonsense=1)
+
+
+def test_wrong_devices_are_refused():
+    with pytest.raises(InputError, match="unknown --device 'gpu'"):
+        init_world('gpu')
+    with pytest.raises(InputError, match='needs 1000 GPUs'):
+        init_world('cuda:999')
+
+
+# Checkpoints
+
+
+def trained(epochs: int = 1, ema: bool = True):
+    task = make_task()
+    prepare_task(task, WORLD, ema_decay=0.9 if ema else None)
+    optimizer = create_optimizer(task.trainable_module)
+    for epoch in range(epochs):
+        run_epoch(task, [make_batch(4)], optimizer, epoch=epoch)
+    return task, optimizer
+
+
+def state_of(task, optimizer, **kwargs):
+    given = dict(epoch=4, arch='net', settings={'lr': 0.1}, class_counts=COUNTS, metric=50.0, best=Best(60.0, 2))
+    return checkpoint_state(task, optimizer, **{**given, **kwargs})
+
+
+def test_resume_restores_model_ema_optimizer_and_best(tmp_path):
+    task, optimizer = trained(epochs=3)
+    save_checkpoint(tmp_path, state_of(task, optimizer))
+    fresh, fresh_optimizer = trained()
+    assert resume_run(tmp_path / LAST, fresh, fresh_optimizer, 'net', {'lr': 0.1}, COUNTS) == (5, Best(60.0, 2))
+    for ema in (False, True):
+        for old, new in zip(task.get_trainable_module(ema).state_dict().values(),
+                            fresh.get_trainable_module(ema).state_dict().values(), strict=True):
+            assert torch.equal(old, new)
+    old, new = optimizer.state_dict()['state'], fresh_optimizer.state_dict()['state']
+    assert all(torch.equal(old[key]['momentum_buffer'], new[key]['momentum_buffer']) for key in old)
+
+
+def test_checkpoints_are_plain_data_that_timm_loads(tmp_path):
+    from timm.models import load_state_dict
+    task, optimizer = trained(epochs=2)
+    save_checkpoint(tmp_path, state_of(task, optimizer))
+    for use_ema in (False, True):
+        loaded = load_state_dict(str(tmp_path / LAST), use_ema=use_ema)
+        expected = task.get_checkpoint_state(ema=use_ema)['state_dict_ema' if use_ema else 'state_dict']
+        assert all(torch.equal(loaded[key], value) for key, value in expected.items())
+
+
+def test_resuming_something_else_is_refused(tmp_path):
+    task, optimizer = trained()
+    save_checkpoint(tmp_path, state_of(task, optimizer))
+    path = tmp_path / LAST
+    with pytest.raises(InputError, match="of model 'net' and not of 'other'"):
+        resume_run(path, task, optimizer, 'other', {}, COUNTS)
+    with pytest.raises(InputError, match='other class counts'):
+        resume_run(path, task, optimizer, 'net', {}, ClassCounts((5, 3, 1), ('a', 'b', 'c'), 'a test'))
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    with pytest.raises(InputError, match=r"'3.bias' is \[3\].*\[4\].*--num-classes"):
+        resume_run(path, ClassificationTask(wide, verbose=False), optimizer, 'net', {})
+    with pytest.raises(InputError, match="differ in '3.bias'"):
+        resume_run(path, make_task(bias=False), optimizer, 'net', {})
+    torch.save({'state_dict': {}}, tmp_path / 'weights.pth')
+    with pytest.raises(InputError, match="no 'epoch'.*--initial-checkpoint"):
+        resume_run(tmp_path / 'weights.pth', task, optimizer, 'net', {})
+
+
+def test_changed_settings_are_one_warning_and_the_new_ones_hold(tmp_path, caplog):
+    task, optimizer = trained()
+    save_checkpoint(tmp_path, state_of(task, optimizer, settings={'lr': 0.1, 'momentum': 0.9, 'output': 'here'}))
+    changed = create_optimizer(task.trainable_module, momentum=0.5)
+    resume_run(tmp_path / LAST, task, changed, 'net', {'lr': 0.2, 'momentum': 0.5, 'output': 'there'})
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert messages[0].endswith('lr 0.1 -> 0.2, momentum 0.9 -> 0.5')
+    assert changed.param_groups[0]['momentum'] == 0.5
+
+
+def test_find_resume(tmp_path):
+    assert find_resume('auto', tmp_path) is None
+    assert find_resume(None, tmp_path) is None
+    with pytest.raises(InputError, match='does not exist'):
+        find_resume(str(tmp_path / 'nothing'), tmp_path)
+    (tmp_path / LAST).touch()
+    assert find_resume('auto', tmp_path) == tmp_path / LAST
+    with pytest.raises(InputError, match='--resume auto.*--experiment'):
+        find_resume(None, tmp_path)
+
+
+def test_the_best_checkpoint_is_written_before_the_last(tmp_path, monkeypatch):
+    """A kill in between must not leave a last checkpoint that believes in a best one that was never written."""
+    written = []
+    monkeypatch.setattr(checkpoints, 'atomic_write', lambda path, write: written.append(path.name))
+    save_checkpoint(tmp_path, {}, is_best=True)
+    save_checkpoint(tmp_path, {})
+    assert written == [BEST, LAST, LAST]
+
+
+def test_a_write_that_fails_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, {'epoch': 1})
+
+    def full_disk(state, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(InputError, match='No space left.*intact'):
+        save_checkpoint(tmp_path, {'epoch': 2})
+    monkeypatch.undo()
+    assert torch.load(tmp_path / LAST) == {'epoch': 1}
+    assert [path.name for path in tmp_path.iterdir()] == [LAST]
+
+
+# Logs
+
+
+def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
+    log = RunLog(tmp_path)
+    for epoch in range(3):
+        log.write(epoch, {'loss': 1.5}, {'top1': 50.0, 'few': None}, 0.1)
+    with open(tmp_path / 'log.jsonl', 'a') as file:
+        file.write('{"epoch": 3, "train_l')  # cut short by a kill
+    log = RunLog(tmp_path, start_epoch=1)
+    log.write(1, {'loss': 1.0}, {'top1': 60.0, 'few': 0.0}, 0.05)
+    lines = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [(line['epoch'], line['eval_top1'], line['eval_few'], line['lr']) for line in lines] == [
+        (0, 50.0, None, 0.1), (1, 60.0, 0.0, 0.05)]
+    assert all('time' in line for line in lines)
+    assert (tmp_path / 'summary.csv').read_text().split() == [
+        'epoch,train_loss,eval_top1,eval_few,lr', '0,1.5,50.0,,0.1', '1,1.0,60.0,0.0,0.05']
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    log = RunLog(tmp_path, tensorboard=True)
+    log.write(0, {'loss': 1.5}, {'top1': 50.0, 'few': None}, 0.1)
+    log.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert set(events.Tags()['scalars']) == {'train/loss', 'eval/top1', 'lr'}
+    assert [(event.step, event.value) for event in events.Scalars('eval/top1')] == [(0, 50.0)]
+
+
+def test_wandb_gets_the_numbers(tmp_path, monkeypatch):
+    calls = []
+    fake = types.ModuleType('wandb')
+    for name in ('init', 'log', 'finish'):
+        setattr(fake, name, lambda *args, _name=name, **kwargs: calls.append((_name, args, kwargs)))
+    monkeypatch.setitem(sys.modules, 'wandb', fake)
+    log = RunLog(tmp_path / 'run', wandb_project='tails', settings={'lr': 0.1})
+    (tmp_path / 'run').mkdir()
+    log.write(0, {'loss': 1.5}, {'few': None}, 0.1)
+    log.close()
+    assert [name for name, _, _ in calls] == ['init', 'log', 'finish']
+    assert calls[0][2] == {'project': 'tails', 'name': 'run', 'id': 'run', 'resume': 'allow', 'config': {'lr': 0.1}}
+    assert calls[1][1] == ({'epoch': 0, 'train_loss': 1.5, 'lr': 0.1},)
+
+
+@pytest.mark.parametrize('module, kwargs', [
+    ('wandb', dict(wandb_project='x')), ('torch.utils.tensorboard', dict(tensorboard=True))])
+def test_a_logger_that_is_not_installed_names_its_pip_command(tmp_path, monkeypatch, module, kwargs):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match='pip install'):
+        RunLog(tmp_path, **kwargs)

@@ -1,0 +1,328 @@
+"""Whole runs of train.py on generated images: interruption, several processes, bad input."""
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nbn_timm.cli.train as train
+import nbn_timm.engine.model
+from nbn_timm.engine.checkpoint import BEST, LAST
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
+MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> Path:
+    """20 training images of classes with 10, 6, 3 and 1, and 8 others, each image of its class's colour and noise."""
+    root = tmp_path_factory.mktemp('images')
+    rng = np.random.default_rng(0)
+    for split, counts in (('train', (10, 6, 3, 1)), ('val', (1, 1, 1, 1)), ('test', (1, 1, 1, 1))):
+        lines = []
+        for label, count in enumerate(counts):
+            for index in range(count):
+                pixels = rng.integers(0, 80, (8, 8, 3)) + 50 * label
+                name = f'{split}_{label}_{index}.png'
+                Image.fromarray(pixels.astype(np.uint8)).save(root / name)
+                lines.append(f'{name} {label}\n')
+        (root / f'{split}.txt').write_text(''.join(lines))
+    return root
+
+
+def data_flags(root: Path, *splits: str) -> list[str]:
+    lists = [f'--{split}-list={root}/{split}.txt' for split in splits or ('train', 'val', 'test')]
+    return ['--dataset', 'list', '--data-dir', str(root), *lists]
+
+
+def weights(folder: Path, name: str = LAST) -> dict[str, torch.Tensor]:
+    return torch.load(folder / name, weights_only=True)['state_dict']
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+
+
+def assert_same(first, second) -> None:
+    """Bit for bit, through dicts and lists."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_same(first[key], second[key])
+    elif isinstance(first, list):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_same(one, other)
+    else:
+        assert first == second
+
+
+def test_a_killed_run_that_resumes_ends_where_the_uninterrupted_one_does(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--workers', '1', '--epochs', '4', '-b', '4', '--log-interval', '1',
+             '--model-ema', '--model-ema-decay', '0.9', '--mixup', '0.5', '--cutmix', '0.5', '--smoothing', '0.1',
+             '--drop', '0.2', '--reprob', '0.3', '--loss', 'balanced_softmax', '--sampler', 'class_balanced',
+             '--warmup-epochs', '1', '--sched-on-updates', '--clip-grad', '5', '--output', str(tmp_path)]
+    train.main([*flags, '--experiment', 'whole'])
+
+    command = [sys.executable, '-u', str(ROOT / 'train.py'), *flags, '--experiment', 'killed']
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith('epoch 3/4  step 2/5'):
+                process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert torch.load(tmp_path / 'killed' / LAST)['epoch'] == 1
+    train.main([*flags, '--experiment', 'killed', '--resume', 'auto'])
+
+    for name in (LAST, BEST):
+        whole, killed = (torch.load(tmp_path / run / name, weights_only=True) for run in ('whole', 'killed'))
+        assert whole['epoch'] == killed['epoch']
+        for key in ('state_dict', 'state_dict_ema', 'optimizer', 'best', 'metric'):
+            assert_same(whole[key], killed[key])
+    whole_rows, killed_rows = rows(tmp_path / 'whole'), rows(tmp_path / 'killed')
+    assert [row['epoch'] for row in killed_rows] == [0, 1, 2, 3]
+    for one, other in zip(whole_rows, killed_rows, strict=True):
+        for key in one.keys() - {'time', 'train_images_per_second'}:
+            assert one[key] == other[key], key
+    assert (tmp_path / 'whole' / 'test.json').read_text() == (tmp_path / 'killed' / 'test.json').read_text()
+
+
+RANK_SCRIPT = '''
+import os, sys, torch
+import nbn_timm.cli.train as train
+import nbn_timm.engine.model
+original = train.report
+
+def report(args, folder, splits, task, *rest):
+    torch.save(task.get_checkpoint_state(), folder / f"rank{os.environ['RANK']}.pt")
+    original(args, folder, splits, task, *rest)
+
+train.report = report
+train.main(sys.argv[1:])
+'''
+
+
+def run_two_processes(tmp_path: Path, flags: list[str]) -> None:
+    script = tmp_path / 'script.py'
+    script.write_text(RANK_SCRIPT)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
+    done = subprocess.run([*command, *flags], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_processes_share_everything_batch_norm_included(images, tmp_path):
+    flags = [*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '-b', '4', '--output', str(tmp_path)]
+    run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
+    folder = tmp_path / 'two'
+    first, second = (torch.load(folder / f'rank{rank}.pt')['state_dict'] for rank in (0, 1))
+    assert_same(first, second)
+    assert_same(first, weights(folder))
+    assert len(rows(folder)) == 2
+    # A finished run that resumes has nothing left to do but the evaluation: here by one process.
+    train.main([*flags, '--experiment', 'one', '--resume', str(folder / LAST)])
+    assert (tmp_path / 'one' / 'test.json').read_text() == (folder / 'test.json').read_text()
+
+
+def test_processes_and_accumulation_are_one_large_batch(images, tmp_path):
+    """Without BatchNorm and augmentation, 8 images are 8 images however they are divided; 20 leave a group of 4."""
+    flags = [*data_flags(images, 'train', 'test'), '--model', 'test_vit', '--model-kwargs', 'img_size=32', '--img-size',
+             '32', '--device', 'cpu', '--workers', '0', '--no-aug', '--global-batch-size', '8', '--epochs', '2',
+             '--lr', '0.05', '--output', str(tmp_path)]
+    train.main([*flags, '--experiment', 'one'])
+    train.main([*flags, '--experiment', 'halves', '-b', '4'])
+    run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
+    expected = weights(tmp_path / 'one')
+    for other in ('halves', 'two'):
+        for key, value in weights(tmp_path / other).items():
+            torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=f'{other}: {key}')
+    losses = [[row['train_loss'] for row in rows(tmp_path / run)] for run in ('one', 'halves', 'two')]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
+    flags = [*data_flags(images), *MODEL, '--epochs', '2', '--output', str(tmp_path)]
+    train.main(flags)
+    folder = tmp_path / 'resnet20_nbn-list-s42'
+    printed = capsys.readouterr().out
+    assert str(folder) in printed
+    assert 'chosen by validation top1' in printed
+    assert {path.name for path in folder.iterdir()} == {
+        'args.yaml', 'summary.csv', 'log.jsonl', LAST, BEST, 'test.json', 'test_per_class.csv'}
+    columns = (folder / 'summary.csv').read_text().splitlines()[0].split(',')
+    assert {f'eval_{name}' for name in ('top1', 'top5', 'many', 'medium', 'few', 'mean_class', 'loss')} < set(columns)
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    assert checkpoint['class_counts']['counts'] == [10, 6, 3, 1]
+    assert (checkpoint['arch'], checkpoint['epoch'], checkpoint['version']) == ('resnet20_nbn', 1, 2)
+
+    with pytest.raises(train.InputError, match='--resume auto'):
+        train.main(flags)
+    before = torch.load(folder / LAST, weights_only=True)['state_dict']
+    train.main(['--config', str(folder / 'args.yaml'), '--experiment', 'again'])  # args.yaml is a config
+    assert_same(before, weights(tmp_path / 'again'))
+
+
+def test_best_is_the_best_validation_epoch_and_survives_a_resume(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '-b', '4', '--lr', '0.05', '--output', str(tmp_path), '--experiment', 'run']
+    train.main([*flags, '--epochs', '3', '--sched', 'constant', '--eval-metric', 'loss'])
+    train.main([*flags, '--epochs', '5', '--sched', 'constant', '--eval-metric', 'loss', '--resume', 'auto'])
+    losses = [row['eval_loss'] for row in rows(tmp_path / 'run')]
+    best = torch.load(tmp_path / 'run' / BEST, weights_only=True)
+    assert len(losses) == 5
+    assert best['epoch'] == int(np.argmin(losses))
+    assert best['best'] == {'epoch': int(np.argmin(losses)), 'metric': min(losses)}
+    assert torch.load(tmp_path / 'run' / LAST, weights_only=True)['best'] == best['best']
+
+
+def test_without_a_validation_split_the_last_epoch_is_reported_and_said_so(images, tmp_path, capsys):
+    train.main([*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '--watch-test',
+                '--output', str(tmp_path), '--experiment', 'run'])
+    printed = capsys.readouterr().out
+    assert 'There is no validation split' in printed
+    assert 'since there is no validation split' in printed
+    assert not (tmp_path / 'run' / BEST).exists()
+    assert torch.load(tmp_path / 'run' / LAST)['best'] is None
+    result = json.loads((tmp_path / 'run' / 'test.json').read_text())
+    assert rows(tmp_path / 'run')[-1]['eval_top1'] == result['top1']  # the watched last epoch is what is reported
+    for split in ('many', 'medium'):
+        assert result[split] is None
+
+
+def test_a_compiled_run_saves_plain_keys_and_resumes(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--model-ema', '--output', str(tmp_path), '--experiment', 'run']
+    train.main([*flags, '--epochs', '1', '--torchcompile', 'eager'])
+    plain = nbn_timm.engine.model.create_model('resnet20_nbn', 4).state_dict()
+    checkpoint = torch.load(tmp_path / 'run' / LAST, weights_only=True)
+    assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == plain.keys()
+    train.main([*flags, '--epochs', '2', '--resume', 'auto'])
+    assert len(rows(tmp_path / 'run')) == 2
+
+
+def test_weights_to_start_from_and_no_learning_change_nothing(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--output', str(tmp_path)]
+    train.main([*flags, '--epochs', '1', '--experiment', 'first'])
+    train.main([*flags, '--epochs', '1', '--experiment', 'second', '--seed', '7', '--lr', '0', '--initial-checkpoint',
+                str(tmp_path / 'first' / LAST)])
+    first, second = weights(tmp_path / 'first'), weights(tmp_path / 'second')
+    for key in first:
+        if 'running' not in key and 'tracked' not in key:
+            assert torch.equal(first[key], second[key]), key
+
+
+def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(images, tmp_path, capsys, monkeypatch):
+    resource = pytest.importorskip('resource')
+    flags = [*data_flags(images), *MODEL, '--output', str(tmp_path), '--experiment', 'run']
+    train.main([*flags, '--epochs', '1'])
+    before = (tmp_path / 'run' / LAST).read_bytes()
+    monkeypatch.setattr(sys, 'argv', ['nbn-train', *flags, '--epochs', '2', '--resume', 'auto'])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # larger files are refused as by a full disk
+    try:
+        assert train.console() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert error.startswith('nbn-train: error: cannot write')
+    assert error.count('\n') == 1
+    assert 'intact' in error
+    assert (tmp_path / 'run' / LAST).read_bytes() == before
+    assert not list((tmp_path / 'run').glob('.*'))
+
+
+@pytest.fixture
+def broken(images, tmp_path) -> Path:
+    """The images once more, to be broken."""
+    for path in images.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def append(path: Path, line: str) -> None:
+    path.write_text(path.read_text() + line)
+
+
+def an_empty_list(root):
+    (root / 'train.txt').write_text('')
+
+
+def a_label_out_of_range(root):
+    append(root / 'train.txt', 'train_0_0.png 4\n')
+
+
+def a_negative_label(root):
+    append(root / 'train.txt', 'train_0_0.png -1\n')
+
+
+def a_missing_image(root):
+    (root / 'train_0_3.png').unlink()
+
+
+def a_truncated_jpeg(root):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / 'train_0_3.png', format='JPEG')
+    (root / 'train_0_3.png').write_bytes((root / 'train_0_3.png').read_bytes()[:1500])
+
+
+@pytest.mark.parametrize('damage, message', [
+    (an_empty_list, 'train.txt'),
+    (a_label_out_of_range, 'label'),
+    (a_negative_label, 'label'),
+    (a_missing_image, 'train_0_3.png'),
+    (a_truncated_jpeg, 'train_0_3.png'),
+])
+@pytest.mark.parametrize('workers', ['0', '1'])
+def test_broken_data_is_one_sentence(broken, damage, message, workers, capsys, monkeypatch):
+    damage(broken)
+    monkeypatch.setattr(sys, 'argv', [
+        'nbn-train', *data_flags(broken), *MODEL, '--workers', workers, '--num-classes', '4', '--epochs', '1',
+        '--output', str(broken / 'output')])
+    assert train.console() == 1
+    error = capsys.readouterr().err
+    assert error.startswith('nbn-train: error: ')
+    assert error.count('\n') == 1
+    assert message in error
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['--model', 'resnet20_nbm'], "did you mean 'resnet20_nbn"),
+    (['--sync-bn'], '--sync-bn needs GPUs'),
+    (['--eval-metric', 'many'], 'no class of'),
+    (['--mixup', '1', '-b', '1'], '--mixup'),
+    (['--initial-checkpoint', 'nothing.pth'], 'nothing.pth'),
+    (['--resume', 'nothing.pth'], 'nothing.pth'),
+    (['--lr', '1e30', '--epochs', '3'], 'epoch'),
+    (['--config', 'nothing.yaml'], 'nothing.yaml'),
+    (['--device', 'gpu'], '--device'),
+])
+def test_wrong_flags_are_one_sentence(images, tmp_path, flags, message, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [
+        'nbn-train', *data_flags(images), *MODEL, '-b', '4', '--epochs', '1', '--output', str(tmp_path), *flags])
+    assert train.console() == 1
+    error = capsys.readouterr().err
+    assert error.startswith('nbn-train: error: ')
+    assert error.count('\n') == 1
+    assert message in error
+
+
+def test_the_command_itself_fails_without_a_traceback(tmp_path):
+    config = tmp_path / 'typo.yaml'
+    config.write_text('modle: resnet20_nbn\n')
+    command = [sys.executable, str(ROOT / 'train.py'), '--config', str(config)]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr == f"nbn-train: error: config '{config}' has an unknown key 'modle'; did you mean 'model'?\n"
