@@ -56,7 +56,7 @@ def checkpoint(weights: Mapping[str, torch.Tensor], prefix: str = 'module.') -> 
 
 
 def as_released(state_dict: Mapping[str, torch.Tensor], entries: int = 20) -> dict[str, torch.Tensor]:
-    """This package's weights of a single network under the released names: one `scale_factor`, its first entry alpha."""
+    """This package's weights of a single network under the released names: one `scale_factor`, its first alpha."""
     alphas = [tensor for name, tensor in state_dict.items() if name.endswith('.scale.alpha')]
     plain = {name: tensor for name, tensor in state_dict.items() if not name.endswith('.scale.alpha')}
     return {'scale_factor': torch.cat([alphas[0], torch.full((entries - 1,), 7.0)]), **plain}

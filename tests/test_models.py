@@ -22,7 +22,8 @@ ARCHS = sorted(
     name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items()
     if '' not in default.tags)
 ALIASES = sorted(
-    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items() if '' in default.tags)
+    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items()
+    if '' in default.tags)
 SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr']
 
 # Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.

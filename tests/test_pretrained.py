@@ -276,7 +276,8 @@ def test_recognition_of_the_measured_checkpoint():
 @pytest.mark.parametrize('arch, expected', [
     ('resnet50', 'resnet50'), ('resnext50_32x4d', 'resnext50_32x4d'), ('resnet101_nbn_lr', 'resnet101_nbn_lr'),
     ('resnet152_nbn', 'resnet152_nbn'), ('resnet18', 'resnet18'), ('resnet56_nbn_lr', 'resnet56_nbn_lr'),
-    ('resnet20', 'resnet20'), ('resnext101_nbn', 'resnext101_nbn'), ('efficientnet_b0', None), ('vit_tiny_patch16_224', None),
+    ('resnet20', 'resnet20'), ('resnext101_nbn', 'resnext101_nbn'), ('efficientnet_b0', None),
+    ('vit_tiny_patch16_224', None),
 ])
 def test_architectures_are_recognised_by_keys_and_shapes(arch, expected):
     from nbn_timm.models._convert import recognize

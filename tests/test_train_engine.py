@@ -23,6 +23,7 @@ from nbn_timm.engine.optim import create_optimizer
 from nbn_timm.engine.progress import Progress
 from nbn_timm.engine.task import evaluation_model, prepare_task
 from nbn_timm.errors import InputError
+from nbn_timm.layers import nbn_layers
 from nbn_timm.losses import create_loss
 
 CPU = torch.device('cpu')
@@ -226,6 +227,29 @@ def test_create_model_sets_momentum_and_names_what_is_wrong():
         create_model('resnet20_nbm')
     with pytest.raises(InputError, match='--model-kwargs'):
         create_model('resnet20_nbn', nonsense=1)
+
+
+def test_nbn_goes_into_any_model_and_only_once():
+    assert len(nbn_layers(create_model('resnet18', num_classes=3, nbn=True))) == 5
+    with pytest.raises(InputError, match='has NBN already'):
+        create_model('resnet20_nbn', nbn=True)
+    with pytest.raises(InputError, match='no BatchNorm layer'):
+        create_model('vit_tiny_patch16_224', nbn=True)
+
+
+@pytest.mark.parametrize('name', ['resnet18', 'resnet50.a1_in1k', 'resnet50_nbn', 'resnet18.no_such_tag'])
+def test_weights_that_cannot_be_had_are_one_sentence(name, tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)
+
+    def no_network(*args, **kwargs):
+        raise OSError('network is unreachable')
+
+    monkeypatch.setattr('socket.socket.connect', no_network)
+    monkeypatch.setattr('socket.getaddrinfo', no_network)
+    with pytest.raises(InputError, match=name.partition('.')[0]) as error:
+        create_model(name, pretrained=True)
+    assert '\n' not in str(error.value)
 
 
 def test_wrong_devices_are_refused():

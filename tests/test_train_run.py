@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import nbn_timm.cli.train as train
+import nbn_timm.cli.validate as validate
 import nbn_timm.engine.model
 from nbn_timm.engine.checkpoint import BEST, LAST
 
@@ -104,6 +105,7 @@ def test_a_killed_run_that_resumes_ends_where_the_uninterrupted_one_does(images,
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
+import nbn_timm.cli.validate as validate
 import nbn_timm.engine.model
 original = train.report
 
@@ -192,7 +194,7 @@ def test_without_a_validation_split_the_last_epoch_is_reported_and_said_so(image
     train.main([*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '--watch-test',
                 '--output', str(tmp_path), '--experiment', 'run'])
     printed = capsys.readouterr().out
-    assert 'There is no validation split' in printed
+    assert 'has no validation split' in printed
     assert 'since there is no validation split' in printed
     assert not (tmp_path / 'run' / BEST).exists()
     assert torch.load(tmp_path / 'run' / LAST)['best'] is None
@@ -210,6 +212,19 @@ def test_a_compiled_run_saves_plain_keys_and_resumes(images, tmp_path):
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == plain.keys()
     train.main([*flags, '--epochs', '2', '--resume', 'auto'])
     assert len(rows(tmp_path / 'run')) == 2
+
+
+def test_nbn_added_to_a_timm_model_is_trained_resumed_and_validated(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--model', 'test_resnet', '--add-nbn', '--img-size', '64',
+             '--output', str(tmp_path), '--experiment', 'run']
+    train.main([*flags, '--epochs', '1'])
+    train.main([*flags, '--epochs', '2', '--resume', 'auto'])
+    assert [key for key in weights(tmp_path / 'run') if key.endswith('scale.alpha')]
+    validate.main(['--checkpoint', str(tmp_path / 'run' / LAST), '--device', 'cpu', '--workers', '0',
+                   '--results-file', str(tmp_path / 'result.json')])
+    first, second = (json.loads(path.read_text()) for path in (
+        tmp_path / 'run' / 'test.json', tmp_path / 'result.json'))
+    assert first['per_class'] == second['per_class']
 
 
 def test_weights_to_start_from_and_no_learning_change_nothing(images, tmp_path):

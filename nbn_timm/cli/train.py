@@ -193,8 +193,6 @@ def announce(
     ]
     if args.model_ema:
         lines.append(f'Averaged weights (EMA, decay {args.model_ema_decay}) are what is evaluated.')
-    if splits.val is None:
-        lines.append('There is no validation split: no best checkpoint is chosen, the last epoch is reported.')
     _logger.info('\n'.join(lines))
 
 

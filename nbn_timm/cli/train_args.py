@@ -75,6 +75,8 @@ def _add_model(group: Any) -> None:
     add = group.add_argument
     add('--model', metavar='NAME', help='any timm model, or one of nbn_timm')
     add('--pretrained', action=BooleanOptionalAction, default=False)
+    add('--add-nbn', action=BooleanOptionalAction, default=False,
+        help='put NBN into the last stage of a timm model with BatchNorm')
     add('--initial-checkpoint', metavar='FILE', help='weights to start from')
     add('--model-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE')
     add('--drop', type=PROBABILITY, metavar='P', help='dropout rate')

@@ -44,7 +44,7 @@ def build_model(args: argparse.Namespace, splits: Splits, world: World) -> Any:
     num_classes = args.num_classes or splits.num_classes
     with world.primary_first():
         model = create_model(args.model, num_classes, args.pretrained, args.drop, args.drop_path, args.bn_momentum,
-                             **args.model_kwargs)
+                             args.add_nbn, **args.model_kwargs)
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
     if args.sync_bn:

@@ -38,6 +38,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('--pretrained', action='store_true', help="the model's published weights")
     group.add_argument('--use-ema', action='store_true', help="the checkpoint's averaged weights")
     group.add_argument('--model-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE', help='for the constructor')
+    group.add_argument('--add-nbn', action='store_true', default=None, help='as in training')
     group.add_argument('--num-classes', type=int, metavar='N', help='default: as many as there are class counts')
     group.add_argument('--fuse', '--reparam', action='store_true', help='fold NBN into plain BatchNorm first (exact)')
 
@@ -109,7 +110,8 @@ def validate(args: argparse.Namespace, world: World) -> None:
     if args.use_ema and 'state_dict_ema' not in checkpoint:
         raise InputError('there are no averaged weights to evaluate: give a checkpoint of a run with --model-ema, '
                          'or leave out --use-ema')
-    settings = data_settings(vars(args), trained_with, args.model or trained_with.get('model') or checkpoint.get('arch'))
+    recorded_model = trained_with.get('model') or checkpoint.get('arch')
+    settings = data_settings(vars(args), trained_with, args.model or recorded_model)
     class_counts = None
     counts_from = args.counts_from or default_counts_source(args.class_counts, checkpoint)
     if counts_from != 'dataset':
@@ -128,10 +130,10 @@ def validate(args: argparse.Namespace, world: World) -> None:
             raise InputError(f'the training images per class are not known, since the training split of '
                              f"'{settings.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
 
-    name, model_kwargs = model_settings(args.model, args.model_kwargs, checkpoint, trained_with)
+    name, nbn, model_kwargs = model_settings(args.model, args.add_nbn, args.model_kwargs, checkpoint, trained_with)
     num_classes = args.num_classes or (None if args.pretrained else splits.num_classes)
     with world.primary_first():
-        model: Any = create_model(name, num_classes, args.pretrained, **model_kwargs)
+        model: Any = create_model(name, num_classes, args.pretrained, nbn=nbn, **model_kwargs)
     input_format = resolve_input(splits.defaults, model.pretrained_cfg, args.pretrained, trained_with, vars(args))
     evaluator = LongTailEvaluator(model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot)
     about = {
@@ -231,17 +233,19 @@ def read_class_counts(
 
 def model_settings(
         name: str | None,
+        nbn: bool | None,
         kwargs: dict[str, Any] | None,
         checkpoint: Mapping[str, Any],
         trained_with: Mapping[str, Any],
-) -> tuple[str, dict[str, Any]]:
-    """Model name and constructor arguments; a checkpoint's arguments hold for its own model only."""
+) -> tuple[str, bool, dict[str, Any]]:
+    """Model name, added NBN and constructor arguments; a checkpoint's settings hold for its own model only."""
     recorded = trained_with.get('model') or checkpoint.get('arch')
     name = name or recorded
     if not name:
         raise InputError('give --model: the checkpoint does not record its architecture')
-    inherited = (trained_with.get('model_kwargs') or {}) if name == recorded else {}
-    return name, inherited | (kwargs or {})
+    inherited = trained_with if name == recorded else {}
+    return (name, bool(inherited.get('add_nbn')) if nbn is None else nbn,
+            (inherited.get('model_kwargs') or {}) | (kwargs or {}))
 
 
 def resolve_input(

@@ -6,6 +6,7 @@ from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.layers import add_nbn
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -17,6 +18,7 @@ def create_model(
         drop: float | None = None,
         drop_path: float | None = None,
         bn_momentum: float | None = None,
+        nbn: bool = False,
         **model_kwargs: Any,
 ) -> nn.Module:
     """Create a registered model; a wrong name or argument is an error that says so in one sentence.
@@ -28,10 +30,11 @@ def create_model(
         drop: Dropout rate.
         drop_path: Drop path rate.
         bn_momentum: Momentum of all BatchNorm layers.
+        nbn: Put NBN into the last stage, see `add_nbn`; pretrained weights are loaded before.
         model_kwargs: Further arguments of the model.
 
     Raises:
-        InputError: Unknown model, tag or argument.
+        InputError: Unknown model, tag or argument; no pretrained weights to be had; no BatchNorm for NBN.
     """
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
@@ -44,10 +47,17 @@ def create_model(
             raise
         raise InputError(f"model '{name}' does not take this setting ({error}): "
                          'check --drop, --drop-path and --model-kwargs') from error
-    except RuntimeError as error:
-        if 'pretrained tag' not in str(error):
+    except InputError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        if not (pretrained or 'pretrained tag' in str(error)):
             raise
-        raise InputError(f'{error}: timm.list_pretrained() lists the tags of all models') from error
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
+                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
+                         'out --pretrained') from error
+    if nbn:
+        add_nbn(model)
     if bn_momentum is not None:
         for module in model.modules():
             if isinstance(module, BATCH_NORMS):

@@ -145,6 +145,8 @@ def _to_nbn(norm: nn.Module, name: str, gradient: str, alpha: float) -> Normaliz
         return NormalizedBatchNorm2d.from_batch_norm(norm, gradient, alpha)
     if type(norm) is BatchNormAct2d and norm.affine:
         return NormalizedBatchNormAct2d.from_batch_norm(norm, gradient, alpha)
+    if isinstance(norm, NormalizedBatchNorm2d):
+        raise InputError(f"'{name}' has NBN already: add it once, or name other stages")
     raise InputError(
         f"'{name}' is a {type(norm).__name__}{'' if getattr(norm, 'affine', True) else ' without affine parameters'},"
         ' which cannot become NBN: add NBN first and convert afterwards, or leave this layer out with `layers`')
