@@ -256,7 +256,26 @@ def test_convert_command_says_what_it_recognised(weights_cache, model, tmp_path)
     run = run_convert(str(tmp_path / 'log.pth.tar'))
     assert run.returncode == 0, run.stderr
     assert 'as resnet10_nbn, 1000 classes (imagenet_lt), released NBN format' in run.stdout
+    assert f"timm.create_model('{NAME}', pretrained=True)" in run.stdout
     assert same_weights(timm.create_model(NAME, pretrained=True), model)
+
+
+@pytest.mark.parametrize('arch', ['resnet50', 'resnext50_32x4d', 'resnet50_nbn'])
+def test_convert_command_on_the_other_released_networks(arch, tmp_path):
+    shapes = {name: tuple(tensor.shape) for name, tensor in timm.create_model(arch, device='meta').state_dict().items()}
+    alpha = [name for name in shapes if name.endswith('alpha')]
+    weights = released.state_dict({name: shape for name, shape in shapes.items() if name not in alpha})
+    if alpha:
+        weights['scale_factor'] = released.value('scale_factor', (20,))
+    torch.save(released.checkpoint(weights), tmp_path / 'model_best.pth.tar')
+    run = run_convert(str(tmp_path / 'model_best.pth.tar'), str(tmp_path / 'out.safetensors'))
+    assert run.returncode == 0 and f'as {arch}, 1000 classes (imagenet_lt)' in run.stdout, run.stderr
+    model = timm.create_model(arch, checkpoint_path=str(tmp_path / 'out.safetensors'))
+    loaded = model.state_dict()
+    for name, tensor in weights.items():
+        if name != 'scale_factor':
+            assert torch.equal(loaded[name], tensor), name
+    assert not alpha or loaded[alpha[0]] == weights['scale_factor'][0]
 
 
 def test_convert_command_refuses_what_is_no_checkpoint(tmp_path):

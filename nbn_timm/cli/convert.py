@@ -2,6 +2,8 @@
 import argparse
 from pathlib import Path
 
+import timm
+
 from nbn_timm.errors import run_cli
 from nbn_timm.files import file_sha256
 from nbn_timm.models._pretrained import write_zoo_file
@@ -22,8 +24,10 @@ def main(argv: list[str] | None = None) -> None:
     recognized, target = write_zoo_file(args.checkpoint, args.target)
     print(f"recognised '{args.checkpoint}' as {recognized}")
     print(f"wrote '{target}' ({target.stat().st_size / 1e6:.1f} MB, SHA-256 {file_sha256(target)})")
-    print(f"load it with timm.create_model('{recognized.name}', num_classes={recognized.num_classes}, pretrained=True, "
-          f"pretrained_cfg_overlay=dict(file='{target}')) after `import nbn_timm`")
+    print(f"load it after `import nbn_timm` with timm.create_model('{recognized.arch}', "
+          f"num_classes={recognized.num_classes}, checkpoint_path='{target}')")
+    if args.target is None and recognized.name in timm.list_models(recognized.arch, include_tags=True):
+        print(f"or with timm.create_model('{recognized.name}', pretrained=True)")
 
 
 def console() -> int:
