@@ -2,6 +2,7 @@
 import copy
 import multiprocessing
 import os
+import pickle
 
 import pytest
 import timm
@@ -80,7 +81,7 @@ def test_layers_and_sharing_can_be_chosen():
 
 @pytest.mark.parametrize('stages, layers, message', [
     (['layer9'], '', "no stage 'layer9'"),
-    (['fc'], '', 'no BatchNorm layer'),
+    (['fc'], '', 'no BatchNorm2d layer'),
     (['layer4'], 'bn7', "that matches 'bn7'"),
 ])
 def test_wrong_stages_are_named(stages, layers, message):
@@ -89,7 +90,7 @@ def test_wrong_stages_are_named(stages, layers, message):
 
 
 def test_models_without_batch_norm_and_synchronised_models_are_refused():
-    with pytest.raises(InputError, match='no BatchNorm layer'):
+    with pytest.raises(InputError, match='no BatchNorm2d layer'):
         add_nbn(timm.create_model('convnext_atto'))
     with pytest.raises(InputError, match='SyncBatchNorm'):
         add_nbn(timm_convert_sync_batchnorm(timm.create_model('resnet18')))
@@ -104,6 +105,24 @@ def test_converters_that_would_drop_nbn_are_refused(convert, name):
     with pytest.raises(InputError, match='would drop its normalisation'):
         convert(model)
     convert(fold_nbn(timm.create_model(name)))  # plain models are none of our business
+
+
+@pytest.mark.parametrize('name', ['repvit_m0_9', 'fastvit_t8', 'repghostnet_050'])
+@torch.no_grad()
+def test_modules_that_fuse_their_own_batch_norm_wait_for_folding(name):
+    model = timm.create_model(name, num_classes=3)
+    randomize(add_nbn(model)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    with pytest.raises(InputError, match='fold_nbn'):
+        reparameterize_model(model)
+    fused = reparameterize_model(fold_nbn(pickle.loads(pickle.dumps(model))))
+    assert (fused(x) - expected).abs().max() / expected.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize('name, stage', [('repvgg_a0', 'stages.3'), ('densenet121', 'features.norm5')])
+def test_the_last_stage_is_found(name, stage):
+    assert all(layer.startswith(stage) for layer in nbn_layers(add_nbn(timm.create_model(name, device='meta'))))
 
 
 def test_rectified_heads_fold_too():

@@ -233,7 +233,7 @@ def test_nbn_goes_into_any_model_and_only_once():
     assert len(nbn_layers(create_model('resnet18', num_classes=3, nbn=True))) == 5
     with pytest.raises(InputError, match='has NBN already'):
         create_model('resnet20_nbn', nbn=True)
-    with pytest.raises(InputError, match='no BatchNorm layer'):
+    with pytest.raises(InputError, match='no BatchNorm2d layer'):
         create_model('vit_tiny_patch16_224', nbn=True)
 
 

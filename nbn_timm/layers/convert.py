@@ -51,7 +51,8 @@ def add_nbn(
         model: Any model with `nn.BatchNorm2d` or timm `BatchNormAct2d` layers, such as timm's ResNets, RegNets,
             EfficientNets and MobileNets.
         stages: Names of the submodules to treat; by default the last stage of `model.feature_info`.
-        layers: Regular expression; inside the stages, BatchNorm layers whose name it finds are taken, by default all.
+        layers: Regular expression; inside the stages, BatchNorm2d layers whose name it finds are taken, by default
+            all. BatchNorm1d layers stay as they are.
         share_alpha: One alpha for all layers of a stage, else one for each layer.
         gradient: See `NormalizedBatchNorm2d`.
         alpha: Initial alpha.
@@ -62,19 +63,13 @@ def add_nbn(
     Raises:
         InputError: A stage does not exist, has no BatchNorm layer that matches, or has a kind that would be lost.
     """
-    for stage_name in stages if stages is not None else [_last_stage(model)]:
-        stage = _get_stage(model, stage_name)
-        names = [name for name, module in stage.named_modules()
-                 if name and isinstance(module, _BatchNorm) and re.search(layers, name)]
-        if not names:
-            raise InputError(
-                f"'{stage_name}' of {type(model).__name__} has no BatchNorm layer"
-                f"{f' that matches {layers!r}' if layers else ''}: name other stages, or use a model with BatchNorm")
+    for stage in stages if stages is not None else [_last_stage(model)]:
+        names = _batch_norms(model, stage, layers)
         converted = []
         for name in names:
-            norm = stage.get_submodule(name)
-            converted.append(_to_nbn(norm, f'{stage_name}.{name}', gradient, alpha))
-            _set_submodule(stage, name, converted[-1])
+            converted.append(_to_nbn(model.get_submodule(name), name, gradient, alpha))
+            _set_submodule(model, name, converted[-1])
+            _guard_fusion(model, name)
         if share_alpha:
             share_scale(converted)
     return model
@@ -91,6 +86,7 @@ def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
         inplace: Change the model given, else a copy.
     """
     model = model if inplace else deepcopy(model)
+    _lift_guards(model)
     for name, module in list(model.named_modules()):
         if name and isinstance(module, NormalizedBatchNorm2d | RectifiedLinear):
             _set_submodule(model, name, module.fuse())
@@ -128,7 +124,14 @@ def _last_stage(model: nn.Module) -> str:
     info = getattr(model, 'feature_info', None)
     if not info:
         raise InputError(f'{type(model).__name__} does not list its stages (feature_info): name them in `stages`')
-    return info[-1]['module']
+    name = info[-1]['module']
+    if next(_get_stage(model, name).parameters(), None) is not None:
+        return name
+    # Some families list an activation, or a final convolution that most members lack, in place of what precedes it.
+    children = [child for child, _ in model.named_children()]
+    before = children[children.index(name) - 1]
+    stages = model.get_submodule(before)
+    return f'{before}.{len(stages) - 1}' if isinstance(stages, nn.Sequential) else before
 
 
 def _get_stage(model: nn.Module, name: str) -> nn.Module:
@@ -137,6 +140,51 @@ def _get_stage(model: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         known = ', '.join(child for child, _ in model.named_children())
         raise InputError(f"{type(model).__name__} has no stage '{name}': choose among {known}") from None
+
+
+def _batch_norms(model: nn.Module, stage: str, layers: str) -> list[str]:
+    """Full names of the layers of a stage to convert; a stage may be a BatchNorm layer itself."""
+    found = [name for name, module in _get_stage(model, stage).named_modules()
+             if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and re.search(layers, name)]
+    if not found:
+        wanted = f' that matches {layers!r}' if layers else ''
+        raise InputError(f"'{stage}' of {type(model).__name__} has no BatchNorm2d layer{wanted}: name other stages, or "
+                         'use a model with BatchNorm')
+    return [f'{stage}.{name}' if name else stage for name in found]
+
+
+_FUSIONS = ('fuse', 'reparameterize', 'switch_to_deploy')  # what timm's reparameterize_model calls
+
+
+def _guard_fusion(model: nn.Module, name: str) -> None:
+    """Make the modules around an NBN layer refuse to fuse, until it is folded.
+
+    RepVIT, FastViT and their kind merge a BatchNorm into the convolution before it, from the raw `weight` and `bias`.
+    """
+    while name:
+        name = name.rpartition('.')[0]
+        around = model.get_submodule(name)
+        for method in _FUSIONS:
+            if hasattr(around, method):
+                setattr(around, method, _RefusedFusion(type(around).__name__))
+
+
+def _lift_guards(model: nn.Module) -> None:
+    for module in model.modules():
+        for method in _FUSIONS:
+            if isinstance(vars(module).get(method), _RefusedFusion):
+                delattr(module, method)
+
+
+class _RefusedFusion:
+    """Stands in for a method of a module that would fuse away NBN."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        raise InputError(f'{self.owner} would fuse its BatchNorm layers without their NBN: call nbn_timm.fold_nbn on '
+                         'the model first')
 
 
 def _to_nbn(norm: nn.Module, name: str, gradient: str, alpha: float) -> NormalizedBatchNorm2d:
