@@ -62,7 +62,12 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None = Non
     name = finder.parse_known_args(argv)[0].config
     if name:
         parser.set_defaults(**read_config(parser, config_path(name)))
-    return parser.parse_args(argv)
+    parser.usage = f'{parser.prog} [--config YAML] [--flag value ...]; --help lists the flags'
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [f"--{name.replace('_', '-')}" for name in vars(args)]
+        parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")
+    return args
 
 
 def read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:

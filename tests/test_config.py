@@ -211,3 +211,11 @@ def test_every_flag_is_a_config_key_of_its_own_name():
         assert flag in parser.format_help()
         if isinstance(default, bool):
             assert getattr(parser.parse_args([flag]), name) is True
+
+
+def test_an_unknown_flag_names_the_nearest_one_and_no_page_of_usage(capsys):
+    with pytest.raises(SystemExit) as error:
+        parse_args(build_parser(), ['--epoch', '3'])
+    assert error.value.code == 2
+    printed = capsys.readouterr().err
+    assert "unknown argument '--epoch'; did you mean '--epochs'?" in printed and printed.count('\n') == 2

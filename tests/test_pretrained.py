@@ -219,6 +219,15 @@ def test_sources_named_by_the_caller_win(weights_cache, model, tmp_path):
         timm.create_model('resnet10_nbn', pretrained=True, pretrained_cfg_overlay=dict(file=str(tmp_path / 'no.pth')))
 
 
+def test_a_file_brings_its_own_number_of_classes(tmp_path):
+    source = timm.create_model('resnet10_nbn', num_classes=365)
+    save_released(source, tmp_path / 'places.pth.tar')
+    overlay = dict(file=str(tmp_path / 'places.pth.tar'))
+    for kwargs in ({}, dict(num_classes=365)):
+        model = timm.create_model('resnet10_nbn', pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        assert same_weights(model, source)
+
+
 @pytest.mark.parametrize('arch', ['resnet10_nbn', 'resnet10_nbn_lr'])
 def test_another_number_of_classes_drops_the_whole_classifier(weights_cache, arch, tmp_path, caplog):
     source = timm.create_model(arch)

@@ -114,7 +114,8 @@ def _add_optimizer(group: Any) -> None:
     add('--sched-on-updates', action=BooleanOptionalAction, default=False, help='follow the schedule per update')
     add('--min-lr', type=NOT_NEGATIVE, default=0.0, metavar='X')
     add('--warmup-epochs', type=COUNT, default=0, metavar='N')
-    add('--warmup-lr', type=NOT_NEGATIVE, metavar='X', help='rate in the first epoch (default: --lr / (epochs + 1))')
+    add('--warmup-lr', type=NOT_NEGATIVE, metavar='X',
+        help='rate in the first epoch (default: --lr / (warm-up epochs + 1))')
     add('--decay-epochs', type=between(1), default=30, metavar='N', help='step: epochs between decays')
     add('--decay-milestones', type=POSITIVE_INT, nargs='+', default=[60, 80], metavar='N',
         help='multistep: 1-based epochs from which each decay holds')

@@ -1,4 +1,5 @@
 """timm's training task around a model: averaged weights, compilation, several processes."""
+import inspect
 from typing import Any
 
 from timm.task import TrainingTask
@@ -32,7 +33,10 @@ def prepare_task(
     if world.distributed:
         # Each process keeps its own running statistics during an epoch; `share_statistics` unites them at its end.
         device_ids = [world.device.index] if world.device.type == 'cuda' else None
-        task.prepare_distributed(device_ids=device_ids, broadcast_buffers=False)
+        # torch 2.13 renamed the switch.
+        renamed = 'forward_sync_buffers' in inspect.signature(DistributedDataParallel).parameters
+        switch = 'forward_sync_buffers' if renamed else 'broadcast_buffers'
+        task.prepare_distributed(device_ids=device_ids, **{switch: False})
 
 
 def share_statistics(task: TrainingTask, world: World, reduce: bool = True) -> None:

@@ -72,8 +72,11 @@ def build_zoo_model(
         named_by_caller = cfg.source or cfg.file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
         if not named_by_caller:
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
-        elif cfg.file and not cfg.source and not Path(cfg.file).is_file():
-            raise InputError(f"the weights file '{cfg.file}' does not exist: check the path given as file=")
+        elif cfg.file and not cfg.source:
+            # timm would drop the classifier of a file with another number of classes than the tag's without a word.
+            recognized = recognize(read_state_dict(cfg.file))
+            if recognized is not None:
+                overlay.setdefault('num_classes', recognized.num_classes)
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
         pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
