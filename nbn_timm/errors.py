@@ -15,6 +15,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ''
 
 
+_LOST_PEER = ('Connection closed by peer', 'Connection reset by peer')  # what gloo says when a process is gone
+
+
 def run_cli(main: Callable[[list[str] | None], None], prog: str) -> int:
     """Run a command; an `InputError` becomes one line on stderr and exit code 1, anything else stays a traceback."""
     try:
@@ -23,6 +26,14 @@ def run_cli(main: Callable[[list[str] | None], None], prog: str) -> int:
         # A DataLoader worker re-raises with its whole traceback as the message; the sentence is its last line.
         sentence = str(error).strip().splitlines()[-1].removeprefix(f'{InputError.__module__}.InputError: ')
         print(f'{prog}: error: {sentence}', file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        print(f'{prog}: interrupted', file=sys.stderr, flush=True)
+        return 130
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST_PEER):
+            raise
+        print(f'{prog}: error: another process of this run has failed, see its message', file=sys.stderr, flush=True)
         return 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from nbn_timm.errors import InputError
 
 
@@ -78,6 +80,8 @@ def _refusal(error: BaseException) -> str | None:
     """The operating system's reason if `error` is, or wraps, a refused write."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if isinstance(error, SafetensorError):
+        return str(error)
     # torch.save's zip writer reports a failed write as a RuntimeError, sometimes without the cause.
     if isinstance(error, RuntimeError) and 'PytorchStreamWriter' in str(error):
         return 'the write was cut short, as by a full disk'

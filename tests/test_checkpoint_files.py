@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import SafetensorError
 
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError
@@ -32,7 +33,7 @@ def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path, legacy):
                _use_new_zipfile_serialization=not legacy)
     with pytest.raises(InputError) as error:
         read_checkpoint(path)
-    assert 'posix.system' in str(error.value) and 'nothing of it was run' in str(error.value)
+    assert 'posix.system' in str(error.value) and 'nothing was run' in str(error.value)
     assert '\n' not in str(error.value) and not trace.exists()
     with pytest.raises(InputError, match='posix.system'):
         timm.create_model('resnet20_nbn', pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
@@ -40,13 +41,17 @@ def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path, legacy):
 
 
 def test_plain_pickles_and_other_files_are_refused(tmp_path):
-    (tmp_path / 'plain.pth').write_bytes(pickle.dumps({'a': Touch(tmp_path / 'trace')}))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f'protocol{protocol}.pth'
+        path.write_bytes(pickle.dumps({'a': Touch(tmp_path / 'trace')}, protocol))
+        with pytest.raises(InputError, match=f'{path.name}.*posix.system'):
+            read_checkpoint(path)
     (tmp_path / 'text.pth').write_text('this is no checkpoint')
     (tmp_path / 'bad.safetensors').write_bytes(b'\x10\0\0\0\0\0\0\0{"a":')
     torch.save(torch.ones(3), tmp_path / 'tensor.pth')
     with zipfile.ZipFile(tmp_path / 'zip.pth', 'w') as file:
         file.writestr('a', 'b')
-    for name in ('plain.pth', 'text.pth', 'bad.safetensors', 'tensor.pth', 'zip.pth', 'missing.pth'):
+    for name in ('text.pth', 'bad.safetensors', 'tensor.pth', 'zip.pth', 'missing.pth'):
         with pytest.raises(InputError, match=name) as error:
             read_checkpoint(tmp_path / name)
         assert '\n' not in str(error.value), name
@@ -90,6 +95,12 @@ def test_a_checkpoint_of_another_architecture_is_named(tmp_path, saved, kwargs, 
     assert '\n' not in str(error.value)
 
 
+def _raise(error: Exception):
+    def write(temporary: Path) -> None:
+        raise error
+    return write
+
+
 def test_atomic_write_replaces_whole_or_not_at_all(tmp_path):
     path = tmp_path / 'folder' / 'file'
     atomic_write(path, lambda temporary: temporary.write_text('one') and None)
@@ -104,6 +115,8 @@ def test_atomic_write_replaces_whole_or_not_at_all(tmp_path):
     with pytest.raises(InputError, match='no file was left behind'):
         atomic_write(tmp_path / 'other', fail_halfway)
     assert not (tmp_path / 'other').exists()
+    with pytest.raises(InputError, match='disk full'):
+        atomic_write(tmp_path / 'other', _raise(SafetensorError('I/O error: disk full')))
     with pytest.raises(ZeroDivisionError):  # not the file system's doing: not ours to translate
         atomic_write(path, lambda temporary: 1 / 0)
     assert os.listdir(path.parent) == ['file']

@@ -120,9 +120,27 @@ def test_modules_that_fuse_their_own_batch_norm_wait_for_folding(name):
     assert (fused(x) - expected).abs().max() / expected.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize('name, stage', [('repvgg_a0', 'stages.3'), ('densenet121', 'features.norm5')])
+@pytest.mark.parametrize('name, stage', [
+    ('repvgg_a0', 'stages.3'), ('densenet121', 'features.norm5'), ('vgg11_bn', 'features.26'), ('nasnetalarge', 'cell_17'),
+])
 def test_the_last_stage_is_found(name, stage):
     assert all(layer.startswith(stage) for layer in nbn_layers(add_nbn(timm.create_model(name, device='meta'))))
+
+
+def test_a_layer_in_two_places_is_one_layer():
+    norm = nn.BatchNorm2d(4)
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(4, 4, 1), norm, nn.ReLU(), norm)).eval()
+    add_nbn(model, '0')
+    assert model[0][1] is model[0][3] and isinstance(model[0][1], NormalizedBatchNorm2d)
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(fold_nbn(model)(x), model(x)) and not nbn_layers(fold_nbn(model))
+
+
+def test_a_single_layer_folds_and_is_not_converted_by_strangers():
+    layer = randomize(NormalizedBatchNorm2d(4)).eval()
+    assert type(fold_nbn(layer)) is nn.BatchNorm2d
+    with pytest.raises(InputError, match='would drop its normalisation'):
+        nn.SyncBatchNorm.convert_sync_batchnorm(layer)
 
 
 def test_rectified_heads_fold_too():

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import nbn_timm.cli.train as train
 import nbn_timm.cli.validate as validate
 import nbn_timm.engine.model
 from nbn_timm.engine.checkpoint import BEST, LAST
+from nbn_timm.errors import InputError, run_cli
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
@@ -164,7 +166,7 @@ def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     assert str(folder) in printed
     assert 'chosen by validation top1' in printed
     assert {path.name for path in folder.iterdir()} == {
-        'args.yaml', 'summary.csv', 'log.jsonl', LAST, BEST, 'test.json', 'test_per_class.csv'}
+        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, BEST, 'test.json', 'test_per_class.csv'}
     columns = (folder / 'summary.csv').read_text().splitlines()[0].split(',')
     assert {f'eval_{name}' for name in ('top1', 'top5', 'many', 'medium', 'few', 'mean_class', 'loss')} < set(columns)
     checkpoint = torch.load(folder / LAST, weights_only=True)
@@ -214,6 +216,42 @@ def test_a_compiled_run_saves_plain_keys_and_resumes(images, tmp_path):
     assert len(rows(tmp_path / 'run')) == 2
 
 
+def test_a_run_keeps_its_folder_to_itself(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--output', str(tmp_path), '--epochs', '1']
+    train.main([*flags, '--experiment', 'one'])
+    train.main([*flags, '--experiment', 'two', '--seed', '7'])
+    before = (tmp_path / 'two' / LAST).read_bytes()
+    with pytest.raises(InputError, match="already holds a run .* would overwrite"):
+        train.main([*flags, '--experiment', 'two', '--resume', str(tmp_path / 'one' / LAST)])
+    assert (tmp_path / 'two' / LAST).read_bytes() == before
+    with FileLock(tmp_path / 'one' / '.lock'), pytest.raises(InputError, match='another run is at work'):
+        train.main([*flags, '--experiment', 'one', '--resume', 'auto'])
+
+
+def test_what_a_killed_save_left_behind_is_cleared_away(images, tmp_path):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / f'.{LAST}.abc.tmp').write_bytes(b'half a checkpoint')
+    train.main([*data_flags(images), *MODEL, '--output', str(tmp_path), '--experiment', 'run', '--epochs', '1'])
+    assert not list(folder.glob('.*.tmp'))
+
+
+def test_a_run_resumed_into_another_folder_forgets_the_best_of_the_old_one(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--output', str(tmp_path)]
+    train.main([*flags, '--epochs', '1', '--experiment', 'old'])
+    train.main([*flags, '--epochs', '2', '--experiment', 'new', '--resume', str(tmp_path / 'old' / LAST)])
+    assert torch.load(tmp_path / 'new' / BEST, weights_only=True)['epoch'] == 1
+    assert json.loads((tmp_path / 'new' / 'test.json').read_text())['checkpoint'].startswith('epoch 2 of 2')
+
+
+def test_an_interrupted_command_says_so_in_one_line(capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    assert run_cli(interrupted, 'nbn-train') == 130
+    assert capsys.readouterr().err == 'nbn-train: interrupted\n'
+
+
 def test_nbn_added_to_a_timm_model_is_trained_resumed_and_validated(images, tmp_path):
     flags = [*data_flags(images), *MODEL, '--model', 'test_resnet', '--add-nbn', '--img-size', '64',
              '--output', str(tmp_path), '--experiment', 'run']
@@ -255,7 +293,7 @@ def test_a_full_disk_is_one_sentence_and_keeps_the_checkpoint(images, tmp_path, 
     assert error.count('\n') == 1
     assert 'intact' in error
     assert (tmp_path / 'run' / LAST).read_bytes() == before
-    assert not list((tmp_path / 'run').glob('.*'))
+    assert not list((tmp_path / 'run').glob('.*.tmp'))
 
 
 @pytest.fixture

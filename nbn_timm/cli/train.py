@@ -38,6 +38,7 @@ from nbn_timm.engine.checkpoint import (
     LAST,
     Best,
     checkpoint_state,
+    exclusive_run,
     find_resume,
     is_better,
     load_best,
@@ -65,7 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_train_args(argv)
     world = init_world(args.device)
     setup_logging(world.is_primary)
-    train(args, world)
+    folder = Path(args.output, args.experiment or default_experiment(args))
+    with exclusive_run(folder, world):
+        train(args, world, folder)
     close_world(world)
 
 
@@ -86,9 +89,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def train(args: argparse.Namespace, world: World) -> None:
+def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
-    folder = Path(args.output, args.experiment or default_experiment(args))
     resume_from = find_resume(args.resume, folder)
     batch = plan_batch(world.size, args.batch_size, args.grad_accum_steps, args.global_batch_size)
     seed_everything(args.seed)
@@ -116,7 +118,7 @@ def train(args: argparse.Namespace, world: World) -> None:
     if resume_from:
         start_epoch, best = resume_run(
             resume_from, task, optimizer, args.model, settings, splits.class_counts, scaler)
-        best = best if (folder / BEST).exists() else None
+        best = best if resume_from == folder / LAST and (folder / BEST).exists() else None
     log = None
     if world.is_primary:
         write_text_atomic(folder / 'args.yaml', config_text(args))
@@ -226,8 +228,8 @@ def report(
     """Evaluate the best checkpoint, or the last one where none was chosen, on the test split, once, and say so."""
     model = evaluation_model(task)
     if best is not None:
-        load_best(folder, unwrap_model(model))
-        which = f'epoch {best.epoch + 1} of {epochs} ({BEST}), chosen by validation {args.eval_metric}'
+        epoch = load_best(folder, unwrap_model(model))
+        which = f'epoch {epoch + 1} of {epochs} ({BEST}), chosen by validation {args.eval_metric}'
     else:
         which = f'epoch {epochs} ({LAST}), the last one, since there is no validation split to choose by'
     dataset, split = (splits.test, 'test') if splits.test is not None else (splits.val, 'val')

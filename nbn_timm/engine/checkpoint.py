@@ -1,16 +1,19 @@
 """Checkpoints of a run: written whole or not at all, at every epoch's end, and what it takes to go on from one."""
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
 from torch import nn
 
 from nbn_timm.data import ClassCounts
+from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write
 from nbn_timm.models.checkpoint import read_checkpoint
@@ -102,7 +105,7 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
         folder: Of the run.
 
     Raises:
-        InputError: The file does not exist, or a fresh start would overwrite the checkpoint of an earlier run.
+        InputError: The file does not exist, or this run would overwrite the checkpoint of another one.
     """
     last = folder / LAST
     if resume == 'auto':
@@ -110,6 +113,9 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     if resume is not None:
         if not Path(resume).is_file():
             raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, or auto")
+        if last.exists() and not last.samefile(resume):
+            raise InputError(f"'{folder}' already holds a run ({LAST}) that '{resume}' would overwrite: give another "
+                             '--experiment')
         return Path(resume)
     if last.exists():
         raise InputError(f"'{folder}' already holds a run ({LAST}): give --resume auto to go on with it, "
@@ -169,10 +175,42 @@ def resume_run(
 
 
 def load_best(folder: Path, model: nn.Module) -> int:
-    """Load the best checkpoint's weights, averaged ones if it has them, and return its epoch."""
+    """Load the best checkpoint's weights, averaged ones if it has them, and return its epoch (0-based).
+
+    After a kill between the two files of `save_checkpoint` that epoch may differ from the one that the run remembers.
+    """
     state = read_checkpoint(folder / BEST)
     model.load_state_dict(state.get('state_dict_ema', state['state_dict']))
     return state['epoch']
+
+
+@contextmanager
+def exclusive_run(folder: Path, world: World) -> Iterator[None]:
+    """Keep other runs out of a folder, and clear away what a kill in the middle of a save has left there.
+
+    Raises:
+        InputError: Another run is at work in the folder, or the folder cannot be written.
+    """
+    if not world.is_primary:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / '.lock')
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"another run is at work in '{folder}': wait for it or end it (also the workers that a killed "
+                         'torchrun may have left), or give another --experiment') from error
+    except OSError as error:
+        raise InputError(f"the run folder '{folder}' cannot be written ({error.strerror}): choose another --output"
+                         ) from error
+    try:
+        for name in (LAST, BEST):
+            for leftover in folder.glob(f'.{name}.*.tmp'):
+                leftover.unlink()
+        yield
+    finally:
+        lock.release()
 
 
 def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingTask) -> None:

@@ -2,6 +2,7 @@
 import re
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import takewhile
 from typing import Any
 
 import torch.nn as nn
@@ -19,6 +20,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from nbn_timm.errors import InputError
 from nbn_timm.layers.head import RectifiedLinear
 from nbn_timm.layers.norm import (
+    NbnScale,
     NormalizedBatchNorm2d,
     NormalizedBatchNormAct2d,
     SyncNormalizedBatchNorm2d,
@@ -36,7 +38,7 @@ def nbn_layers(model: nn.Module) -> dict[str, NormalizedBatchNorm2d]:
 
 def add_nbn(
         model: nn.Module,
-        stages: Sequence[str] | None = None,
+        stages: str | Sequence[str] | None = None,
         layers: str = '',
         share_alpha: bool = True,
         gradient: str = 'capped',
@@ -63,15 +65,17 @@ def add_nbn(
     Raises:
         InputError: A stage does not exist, has no BatchNorm layer that matches, or has a kind that would be lost.
     """
-    for stage in stages if stages is not None else [_last_stage(model)]:
-        names = _batch_norms(model, stage, layers)
-        converted = []
-        for name in names:
-            converted.append(_to_nbn(model.get_submodule(name), name, gradient, alpha))
-            _set_submodule(model, name, converted[-1])
+    stages = stages or _last_stage(model)
+    for stage in [stages] if isinstance(stages, str) else stages:
+        converted: dict[nn.Module, NormalizedBatchNorm2d] = {}  # a layer may stand in several places
+        for name in _batch_norms(model, stage, layers):
+            norm = model.get_submodule(name)
+            if norm not in converted:
+                converted[norm] = _to_nbn(norm, name, gradient, alpha)
+            _set_submodule(model, name, converted[norm])
             _guard_fusion(model, name)
         if share_alpha:
-            share_scale(converted)
+            share_scale(converted.values())
     return model
 
 
@@ -79,17 +83,22 @@ def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
     """Fold every NBN layer into a plain BatchNorm and every rectified head into a plain Linear.
 
     In eval mode the result computes the same function, up to rounding, and its state dict has exactly the keys of the
-    plain model, so timm loads it strictly without this package.
+    plain model, so timm loads it strictly without this package. Fold before anything that merges BatchNorm into other
+    layers from its raw weight and bias, such as `torch.nn.utils.fuse_conv_bn_eval`.
 
     Args:
         model: A model with NBN layers or rectified heads; others pass unchanged.
         inplace: Change the model given, else a copy.
     """
+    if isinstance(model, NormalizedBatchNorm2d | RectifiedLinear):
+        return model.fuse()
     model = model if inplace else deepcopy(model)
     _lift_guards(model)
-    for name, module in list(model.named_modules()):
-        if name and isinstance(module, NormalizedBatchNorm2d | RectifiedLinear):
-            _set_submodule(model, name, module.fuse())
+    folded: dict[nn.Module, nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, NormalizedBatchNorm2d | RectifiedLinear):
+            folded.setdefault(module, module.fuse())
+            _set_submodule(model, name, folded[module])
     return model
 
 
@@ -128,10 +137,13 @@ def _last_stage(model: nn.Module) -> str:
     if next(_get_stage(model, name).parameters(), None) is not None:
         return name
     # Some families list an activation, or a final convolution that most members lack, in place of what precedes it.
-    children = [child for child, _ in model.named_children()]
-    before = children[children.index(name) - 1]
-    stages = model.get_submodule(before)
-    return f'{before}.{len(stages) - 1}' if isinstance(stages, nn.Sequential) else before
+    parent, _, last = name.rpartition('.')
+    before = list(takewhile(lambda child: child[0] != last, model.get_submodule(parent).named_children()))
+    for child, module in reversed(before):
+        if next(module.parameters(), None) is not None:
+            full_name = f'{parent}.{child}' if parent else child
+            return f'{full_name}.{len(module) - 1}' if isinstance(module, nn.Sequential) else full_name
+    raise InputError(f"the last stage of {type(model).__name__}, '{name}', has no parameters: name others in `stages`")
 
 
 def _get_stage(model: nn.Module, name: str) -> nn.Module:
@@ -144,7 +156,7 @@ def _get_stage(model: nn.Module, name: str) -> nn.Module:
 
 def _batch_norms(model: nn.Module, stage: str, layers: str) -> list[str]:
     """Full names of the layers of a stage to convert; a stage may be a BatchNorm layer itself."""
-    found = [name for name, module in _get_stage(model, stage).named_modules()
+    found = [name for name, module in _get_stage(model, stage).named_modules(remove_duplicate=False)
              if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and re.search(layers, name)]
     if not found:
         wanted = f' that matches {layers!r}' if layers else ''
@@ -210,9 +222,11 @@ _LOSSY = (nn.SyncBatchNorm, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNorm2
 
 def _refuse_lossy_conversion(parent: nn.Module, name: str, module: nn.Module | None) -> None:
     """Stop the converters of torch and timm, which know NBN only as a BatchNorm2d, before they drop it in silence."""
-    if isinstance(module, _LOSSY) and isinstance(getattr(parent, name, None), NormalizedBatchNorm2d):
+    replaced = isinstance(module, _LOSSY) and isinstance(getattr(parent, name, None), NormalizedBatchNorm2d)
+    adopted = isinstance(module, NbnScale) and isinstance(parent, _LOSSY)  # a layer converted by itself
+    if replaced or adopted:
         raise InputError(
-            f"converting the NBN layer '{name}' to {type(module).__name__} would drop its normalisation: use "
+            f"this conversion of an NBN layer ('{name}') would drop its normalisation: use "
             'nbn_timm.convert_sync_batchnorm for synchronised statistics, or nbn_timm.fold_nbn before freezing or '
             'splitting')
 

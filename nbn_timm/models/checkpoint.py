@@ -1,6 +1,7 @@
 """Reading checkpoints: always without running code from them, always with one sentence when something is wrong."""
 import argparse
 import pickle
+import pickletools
 import re
 import warnings
 from pathlib import Path
@@ -34,12 +35,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of pickle protocols, about files that are refused anyway
             content = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(_unsafe(path, error)) from error
     except Exception as error:  # on bytes that are no checkpoint, torch's unpickler fails in any way, IndexError too
-        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the checkpoint '{path}' cannot be read ({reason}): it is damaged or no checkpoint, so get "
-                         'it again') from error
+        raise InputError(_why_unreadable(path, error)) from error
     if not isinstance(content, dict):
         raise InputError(f"'{path}' holds a {type(content).__name__}, no checkpoint: give a state dict or a training "
                          'checkpoint')
@@ -94,14 +91,39 @@ def _bare(key: str) -> str:
     return key
 
 
-def _unsafe(path: Path, error: Exception) -> str:
+def _why_unreadable(path: Path, error: Exception) -> str:
+    wanted = _code_in_pickle(path, error)
+    if wanted:
+        shown = ', '.join(wanted[:3]) + (f' and {len(wanted) - 3} others' if len(wanted) > 3 else '')
+        return (f"the checkpoint '{path}' was refused because it is a pickle that asks for code ({shown}), of which "
+                'nothing was run: get the weights as safetensors or as a plain state dict')
+    # torch's own text on a refused pickle is advice to load it unsafely.
+    first_line = str(error).strip().partition('\n')[0]
+    reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) or not first_line else first_line
+    return f"the checkpoint '{path}' cannot be read ({reason}): it is damaged or no checkpoint, so get it again"
+
+
+def _code_in_pickle(path: Path, error: Exception) -> list[str]:
+    """Names of the functions and classes that a refused file asks for, those that can do harm first."""
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the same damaged file; older formats cannot be listed
-        names = []
-    if not names:
-        names = re.findall(r'GLOBAL ([\w.]+)', str(error))[:1]
-    if not names:
-        return f"the checkpoint '{path}' is not a plain weights file and was not read: it is damaged or no checkpoint"
-    return (f"the checkpoint '{path}' was refused because unpickling it would run {', '.join(sorted(names))}: nothing "
-            'of it was run; get the weights as safetensors or as a plain state dict from someone you trust')
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # not in torch's zip format
+        names = set(re.findall(r'GLOBAL ([\w.]+)', str(error))) | _globals_of_bare_pickle(path)
+    return sorted(names, key=lambda name: (name.startswith(('torch.', 'timm.', 'collections.')), name))
+
+
+def _globals_of_bare_pickle(path: Path) -> set[str]:
+    strings: list[str] = []
+    found: set[str] = set()
+    try:
+        with open(path, 'rb') as file:
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == 'GLOBAL':
+                    found.add(str(argument).replace(' ', '.'))
+                elif opcode.name == 'STACK_GLOBAL':
+                    found.add('.'.join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    except (ValueError, OSError):  # no pickle, or one that breaks off
+        pass
+    return found
