@@ -1,6 +1,6 @@
 """YAML configs for argparse commands: a config gives defaults, flags win, and nothing in it is ever ignored."""
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,59 @@ from timm.utils import ParseKwargs
 from nbn_timm.errors import InputError, nearest
 
 
+def between(
+        low: float,
+        high: float = float('inf'),
+        kind: type = float,
+        above: bool = False,
+) -> Callable[[str], Any]:
+    """An argument type: a finite number of `kind` from `low`, itself excluded if `above`, to `high`."""
+    limits = f"{'above' if above else 'at least'} {low:g}" + ('' if high == float('inf') else f' and at most {high:g}')
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high or value == float('inf') or (above and value == low):
+            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number {limits}")
+        return value
+    return parse
+
+
+POSITIVE_INT = between(1, kind=int)
+COUNT = between(0, kind=int)
+POSITIVE = between(0, above=True)
+NOT_NEGATIVE = between(0)
+PROBABILITY = between(0, 1)
+
+
 class KeyValues(ParseKwargs):
-    """timm's `ParseKwargs` (`--flag a=1 b=x` gives a dict) that reports a missing `=` as a usage error."""
+    """timm's `ParseKwargs` (`--flag a=1 b=x` gives a dict) over the default's and earlier flags' keys.
+
+    A missing `=` is a usage error.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        before = getattr(namespace, self.dest, None) or {}
         try:
             super().__call__(parser, namespace, values, option_string)
         except ValueError as error:
             raise argparse.ArgumentError(self, 'write each setting as key=value') from error
+        setattr(namespace, self.dest, before | getattr(namespace, self.dest))
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """YAML as its specification has it: a key that occurs twice in one mapping is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' is there twice, keep one", problem_mark=key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return super().construct_mapping(node, deep)
 
 
 def config_path(name: str) -> Path:
@@ -50,12 +95,15 @@ def shipped_configs() -> dict[str, Path]:
 def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line whose `--config` file, if there is one, gives the defaults.
 
+    A flag takes the place of the file's value; of `KeyValues`, key by key.
+
     Args:
         parser: Has the option `-c`/`--config`; its types and choices check the file's values as well.
         argv: Arguments; None means those of the process.
 
     Raises:
-        InputError: The config is missing, is no YAML mapping, or has an unknown key or an impossible value.
+        InputError: The config is missing, is no YAML mapping, or has an unknown key, a key twice or an
+            impossible value.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument('-c', '--config')
@@ -80,20 +128,22 @@ def read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
         InputError: See `parse_args`.
     """
     try:
-        mapping = yaml.safe_load(path.read_text(encoding='utf-8'))
+        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=UniqueKeyLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"config '{path}' cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(mapping, dict):
         raise InputError(f"config '{path}' is not a mapping: write one 'key: value' per line")
 
     known = vars(parser.parse_args([]))
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in mapping.items():
         name = str(key).replace('-', '_')
         if name not in known or name == 'config':
             raise InputError(f"config '{path}' has an unknown key '{key}'{nearest(name, known)}")
         if value is None:
             continue
+        if name in values:
+            raise InputError(f"config '{path}' sets '{name}' twice, with dashes and with underscores: keep one")
         try:
             values[name] = _parse_value(parser, name, value)
         except (argparse.ArgumentError, ValueError) as error:

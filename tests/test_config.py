@@ -11,7 +11,18 @@ import yaml
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.cli.train_args import build_parser
 from nbn_timm.cli.train_build import build_optimizer, build_scheduler
-from nbn_timm.config import KeyValues, config_path, parse_args, read_config, shipped_configs
+from nbn_timm.config import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INT,
+    PROBABILITY,
+    KeyValues,
+    config_path,
+    parse_args,
+    read_config,
+    shipped_configs,
+)
 from nbn_timm.engine.model import create_model
 from nbn_timm.errors import InputError
 
@@ -73,12 +84,36 @@ def test_dashes_nulls_and_mappings(parser, write):
     ('model_kwargs: width', 'key=value'),
     ('- a\n- b', 'not a mapping'),
     ('a: [', 'cannot be read as YAML'),
+    ('lr: 1\nopt: sgd\nlr: 2', "the key 'lr' is there twice.*line 3"),
+    ('model_kwargs: {a: 1, a: 2}', "the key 'a' is there twice"),
+    ('batch-size: 1\nbatch_size: 2', "sets 'batch_size' twice"),
 ])
 def test_wrong_files_name_key_and_file(parser, write, text, message):
     with pytest.raises(InputError, match=message) as caught:
         parse_args(parser, ['--config', write(text)])
     assert 'some.yaml' in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_key_values_win_key_by_key(parser, write):
+    path = write('model_kwargs: {width: 3, depth: 2}\n')
+    args = parse_args(parser, ['-c', path, '--model-kwargs', 'width=4', 'name=x', '--model-kwargs', 'act=relu'])
+    assert args.model_kwargs == {'width': 4, 'depth': 2, 'name': 'x', 'act': 'relu'}
+    assert parse_args(parser, ['-c', path]).model_kwargs == {'width': 3, 'depth': 2}
+
+
+@pytest.mark.parametrize('accepted, refused, kind', [
+    ('1', ('0', '-1', '1.5', 'x'), POSITIVE_INT),
+    ('0', ('-1', 'nan'), COUNT),
+    ('1e-3', ('0', '-1', 'nan', 'inf'), POSITIVE),
+    ('0', ('-1', 'nan', 'inf'), NOT_NEGATIVE),
+    ('1', ('-0.1', '1.1', 'nan'), PROBABILITY),
+])
+def test_numbers_have_limits(accepted, refused, kind):
+    assert kind(accepted) == float(accepted)
+    for text in refused:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no .*number (above|at least)"):
+            kind(text)
 
 
 @pytest.mark.parametrize('flags', [('--epochs', '0'), ('--lr', '-1'), ('--smoothing', '1.5'), ('--workers', 'x')])

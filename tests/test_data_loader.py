@@ -20,6 +20,7 @@ from nbn_timm.data import (
     epoch_seed,
 )
 from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.data.transforms import INTERPOLATIONS
 from nbn_timm.errors import InputError
 
 
@@ -263,6 +264,48 @@ def test_rectangular_and_odd_images_are_fitted(tmp_path):
             assert transform(Image.new('RGB', size)).shape == (3, 48, 40)
 
 
+@pytest.mark.parametrize('name', INTERPOLATIONS)
+def test_all_interpolations_are_timms(name):
+    for is_training in (True, False):
+        transform = create_transform(IMAGENET_LT.override(interpolation=name), is_training)
+        assert transform(Image.new('RGB', (300, 280))).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(aa='nonsense'), "--aa 'nonsense' is no policy"),
+    (dict(aa='rand-q9'), "--aa 'rand-q9' is no policy"),
+    (dict(aa='rand-m9x'), "--aa 'rand-m9x' is no policy"),
+    (dict(interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
+    (dict(scale=(2, 0.1)), '--scale 2 0.1 is no range'),
+    (dict(scale=(0.5, 1.5)), 'at most 1'),
+    (dict(scale=(0, 1)), '--scale 0 1 is no range'),
+    (dict(ratio=(2, 1)), '--ratio 2 1 is no range'),
+])
+@pytest.mark.parametrize('defaults', [IMAGENET_LT, CIFAR_LT])
+def test_impossible_augmentation_is_one_sentence(settings, message, defaults):
+    with pytest.raises(InputError, match=message) as caught:
+        create_transform(defaults, is_training=True, augment=AugmentSettings(**settings))
+    assert '\n' not in str(caught.value)
+    create_transform(defaults, augment=AugmentSettings(**settings))  # evaluation has no augmentation
+
+
+@pytest.mark.parametrize('settings, message', [
+    (dict(interpolation='random'), "unknown interpolation 'random'"),
+    (dict(mean=(0.5, 0.5)), 'the mean has 2 numbers and the images have 3 channels'),
+    (dict(std=(0.5,) * 4), 'the std has 4 numbers'),
+])
+def test_impossible_input_formats_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        create_transform(IMAGENET_LT.override(**settings))
+
+
+def test_one_mean_holds_for_all_channels():
+    loader, expected = (
+        create_eval_loader(make_samples(), batch_size=13, num_workers=0, defaults=CIFAR_LT.override(mean=m, std=s))
+        for m, s in (((0.4,), (0.2,)), ((0.4,) * 3, (0.2,) * 3)))
+    assert torch.equal(next(iter(loader))[0], next(iter(expected))[0])
+
+
 def test_mixup_collate_function_is_used():
     from timm.data import FastCollateMixup
     samples = make_samples(4)
@@ -272,3 +315,10 @@ def test_mixup_collate_function_is_used():
     (_, targets), = run_epoch_batches(loader)
     assert targets.shape == (4, 4)
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize('augment', [
+    AugmentSettings(scale=(0.5, 1.0)), AugmentSettings(ratio=(1.0, 1.0)), AugmentSettings(interpolation='random')])
+def test_settings_of_random_resized_crops_are_refused_where_images_are_padded_and_cropped(augment):
+    with pytest.raises(InputError, match='padded and cropped'):
+        create_transform(CIFAR_LT, is_training=True, augment=augment)

@@ -12,7 +12,10 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import nbn_timm.engine.checkpoint as checkpoints
-from nbn_timm.data import ClassCounts
+from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train_build import build_train_loader, input_format
+from nbn_timm.data import ArraySamples, ClassCounts, Splits
+from nbn_timm.data.defaults import DIGITS_LT
 from nbn_timm.engine.batch import BatchPlan, plan_batch
 from nbn_timm.engine.checkpoint import BEST, LAST, Best, checkpoint_state, find_resume, resume_run, save_checkpoint
 from nbn_timm.engine.distributed import World, init_world, seed_everything
@@ -23,7 +26,7 @@ from nbn_timm.engine.optim import create_optimizer
 from nbn_timm.engine.progress import Progress
 from nbn_timm.engine.task import evaluation_model, prepare_task
 from nbn_timm.errors import InputError
-from nbn_timm.layers import nbn_layers
+from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
 
 CPU = torch.device('cpu')
@@ -227,6 +230,39 @@ def test_create_model_sets_momentum_and_names_what_is_wrong():
         create_model('resnet20_nbm')
     with pytest.raises(InputError, match='--model-kwargs'):
         create_model('resnet20_nbn', nonsense=1)
+
+
+def test_images_must_fit_the_model():
+    """The model itself is the witness: what is refused fails, what is not runs."""
+    name = 'vit_tiny_patch16_224'
+    vit = create_model(name, depth=1)
+    args = parse_train_args(['--model', name, '--dataset', 'digits_lt'])
+    with pytest.raises(InputError, match=f"'{name}' takes images of 224x224 only and these are 32x32: "
+                                         'give --img-size 224 or --model-kwargs img_size=32'):
+        input_format(args, DIGITS_LT, vit)
+    with pytest.raises(AssertionError):
+        vit(torch.zeros(1, 3, 32, 32))
+    for model in (create_model(name, depth=1, img_size=32), create_model(name, depth=1, dynamic_img_size=True),
+                  create_model('resnet20_nbn')):
+        assert model(torch.zeros(2, *input_format(args, DIGITS_LT, model).input_size)).shape[0] == 2
+    args.img_size = 224
+    assert input_format(args, DIGITS_LT, vit).input_size == (3, 224, 224)
+    with pytest.raises(InputError, match='leave in_chans out'):
+        input_format(args, DIGITS_LT, create_model('resnet20_nbn', in_chans=1))
+
+
+def test_a_rectified_head_needs_two_images():
+    args = parse_train_args(['--model', 'resnet10_nbn_lr', '--dataset', 'list', '--workers', '0'])
+    samples = ArraySamples(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 3)
+    splits = Splits(samples, None, None, COUNTS, DIGITS_LT)
+
+    def batches(size: int, model: nn.Module) -> int:
+        return len(build_train_loader(args, splits, DIGITS_LT, BatchPlan(size, 1, size), WORLD, model))
+
+    rectified, plain = nn.Sequential(RectifiedLinear(2, 3)), nn.Sequential(nn.Linear(2, 3))
+    with pytest.raises(InputError, match='--batch-size of at least 2'):
+        batches(1, rectified)
+    assert (batches(1, plain), batches(2, rectified)) == (4, 2)
 
 
 def test_nbn_goes_into_any_model_and_only_once():

@@ -281,6 +281,38 @@ def test_bad_list_is_refused(lines, work, tmp_path, monkeypatch, capsys):
     assert 'bad.txt' in fails([*listed(work), '--test-list', tmp_path / 'bad.txt'], monkeypatch, capsys)
 
 
+@pytest.mark.parametrize('flags', [
+    ('--num-classes', '0'), ('--batch-size', '0'), ('--workers', '-1'), ('--img-size', '0'), ('--crop-pct', '0'),
+    ('--many-shot', '-1'), ('--few-shot', 'x'), ('--imbalance-factor', '0.5'), ('--imbalance-seed', '-1'),
+    ('--input-size', '3', '0', '32'), ('--mean', 'nan'), ('--std', '0')])
+def test_impossible_numbers_are_usage_errors(flags, capsys):
+    with pytest.raises(SystemExit) as caught:
+        validate.main(['--checkpoint', 'x', *flags])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert f'{flags[0]}: ' in error and ' number ' in error
+
+
+@pytest.mark.parametrize('flags, message', [
+    (('--mean', '0.5', '0.5'), 'the mean has 2 numbers and the images have 3 channels'),
+    (('--interpolation', 'bilinea'), "unknown interpolation 'bilinea'"),
+    (('--input-size', '1', '16', '16'), 'all images are read as RGB'),
+])
+def test_impossible_input_formats_are_refused(flags, message, work, monkeypatch, capsys):
+    arguments = [*listed(work), *flags]
+    if '--input-size' in flags:
+        del arguments[arguments.index('--img-size'):][:2]
+    assert message in fails(arguments, monkeypatch, capsys)
+
+
+def test_images_of_another_size_than_the_models_are_refused(work, tmp_path, monkeypatch, capsys):
+    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=6)
+    torch.save(model.state_dict(), tmp_path / 'vit.pth')
+    arguments = [*listed(work, tmp_path / 'vit.pth', 'vit_tiny_patch16_224'), '--model-kwargs', 'depth=1']
+    assert 'images of 224x224 only and these are 16x16' in fails(arguments, monkeypatch, capsys)
+    assert result_of([*arguments, 'img_size=32', '--img-size', '32'], tmp_path)['num_samples'] == 37
+
+
 def test_diverged_weights_are_refused(work, tmp_path, monkeypatch, capsys):
     state = torch.load(work / 'bare.pth', weights_only=True)
     state['fc.weight'][0, 0] = float('nan')

@@ -103,7 +103,7 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     check_eval_metric(args.eval_metric, splits)
     model = build_model(args, splits, world)
     defaults = input_format(args, splits.defaults, model)
-    loader = build_train_loader(args, splits, defaults, batch, world)
+    loader = build_train_loader(args, splits, defaults, batch, world, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
     mixup = build_mixup(args, model.num_classes, batch)
     task = ClassificationTask(model, build_loss(args, splits, mixup), device=world.device, verbose=False)

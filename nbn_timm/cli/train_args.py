@@ -1,34 +1,13 @@
 """The flags of train.py; names and meanings are timm's wherever timm has the flag."""
 import argparse
 from argparse import BooleanOptionalAction
-from collections.abc import Callable
 from typing import Any
 
-from nbn_timm.config import KeyValues
+from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between
 from nbn_timm.losses import LOSSES
 from nbn_timm.samplers import SAMPLERS
 
 EVAL_METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')
-
-
-def between(low: float, high: float = float('inf'), kind: type = float) -> Callable[[str], Any]:
-    """An argument type: a number of `kind` from `low` to `high`, both included."""
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = None
-        if value is None or not low <= value <= high:
-            limits = f'at least {low:g}' if high == float('inf') else f'between {low:g} and {high:g}'
-            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number {limits}")
-        return value
-    return parse
-
-
-POSITIVE_INT = between(1, kind=int)
-COUNT = between(0, kind=int)
-NOT_NEGATIVE = between(0)
-PROBABILITY = between(0, 1)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +98,7 @@ def _add_optimizer(group: Any) -> None:
     add('--decay-epochs', type=between(1), default=30, metavar='N', help='step: epochs between decays')
     add('--decay-milestones', type=POSITIVE_INT, nargs='+', default=[60, 80], metavar='N',
         help='multistep: 1-based epochs from which each decay holds')
-    add('--decay-rate', type=float, default=0.1, metavar='X')
+    add('--decay-rate', type=NOT_NEGATIVE, default=0.1, metavar='X')
     add('--model-ema', action=BooleanOptionalAction, default=False, help='keep, evaluate and save averaged weights')
     add('--model-ema-decay', type=PROBABILITY, default=0.9998, metavar='X')
     add('--model-ema-warmup', action=BooleanOptionalAction, default=False)
@@ -128,8 +107,8 @@ def _add_optimizer(group: Any) -> None:
 def _add_augmentation(group: Any) -> None:
     add = group.add_argument
     add('--no-aug', action='store_true', help='resize and centre crop only')
-    add('--scale', type=float, nargs=2, metavar=('MIN', 'MAX'), help='area of the random crop')
-    add('--ratio', type=float, nargs=2, metavar=('MIN', 'MAX'), help='aspect ratio of the random crop')
+    add('--scale', type=POSITIVE, nargs=2, metavar=('MIN', 'MAX'), help='area of the random crop')
+    add('--ratio', type=POSITIVE, nargs=2, metavar=('MIN', 'MAX'), help='aspect ratio of the random crop')
     add('--hflip', type=PROBABILITY, metavar='P')
     add('--vflip', type=PROBABILITY, default=0.0, metavar='P')
     add('--color-jitter', type=NOT_NEGATIVE, metavar='X', help="default: the benchmark's")

@@ -22,11 +22,11 @@ from nbn_timm.data import (
 )
 from nbn_timm.engine.batch import BatchPlan
 from nbn_timm.engine.distributed import World
-from nbn_timm.engine.model import create_model
+from nbn_timm.engine.model import check_input_size, create_model
 from nbn_timm.engine.optim import create_optimizer, create_scheduler
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
-from nbn_timm.layers import convert_sync_batchnorm
+from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
 from nbn_timm.losses import create_loss
 from nbn_timm.models.checkpoint import load_weights
 from nbn_timm.samplers import create_sampler
@@ -59,7 +59,9 @@ def input_format(args: argparse.Namespace, published: DataDefaults, model: Any) 
     """The benchmark's input format, or the model's for images of one's own, at the size that was asked for."""
     defaults = published.for_model(model.pretrained_cfg)
     channels = defaults.input_size[0]
-    return defaults.override(input_size=(channels, args.img_size, args.img_size) if args.img_size else None)
+    defaults = defaults.override(input_size=(channels, args.img_size, args.img_size) if args.img_size else None)
+    check_input_size(model, args.model, defaults.input_size)
+    return defaults
 
 
 def build_train_loader(
@@ -68,10 +70,15 @@ def build_train_loader(
         defaults: DataDefaults,
         batch: BatchPlan,
         world: World,
+        model: nn.Module,
 ) -> TrainLoader:
-    """The training loader around the sampler; a streamed dataset comes in its own order."""
+    """The training loader around the sampler, for `model`; a streamed dataset comes in its own order."""
     if splits.train is None:
         raise InputError(f"dataset '{args.dataset}' has no training split here: give --train-list or --data-dir")
+    rectified = any(isinstance(module, RectifiedLinear) for module in model.modules())
+    if rectified and batch.size == 1 and not (args.sync_bn and world.size > 1):
+        raise InputError(f"model '{args.model}' normalises its logits over the batch, which takes more than one image "
+                         'per process: give a --batch-size of at least 2')
     sampler, dataset, targets = None, splits.train, splits.train_targets
     if targets is None and args.sampler != 'instance_balanced':
         raise InputError(f"--sampler {args.sampler} needs the labels of all training images, which '{args.dataset}' "

@@ -9,10 +9,10 @@ import timm
 import torch
 import torch.nn as nn
 
-from nbn_timm.config import KeyValues, parse_args
+from nbn_timm.config import COUNT, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
 from nbn_timm.engine.distributed import World, close_world, init_world
-from nbn_timm.engine.model import create_model
+from nbn_timm.engine.model import check_input_size, create_model
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import LongTailEvaluator, evaluate
 from nbn_timm.layers import fold_nbn
@@ -39,7 +39,7 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('--use-ema', action='store_true', help="the checkpoint's averaged weights")
     group.add_argument('--model-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE', help='for the constructor')
     group.add_argument('--add-nbn', action='store_true', default=None, help='as in training')
-    group.add_argument('--num-classes', type=int, metavar='N', help='default: as many as there are class counts')
+    group.add_argument('--num-classes', type=POSITIVE_INT, metavar='N', help='default: as many as class counts')
     group.add_argument('--fuse', '--reparam', action='store_true', help='fold NBN into plain BatchNorm first (exact)')
 
     group = parser.add_argument_group('data', "Default: the checkpoint's own record of the data it was trained on.")
@@ -49,9 +49,9 @@ def create_parser() -> argparse.ArgumentParser:
     for part in ('train', 'val', 'test'):
         group.add_argument(f'--{part}-list', metavar='FILE', help='`path label` per line, relative to --data-dir')
         group.add_argument(f'--{part}-split', metavar='NAME', help="split of one of timm's dataset types")
-    group.add_argument('--imbalance-factor', type=float, metavar='F')
+    group.add_argument('--imbalance-factor', type=between(1), metavar='F')
     group.add_argument('--imbalance-profile', choices=['exp', 'step'])
-    group.add_argument('--imbalance-seed', type=int, metavar='N')
+    group.add_argument('--imbalance-seed', type=COUNT, metavar='N')
     group.add_argument('--download', action='store_true', default=None, help='fetch CIFAR if it is missing')
 
     group = parser.add_argument_group('many, medium and few shot')
@@ -59,22 +59,22 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('--counts-from', choices=['dataset', 'file', 'checkpoint', 'none'],
                        help='source of the training images per class; default: file if --class-counts is given, else '
                             'checkpoint if it has them, else dataset (its training split)')
-    group.add_argument('--many-shot', type=int, default=100, metavar='N', help='many: more training images than this')
-    group.add_argument('--few-shot', type=int, default=20, metavar='N', help='few: fewer training images than this')
+    group.add_argument('--many-shot', type=COUNT, default=100, metavar='N', help='many: more training images than this')
+    group.add_argument('--few-shot', type=COUNT, default=20, metavar='N', help='few: fewer training images than this')
 
     group = parser.add_argument_group(
         'input', "Default: as recorded in the checkpoint, else the model's own format with --pretrained, else the "
                  "benchmark's published format, else (own images) the model's.")
-    group.add_argument('--img-size', type=int, metavar='N')
-    group.add_argument('--input-size', type=int, nargs=3, metavar='N', help='channels height width')
-    group.add_argument('--crop-pct', type=float, metavar='F')
+    group.add_argument('--img-size', type=POSITIVE_INT, metavar='N')
+    group.add_argument('--input-size', type=POSITIVE_INT, nargs=3, metavar='N', help='channels height width')
+    group.add_argument('--crop-pct', type=POSITIVE, metavar='F')
     group.add_argument('--interpolation', metavar='NAME')
-    group.add_argument('--mean', type=float, nargs='+', metavar='F')
-    group.add_argument('--std', type=float, nargs='+', metavar='F')
+    group.add_argument('--mean', type=PROBABILITY, nargs='+', metavar='F')
+    group.add_argument('--std', type=POSITIVE, nargs='+', metavar='F')
 
     group = parser.add_argument_group('computation')
-    group.add_argument('-b', '--batch-size', type=int, default=256, metavar='N', help='per process')
-    group.add_argument('-j', '--workers', type=int, default=4, metavar='N', help='loading processes')
+    group.add_argument('-b', '--batch-size', type=POSITIVE_INT, default=256, metavar='N', help='per process')
+    group.add_argument('-j', '--workers', type=COUNT, default=4, metavar='N', help='loading processes')
     group.add_argument('--device', metavar='NAME', help='default: cuda if there is one, else cpu')
     group.add_argument('--amp', action='store_true', help='autocast')
     group.add_argument('--amp-dtype', choices=['float16', 'bfloat16'], default='float16')
@@ -135,6 +135,7 @@ def validate(args: argparse.Namespace, world: World) -> None:
     with world.primary_first():
         model: Any = create_model(name, num_classes, args.pretrained, nbn=nbn, **model_kwargs)
     input_format = resolve_input(splits.defaults, model.pretrained_cfg, args.pretrained, trained_with, vars(args))
+    check_input_size(model, name, input_format.input_size)
     evaluator = LongTailEvaluator(model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot)
     about = {
         'model': name,

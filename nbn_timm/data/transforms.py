@@ -8,6 +8,9 @@ from timm.data import str_to_interp_mode
 from torchvision import transforms
 
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.errors import InputError, nearest
+
+INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,40 @@ def create_transform(
         defaults: Input format and published augmentation.
         is_training: With random augmentation.
         augment: Departures from the published augmentation; ignored in evaluation.
+
+    Raises:
+        InputError: An impossible format, interpolation, crop range or auto-augment policy.
     """
     augment = augment or AugmentSettings()
+    interpolation = defaults.interpolation
+    if is_training:
+        interpolation = augment.interpolation or interpolation
+        _check_range('--scale', augment.scale, 1)
+        _check_range('--ratio', augment.ratio)
+    _check_format(defaults, interpolation, is_training)
+    try:
+        pipeline = _timm_transform(defaults, is_training, augment, interpolation)
+    except (AssertionError, ValueError) as error:
+        if not (is_training and augment.aa):
+            raise
+        raise InputError(f"--aa '{augment.aa}' is no policy of timm ({error}): give one such as rand-m9-mstd0.5, "
+                         'augmix-m5-w4-d2, original-mstd0.5 or v0') from error
+    if is_training and not augment.no_aug and defaults.train_transform != 'imagenet':
+        if augment.scale or augment.ratio or interpolation == 'random':
+            raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
+                             f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
+        pipeline.transforms[:1] = _pad_and_crop(defaults, interpolation)
+    return pipeline
+
+
+def _timm_transform(
+        defaults: DataDefaults,
+        is_training: bool,
+        augment: AugmentSettings,
+        interpolation: str,
+) -> transforms.Compose:
     jitter = defaults.color_jitter if augment.color_jitter is None else augment.color_jitter
-    pipeline = timm.data.create_transform(
+    return timm.data.create_transform(
         defaults.input_size,
         is_training=is_training,
         no_aug=augment.no_aug,
@@ -56,21 +89,37 @@ def create_transform(
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
         auto_augment=augment.aa,
-        interpolation=augment.interpolation or defaults.interpolation if is_training else defaults.interpolation,
+        interpolation=interpolation,
         mean=defaults.mean,
         std=defaults.std,
         crop_pct=defaults.crop_pct,
         use_prefetcher=True,
     )
-    if is_training and not augment.no_aug and defaults.train_transform != 'imagenet':
-        pipeline.transforms[:1] = _pad_and_crop(defaults)
-    return pipeline
 
 
-def _pad_and_crop(defaults: DataDefaults) -> list[Callable[[Any], Any]]:
+def _check_range(flag: str, limits: tuple[float, float] | None, highest: float = float('inf')) -> None:
+    if limits is not None and not 0 < limits[0] <= limits[1] <= highest:
+        below = f', at most {highest:g}' if highest < float('inf') else ''
+        raise InputError(f'{flag} {limits[0]:g} {limits[1]:g} is no range: '
+                         f'give the smaller number first, both above 0{below}')
+
+
+def _check_format(defaults: DataDefaults, interpolation: str, is_training: bool) -> None:
+    names = (*INTERPOLATIONS, 'random') if is_training else INTERPOLATIONS
+    if interpolation not in names:
+        raise InputError(f"unknown interpolation '{interpolation}': "
+                         f"give one of {', '.join(names)}{nearest(interpolation, names)}")
+    channels = defaults.input_size[0]
+    for name, values in (('mean', defaults.mean), ('std', defaults.std)):
+        if len(values) not in (1, channels):
+            raise InputError(f'the {name} has {len(values)} numbers and the images have {channels} channels: '
+                             'give one number for each channel, or one for all')
+
+
+def _pad_and_crop(defaults: DataDefaults, interpolation: str) -> list[Callable[[Any], Any]]:
     height, width = defaults.input_size[1:]
     return [
-        transforms.Resize(min(height, width), interpolation=str_to_interp_mode(defaults.interpolation)),
+        transforms.Resize(min(height, width), interpolation=str_to_interp_mode(interpolation)),
         transforms.RandomCrop((height, width), padding=min(height, width) // 8),
     ]
 

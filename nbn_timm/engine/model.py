@@ -2,6 +2,7 @@
 from typing import Any
 
 import timm
+from timm.models import get_model_input_config
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -63,3 +64,27 @@ def create_model(
             if isinstance(module, BATCH_NORMS):
                 module.momentum = bn_momentum
     return model
+
+
+def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+    """Refuse images that a model cannot take.
+
+    Args:
+        model: A timm model; most take any size, transformers with absolute positions or windows do not.
+        name: Of the model.
+        input_size: (channels, height, width) of the images.
+
+    Raises:
+        InputError: The model is for another size, or not for RGB images.
+    """
+    takes = get_model_input_config(model)
+    channels, height, width = takes['input_size']
+    if not channels == input_size[0] == 3:
+        raise InputError(f"all images are read as RGB, but model '{name}' takes {channels} channels and the input size "
+                         f'says {input_size[0]}: leave in_chans out of --model-kwargs and give an input size of 3 '
+                         'channels')
+    if takes['fixed_input_size'] and (height, width) != input_size[1:]:
+        wanted = input_size[1] if input_size[1] == input_size[2] else '({},{})'.format(*input_size[1:])
+        ours = f'--img-size {height} or ' if height == width else ''
+        raise InputError(f"model '{name}' takes images of {height}x{width} only and these are "
+                         f'{input_size[1]}x{input_size[2]}: give {ours}--model-kwargs img_size={wanted}')
