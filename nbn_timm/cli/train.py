@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(args.output, args.experiment or default_experiment(args))
     with exclusive_run(folder, world):
         train(args, world, folder)
+        world.barrier()  # torch 2.7's gloo can hang when the group is closed right after a reduction
     close_world(world)
 
 

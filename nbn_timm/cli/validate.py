@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     world = init_world(args.device)
     try:
         validate(args, world)
+        world.barrier()  # see train.py
     finally:
         close_world(world)
 
