@@ -244,6 +244,17 @@ def test_a_run_resumed_into_another_folder_forgets_the_best_of_the_old_one(image
     assert json.loads((tmp_path / 'new' / 'test.json').read_text())['checkpoint'].startswith('epoch 2 of 2')
 
 
+def test_the_best_is_remembered_however_the_checkpoint_is_spelled(images, tmp_path):
+    flags = [*data_flags(images), *MODEL, '--output', str(tmp_path), '--experiment', 'run']
+    train.main([*flags, '--epochs', '1'])
+    last = tmp_path / 'run' / LAST
+    state = torch.load(last, weights_only=True)
+    state['best']['metric'] = 1000.0  # no epoch can beat it
+    torch.save(state, last)
+    train.main([*flags, '--epochs', '2', '--resume', str(tmp_path / 'run' / '..' / 'run' / LAST)])
+    assert torch.load(last, weights_only=True)['best'] == {'metric': 1000.0, 'epoch': 0}
+
+
 def test_an_interrupted_command_says_so_in_one_line(capsys):
     def interrupted(argv):
         raise KeyboardInterrupt

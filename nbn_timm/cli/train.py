@@ -119,7 +119,8 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     if resume_from:
         start_epoch, best = resume_run(
             resume_from, task, optimizer, args.model, settings, splits.class_counts, scaler)
-        best = best if resume_from == folder / LAST and (folder / BEST).exists() else None
+        goes_on_here = resume_from.resolve() == (folder / LAST).resolve() and (folder / BEST).exists()
+        best = best if goes_on_here else None
     log = None
     if world.is_primary:
         write_text_atomic(folder / 'args.yaml', config_text(args))

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torch.nn as nn
+from timm.models import clean_state_dict
 
 from nbn_timm.errors import InputError
 
@@ -54,7 +55,7 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
     state_dict = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise InputError(f"'{path}' holds no weights: give a state dict or a training checkpoint")
-    return {_bare(key): value for key, value in state_dict.items()}
+    return clean_state_dict(state_dict)
 
 
 def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> None:
@@ -82,13 +83,6 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> No
         (missing, 'missing'), (unexpected, 'unexpected'), (sorted(shapes), 'of another shape')) if keys]
     raise InputError(f'the weights in {what} do not fit {name} with {classes} classes: {", ".join(differences)}; '
                      'give the --model and --num-classes that the checkpoint was trained with')
-
-
-def _bare(key: str) -> str:
-    """A key without the prefixes of DataParallel and torch.compile."""
-    for prefix in ('_orig_mod.', 'module.', '_orig_mod.'):
-        key = key.removeprefix(prefix)
-    return key
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
