@@ -14,8 +14,8 @@ from timm.data import resolve_model_data_config
 from timm.models import load_checkpoint
 from timm.utils import ModelEmaV3
 
-import nbn_timm  # noqa: F401
-from nbn_timm.layers import RectifiedLinear, fold_nbn, nbn_layers
+import nbn_timm
+from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
 from nbn_timm.models import resnet_cifar, resnet_nbn
 
 ARCHS = sorted(
@@ -198,11 +198,15 @@ def test_gradient_and_sharing_are_recorded_as_model_arguments(name, tmp_path):
     assert torch.equal(restored.eval()(x), model.eval()(x))
 
 
-@pytest.mark.parametrize('rectified', [False, True])
+@pytest.mark.parametrize('head', HEADS)
 @pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet10_nbn'])
-def test_rectification_is_a_keyword_too(name, rectified):
-    model = timm.create_model(name, rectified=rectified)
-    assert isinstance(model.fc, RectifiedLinear) is rectified
+def test_the_head_is_a_keyword_too(name, head):
+    model = timm.create_model(name, head=head)
+    assert type(model.fc) is HEADS[head]
+    model.reset_classifier(5)
+    assert type(model.fc) is HEADS[head] and model.fc.out_features == 5
+    with pytest.raises(nbn_timm.InputError, match="unknown head 'lineal'.*did you mean 'linear'"):
+        timm.create_model(name, head='lineal')
 
 
 @pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet10_nbn'])

@@ -298,7 +298,7 @@ def test_recognition_of_the_measured_checkpoint():
     from nbn_timm.models._convert import recognize
     shapes = released.FIGURES['resnext50_nbn']['shapes']
     found = recognize({name: torch.empty(shape) for name, shape in shapes.items()})
-    assert (found.name, found.released) == ('resnext50_nbn.imagenet_lt', True)
+    assert (found.name, found.form) == ('resnext50_nbn.imagenet_lt', 'NBN')
 
 
 @pytest.mark.parametrize('arch, expected', [

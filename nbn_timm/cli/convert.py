@@ -11,8 +11,8 @@ from nbn_timm.models._pretrained import write_zoo_file
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog='nbn-convert', description='Convert a checkpoint of the released NBN code (.pth.tar, keys with or without '
-        "module.), of timm or of this package into safetensors with this package's keys.")
+        prog='nbn-convert', description='Convert a checkpoint of the released NBN or RIDE code (.pth.tar, keys with or '
+        "without module.), of timm or of this package into safetensors with this package's keys.")
     parser.add_argument('checkpoint', type=Path, help='the file to convert')
     parser.add_argument('target', type=Path, nargs='?', help='file to write; default: <arch>.<tag>.safetensors in the '
                         'weights cache, where pretrained=True finds it')
@@ -25,7 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     print(f"recognised '{args.checkpoint}' as {recognized}")
     print(f"wrote '{target}' ({target.stat().st_size / 1e6:.1f} MB, SHA-256 {file_sha256(target)})")
     print(f"load it after `import nbn_timm` with timm.create_model('{recognized.arch}', "
-          f"num_classes={recognized.num_classes}, checkpoint_path='{target}')")
+          f"num_classes={recognized.num_classes}{recognized.arguments}, checkpoint_path='{target}')")
+    if recognized.has_router:
+        print("left out the assignment module, which is no part of the network: validate.py --stage routing evaluates "
+              'the checkpoint with it')
     if args.target is None and recognized.name in timm.list_models(recognized.arch, include_tags=True):
         print(f"or with timm.create_model('{recognized.name}', pretrained=True)")
 

@@ -1,6 +1,7 @@
-"""NBN layers, rectified heads, and the conversions between them and plain layers."""
+"""NBN layers, classifier heads, experts, and the conversions between them and plain layers."""
 from .convert import add_nbn, convert_sync_batchnorm, fold_nbn, nbn_layers
-from .head import RectifiedLinear
+from .experts import ExpertBlock, ExpertHead, ExpertStage, merge_experts
+from .head import HEADS, CosineLinear, RectifiedLinear, convert_head
 from .norm import (
     NormalizedBatchNorm2d,
     NormalizedBatchNormAct2d,
@@ -11,5 +12,6 @@ from .norm import (
 
 __all__ = [
     'NormalizedBatchNorm2d', 'NormalizedBatchNormAct2d', 'SyncNormalizedBatchNorm2d', 'SyncNormalizedBatchNormAct2d',
-    'RectifiedLinear', 'add_nbn', 'convert_sync_batchnorm', 'fold_nbn', 'nbn_layers', 'share_scale',
+    'HEADS', 'CosineLinear', 'RectifiedLinear', 'convert_head', 'ExpertBlock', 'ExpertHead', 'ExpertStage',
+    'add_nbn', 'convert_sync_batchnorm', 'fold_nbn', 'merge_experts', 'nbn_layers', 'share_scale',
 ]

@@ -1,9 +1,11 @@
-"""Classifier heads."""
+"""Classifier heads of a single network; `experts.py` has those of several experts."""
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-__all__ = ['RectifiedLinear']
+from nbn_timm.errors import InputError, nearest
+
+__all__ = ['HEADS', 'CosineLinear', 'RectifiedLinear', 'convert_head']
 
 
 class RectifiedLinear(nn.Linear):
@@ -43,3 +45,59 @@ class RectifiedLinear(nn.Linear):
         plain.weight.copy_(self.weight * std[:, None])
         plain.bias.copy_((self.bias - mean) * std)
         return plain.train(self.training)
+
+
+class CosineLinear(nn.Linear):
+    """Cosine classifier: `scale` times the cosine between feature and class vector, without bias.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019; RIDE
+    (Wang et al., ICLR 2021) uses it with scale 30. The logits leave this layer scaled, so that a loss must not scale
+    them again.
+
+    Args:
+        in_features: Length of a feature vector.
+        out_features: Number of classes.
+        scale: Factor of the cosines.
+    """
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 30.0, device=None, dtype=None) -> None:
+        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        self.scale = scale
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> 'CosineLinear':
+        """A new cosine head in the place of a Linear."""
+        head = cls(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+        return head.train(linear.training)
+
+    def reset_parameters(self) -> None:
+        """Class vectors of unit length in random directions; the length does not matter to the output."""
+        with torch.no_grad():
+            self.weight.uniform_(-1, 1)
+            self.weight /= torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * F.linear(F.normalize(x, dim=1), F.normalize(self.weight, dim=1))
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, scale={self.scale}'
+
+
+HEADS: dict[str, type[nn.Linear]] = {'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
+
+
+def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
+    """The classifier of a network in the kind asked for; a network without one (`nn.Identity`) keeps that.
+
+    Args:
+        classifier: As timm's `create_classifier` makes it.
+        kind: A key of `HEADS`.
+
+    Raises:
+        InputError: `kind` is unknown.
+    """
+    if kind not in HEADS:
+        raise InputError(f"unknown head '{kind}': give one of {', '.join(HEADS)}{nearest(str(kind), HEADS)}")
+    if kind == 'linear' or not isinstance(classifier, nn.Linear):
+        return classifier
+    return HEADS[kind].from_linear(classifier)  # type: ignore[attr-defined]

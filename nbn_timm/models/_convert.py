@@ -1,10 +1,15 @@
 """Checkpoints of other formats to this package's: recognised by their keys and shapes, never by a file name.
 
-The released format (yuxiangbao/NBN, commit 7365e21): torchvision's keys, raw NBN vectors, and one tensor
-`scale_factor` that holds alpha for all NBN layers in its first entry; keys may carry `module.`.
+Released with NBN (yuxiangbao/NBN, commit 7365e21): torchvision's keys, raw NBN vectors, and one tensor `scale_factor`.
+Its first entry is alpha for all NBN layers of a single network, its first E entries are those of E experts. Experts
+have their stages in `layer3s.<expert>.<block>` and `layer4s.<expert>.<block>`, their classifiers in `linears.<expert>`.
+Released with RIDE (frank-xwang/RIDE-LongTailRecognition, commit ab8be5c): the same below `backbone.`, for CIFAR with
+`layer2s` and `layer3s`; cosine classifiers are stored transposed and have no bias, and after RIDE's second stage there
+is the assignment module `expert_help_pred_*`. Keys may carry `module.` in both.
 """
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +19,8 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
-__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'to_model_format']
+__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format',
+           'without_router']
 
 StateDict = dict[str, torch.Tensor]
 
@@ -25,14 +31,25 @@ _BASIC_DEPTHS: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18,
 _FAMILIES: dict[tuple[int, ...], str] = {(64, 64): 'resnet', (128, 4): 'resnext'}  # by the first 3x3 convolution
 
 
+# Names of experts' parts in released checkpoints, and ours.
+_EXPERT_NAMES = (
+    (re.compile(r'^layer(\d)s\.(\d+)\.(\d+)\.'), r'layer\1.\3.\2.'),
+    (re.compile(r'^linears\.(\d+)\.'), r'fc.\1.'),
+    (re.compile(r'^expert_help_pred_hidden_fcs\.'), 'router.hidden.'),
+    (re.compile(r'^expert_help_pred_fc\.'), 'router.decide.'),
+)
+_RIDE_PREFIX = 'backbone.'
+
+
 @dataclass(frozen=True)
 class Recognized:
     """What the keys and shapes of a checkpoint say it is."""
 
-    arch: str  # a name in timm's registry, unless `experts` says that no model of this package fits
+    arch: str  # a name in timm's registry, unless no model fits
     num_classes: int
-    released: bool  # needs conversion: it has the released `scale_factor`
-    experts: int = 0  # of a RIDE network
+    form: str = ''  # 'NBN' or 'RIDE' if it is in their released format and needs conversion
+    model_args: dict[str, Any] = field(default_factory=dict)  # of the constructor, what the name does not say
+    has_router: bool = False  # RIDE's assignment module is in it
 
     @property
     def tag(self) -> str:
@@ -44,30 +61,54 @@ class Recognized:
         """`arch.tag`."""
         return f'{self.arch}.{self.tag}' if self.tag else self.arch
 
+    @property
+    def arguments(self) -> str:
+        """`model_args` as they stand in a call, each with a comma before it."""
+        return ''.join(f', {key}={value!r}' for key, value in self.model_args.items())
+
     def __str__(self) -> str:
-        form = 'released NBN format' if self.released else 'no conversion needed'
-        experts = f', {self.experts} experts' if self.experts else ''
+        form = f'released {self.form} format' if self.form else 'no conversion needed'
         benchmark = f' ({self.tag})' if self.tag else ''
-        return f'{self.arch}{experts}, {self.num_classes} classes{benchmark}, {form}'
+        router = ', with an assignment module' if self.has_router else ''
+        return f'{self.arch}{self.arguments}, {self.num_classes} classes{benchmark}{router}, {form}'
 
 
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
-    """Tell which ResNet of this package, of timm or of the released code a bare state dict belongs to, if any."""
-    keys = state_dict.keys()
-    is_ride = 'linears.0.weight' in keys
-    classifier = 'linears.0' if is_ride else 'fc'
-    if f'{classifier}.weight' not in keys or 'conv1.weight' not in keys:
+    """Tell which ResNet of this package, of timm or of the released codes a bare state dict belongs to, if any."""
+    renamed = rename_experts(state_dict)
+    form = _released_form(state_dict, renamed)
+    state_dict = renamed
+    experts = sum(re.fullmatch(r'fc\.\d+\.weight', key) is not None for key in state_dict)
+    classifier = 'fc.0' if experts else 'fc'
+    if f'{classifier}.weight' not in state_dict or 'conv1.weight' not in state_dict:
         return None
-    backbone = _backbone(state_dict, 'layer{}s.0' if is_ride else 'layer{}')
+    backbone = _backbone(state_dict)
     if backbone is None:
         return None
-    nbn = 'scale_factor' in keys or any(key.endswith('.scale.alpha') for key in keys)
-    rectified = f'{classifier}.bn.running_mean' in keys
-    if backbone == 'resnext50' and not nbn and not is_ride:
+    nbn = 'scale_factor' in state_dict or any(key.endswith('.scale.alpha') for key in state_dict)
+    if backbone == 'resnext50' and not nbn and not experts:
         backbone = 'resnext50_32x4d'
-    experts = sum(f'linears.{index}.weight' in keys for index in range(len(keys))) if is_ride else 0
-    arch = f'{backbone}{"_ride" * is_ride}{"_nbn" * nbn}{"_lr" * rectified}'
-    return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], 'scale_factor' in keys, experts)
+    head = _head(state_dict, classifier)
+    in_name = nbn and head == 'rectified'  # there are no names for rectification alone
+    model_args = _expert_args(state_dict, experts) if experts else {}
+    if not in_name and (experts or head != 'linear'):
+        model_args['head'] = head
+    arch = f'{backbone}{"_ride" * bool(experts)}{"_nbn" * nbn}{"_lr" * in_name}'
+    has_router = any(key.startswith('router.') for key in state_dict)
+    return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
+
+
+def rename_experts(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """Released names and shapes of experts' parts to this package's; other entries stay as they are."""
+    renamed = {}
+    for key, value in state_dict.items():
+        name = key.removeprefix(_RIDE_PREFIX)
+        if re.fullmatch(r'linears\.\d+\.weight', name) and f'{key.removesuffix("weight")}bias' not in state_dict:
+            value = value.T
+        for pattern, ours in _EXPERT_NAMES:
+            name = pattern.sub(ours, name)
+        renamed[name] = value
+    return renamed
 
 
 def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recognized) -> StateDict:
@@ -79,13 +120,18 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
     if not is_model(recognized.arch):
         raise InputError(f'the checkpoint is a {recognized}, for which this package has no model: give one of an '
                          'architecture that timm.list_models() names')
-    model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta')
-    converted = to_model_format(state_dict, model)
+    model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta', **recognized.model_args)
+    converted = without_router(to_model_format(state_dict, model))
     wrong = converted.keys() ^ model.state_dict().keys()
     if wrong:
         raise InputError(f'the checkpoint looks like a {recognized.arch} but differs in {_some(wrong)}: it is damaged '
                          'or of a variant that this package does not know')
     return {key: value.contiguous() for key, value in converted.items()}
+
+
+def without_router(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
+    """A state dict without RIDE's assignment module, which is no part of the network."""
+    return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateDict:
@@ -94,7 +140,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateD
     Beyond `to_model_format` it drops a classifier of another number of classes whole, statistics of its logit
     rectification included, of which timm drops the weight and bias alone.
     """
-    return _without_foreign_classifier(to_model_format(state_dict, model), model)
+    return _without_foreign_classifier(without_router(to_model_format(state_dict, model)), model)
 
 
 def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
@@ -106,7 +152,7 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
     for wrapper in ('state_dict', 'model'):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    state_dict = clean_state_dict(dict(state_dict))
+    state_dict = rename_experts(clean_state_dict(dict(state_dict)))
     layers = nbn_layers(model)
     owners = [name for name, layer in layers.items() if layer.owns_scale]
     has_scale = any(key.endswith('.scale.alpha') for key in state_dict)
@@ -118,25 +164,55 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
         raise InputError(f'the checkpoint is of an NBN model, but {model_name} has no NBN layers, so that its outputs '
                          'would be garbage: use the architecture with _nbn in its name, or fold the checkpoint first')
     if 'scale_factor' in state_dict:
-        alpha = state_dict.pop('scale_factor')[:1].clone()
-        state_dict.update({f'{name}.scale.alpha': alpha.clone() for name in owners})
+        scale = state_dict.pop('scale_factor')
+        for name in owners:
+            expert = _expert_of(name)
+            state_dict[f'{name}.scale.alpha'] = scale[expert:expert + 1].clone()
     return state_dict
 
 
 def _without_foreign_classifier(state_dict: StateDict, model: nn.Module) -> StateDict:
-    name = model.get_classifier(name_only=True)  # type: ignore[operator]
-    there = state_dict.get(f'{name}.weight')
-    here = getattr(model.get_submodule(name), 'weight', None)
-    if there is not None and (here is None or here.shape[0] != there.shape[0]):
-        return {key: value for key, value in state_dict.items() if not key.startswith(f'{name}.')}
+    prefix = f'{model.get_classifier(name_only=True)}.'  # type: ignore[operator]
+    classes = {value.shape[0] for key, value in state_dict.items()
+               if key.startswith(prefix) and key.endswith('weight')}
+    if classes and classes != {model.num_classes}:
+        return {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
     return state_dict
 
 
-def _backbone(state_dict: Mapping[str, torch.Tensor], last_stages: str) -> str | None:
-    """Name of a ResNet by its depth, width and grouping; `last_stages` is the key pattern of stages 3 and 4."""
+def _released_form(state_dict: Mapping[str, torch.Tensor], renamed: Mapping[str, torch.Tensor]) -> str:
+    if any(key.startswith(_RIDE_PREFIX) for key in state_dict):
+        return 'RIDE'
+    return 'NBN' if 'scale_factor' in state_dict or state_dict.keys() != renamed.keys() else ''
+
+
+def _expert_of(name: str) -> int:
+    """The expert that a layer `<stage>.<block>.<expert>.*` belongs to; 0 for one of a single network."""
+    match = re.match(r'layer\d\.\d+\.(\d+)\.', name)
+    return int(match[1]) if match else 0
+
+
+def _head(state_dict: Mapping[str, torch.Tensor], classifier: str) -> str:
+    """Kind of a classifier."""
+    if f'{classifier}.bn.running_mean' in state_dict:
+        return 'rectified'
+    return 'linear' if f'{classifier}.bias' in state_dict else 'cosine'
+
+
+def _expert_args(state_dict: Mapping[str, torch.Tensor], experts: int) -> dict[str, Any]:
+    """Constructor arguments of a RIDE network: how many experts there are, how wide, and from which stage on."""
+    stages = sorted({match[1] for key in state_dict if (match := re.match(r'(layer\d)\.', key))})
+    norm = 'bn3' if f'{stages[0]}.0.conv3.weight' in state_dict else 'bn2'
+    last = state_dict.get(f'{stages[-1]}.0.0.{norm}.weight')
+    # The widths of reduced experts are 48 channels for CIFAR, 384 (times 4 in bottlenecks) else: multiples of 3.
+    args = dict(num_experts=experts, reduced=last is not None and last.shape[0] % 3 == 0)
+    return args if len(stages) == 3 else {**args, 'share_layer3': 'layer3.0.conv1.weight' in state_dict}
+
+
+def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
+    """Name of a ResNet by its depth, width and grouping."""
     def blocks(stage: int) -> int:
-        pattern = last_stages.format(stage) if stage > 2 else f'layer{stage}'
-        return len({key.split('.')[pattern.count('.') + 1] for key in state_dict if key.startswith(f'{pattern}.')})
+        return len({key.split('.')[1] for key in state_dict if key.startswith(f'layer{stage}.')})
 
     depths = tuple(blocks(stage) for stage in range(1, 5))
     if depths[3] == 0:  # CIFAR: three stages

@@ -73,13 +73,32 @@ def build_zoo_model(
         if not named_by_caller:
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
         elif cfg.file and not cfg.source:
-            # timm would drop the classifier of a file with another number of classes than the tag's without a word.
-            recognized = recognize(read_state_dict(cfg.file))
+            overlay['file'] = cfg.file
+        if 'file' in overlay:
+            recognized = recognize(read_state_dict(overlay['file']))
             if recognized is not None:
+                # timm would drop the classifier of a file with another number of classes than the tag's silently.
                 overlay.setdefault('num_classes', recognized.num_classes)
+            if recognized is not None and recognized.arch == variant:
+                kwargs = _like_the_file(overlay['file'], recognized, kwargs)
+    if 'num_experts' in kwargs:
+        overlay.setdefault('classifier', tuple(f'fc.{expert}' for expert in range(kwargs['num_experts'])))
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
         pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+
+
+def _like_the_file(file: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments completed by what the weights say, such as the number of experts.
+
+    Raises:
+        InputError: The caller wants something else than the weights are of.
+    """
+    for key, value in recognized.model_args.items():
+        if kwargs.get(key, value) != value:
+            raise InputError(f"'{file}' has weights for {recognized.arch} with {key}={value!r}, but "
+                             f'{key}={kwargs[key]!r} was asked for: leave {key} out or give other weights')
+    return {**recognized.model_args, **kwargs}
 
 
 def register_aliases(module_name: str, default_cfgs: dict[str, DefaultCfg]) -> None:

@@ -19,6 +19,22 @@ from ._convert import StateDict, recognize, to_model_format
 __all__ = ['load_weights', 'read_checkpoint', 'read_state_dict']
 
 
+class _Inert:
+    """Stands in for an object beside the weights that nobody needs; it takes anything and does nothing."""
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# RIDE's released checkpoints carry their configuration, with paths, and a number of numpy's.
+_STAND_INS = [(_Inert, name) for name in (
+    'parse_config.ConfigParser', 'pathlib.Path', 'pathlib.PosixPath', 'pathlib.WindowsPath', 'numpy.dtype',
+    'numpy.core.multiarray.scalar', 'numpy._core.multiarray.scalar')]
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, safetensors or torch, onto the CPU.
 
@@ -33,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if path.suffix == '.safetensors':
             return safetensors.torch.load_file(path)
         # timm's training checkpoints keep their arguments as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]), warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of pickle protocols, about files that are refused anyway
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint, torch's unpickler fails in any way, IndexError too

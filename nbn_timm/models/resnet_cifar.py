@@ -13,32 +13,18 @@ from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
-from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn
+from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, add_nbn, convert_head
 
+from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
 
 __all__ = ['ResNetCifar']
-
-_DATASETS: dict[str, dict[str, Any]] = {
-    'cifar100_lt': dict(num_classes=100),
-    'cifar10_lt': dict(num_classes=10),
-}
-
-
-def _cfgs(arch: str) -> dict[str, dict[str, Any]]:
-    """The pretrained cfgs of one architecture, a tag per data set."""
-    common = dict(
-        input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, interpolation='bilinear',
-        mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),  # of CIFAR-10; the field uses them for both
-        first_conv='conv1', classifier='fc', license='apache-2.0', url='')
-    return {f'{arch}.{tag}': dict(common, **dataset) for tag, dataset in _DATASETS.items()}
-
 
 default_cfgs = generate_default_cfgs({
     name: cfg
     for depth in (20, 32, 44, 56)
     for form in ('', '_nbn', '_nbn_lr')
-    for name, cfg in _cfgs(f'resnet{depth}{form}').items()
+    for name, cfg in cifar_cfgs(f'resnet{depth}{form}').items()
 })
 
 
@@ -65,7 +51,7 @@ class ResNetCifar(nn.Module):
         global_pool: Pooling before the classifier, see timm's `create_classifier`.
         channels: Channels of the three stages.
         nbn: NBN in the last stage: the last BatchNorm of each block, as in `ResNetNbn`.
-        rectified: Use a `RectifiedLinear` classifier (logit rectification).
+        head: Kind of the classifier: 'linear', 'rectified' (logit rectification) or 'cosine'.
         gradient, share_alpha: Of NBN, see `ResNetNbn`.
         drop_rate: Dropout before the classifier.
     """
@@ -78,7 +64,7 @@ class ResNetCifar(nn.Module):
             global_pool: str = 'avg',
             channels: tuple[int, int, int] = (16, 32, 64),
             nbn: bool = False,
-            rectified: bool = False,
+            head: str = 'linear',
             gradient: str = 'capped',
             share_alpha: bool = True,
             drop_rate: float = 0.0,
@@ -90,7 +76,7 @@ class ResNetCifar(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.rectified = rectified
+        self.head_kind = head
         self.grad_checkpointing = False
 
         width = channels[0]
@@ -107,20 +93,18 @@ class ResNetCifar(nn.Module):
         self.num_features = channels[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self._rectify_classifier()
+        self.fc = convert_head(self.fc, head)
         if nbn:
             add_nbn(self, ('layer3',), r'bn2$', share_alpha=share_alpha, gradient=gradient)
         self.init_weights()
-
-    def _rectify_classifier(self) -> None:
-        if self.rectified and isinstance(self.fc, nn.Linear):
-            self.fc = RectifiedLinear.from_linear(self.fc)
 
     @torch.jit.ignore
     def init_weights(self) -> None:
         """Kaiming-normal convolutions and classifier, as the field's CIFAR ResNets have."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, CosineLinear):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, NormalizedBatchNorm2d):
                 nn.init.ones_(module.weight)
@@ -147,7 +131,7 @@ class ResNetCifar(nn.Module):
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self._rectify_classifier()
+        self.fc = convert_head(self.fc, self.head_kind)
         self.global_pool.train(self.training)
         self.fc.train(self.training)
 
@@ -258,7 +242,7 @@ def resnet20_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
 @register_model
 def resnet20_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
     """ResNet-20 for CIFAR with NBN and logit rectification."""
-    return _create('resnet20_nbn_lr', pretrained, **dict(dict(num_blocks=3, nbn=True, rectified=True), **kwargs))
+    return _create('resnet20_nbn_lr', pretrained, **dict(dict(num_blocks=3, nbn=True, head='rectified'), **kwargs))
 
 
 @register_model
@@ -276,7 +260,7 @@ def resnet32_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
 @register_model
 def resnet32_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
     """ResNet-32 for CIFAR with NBN and logit rectification."""
-    return _create('resnet32_nbn_lr', pretrained, **dict(dict(num_blocks=5, nbn=True, rectified=True), **kwargs))
+    return _create('resnet32_nbn_lr', pretrained, **dict(dict(num_blocks=5, nbn=True, head='rectified'), **kwargs))
 
 
 @register_model
@@ -294,7 +278,7 @@ def resnet44_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
 @register_model
 def resnet44_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
     """ResNet-44 for CIFAR with NBN and logit rectification."""
-    return _create('resnet44_nbn_lr', pretrained, **dict(dict(num_blocks=7, nbn=True, rectified=True), **kwargs))
+    return _create('resnet44_nbn_lr', pretrained, **dict(dict(num_blocks=7, nbn=True, head='rectified'), **kwargs))
 
 
 @register_model
@@ -312,7 +296,7 @@ def resnet56_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
 @register_model
 def resnet56_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
     """ResNet-56 for CIFAR with NBN and logit rectification."""
-    return _create('resnet56_nbn_lr', pretrained, **dict(dict(num_blocks=9, nbn=True, rectified=True), **kwargs))
+    return _create('resnet56_nbn_lr', pretrained, **dict(dict(num_blocks=9, nbn=True, head='rectified'), **kwargs))
 
 
 register_aliases(__name__, default_cfgs)

@@ -4,60 +4,41 @@ Source: Bao et al., "Normalizing Batch Normalization for Long-Tailed Recognition
 the authors' code (yuxiangbao/NBN, commit 7365e21). NBN replaces the last BatchNorm of each block of `layer4` and that
 of its downsample path; they share one alpha. All else is timm's `ResNet`.
 """
-from typing import Any
-
 import torch
 import torch.nn as nn
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn
+from nbn_timm.layers import NormalizedBatchNorm2d, add_nbn, convert_head
 
+from ._cfgs import imagenet_cfgs
 from ._pretrained import AUTHORS_ARCHIVE, build_zoo_model, register_aliases
 
 __all__ = ['ResNetNbn']
 
-# Benchmark properties that a model's transforms and head depend on; recipes: docs of the configs.
-_DATASETS: dict[str, dict[str, Any]] = {
-    'imagenet_lt': dict(num_classes=1000),
-    'inat18': dict(num_classes=8142, mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192)),
-    'places_lt': dict(num_classes=365),
-}
-
-
-def _cfgs(arch: str, **released: str) -> dict[str, dict[str, Any]]:
-    """The pretrained cfgs of one architecture, a tag per data set; `released` gives the address of weights by tag."""
-    common = dict(
-        input_size=(3, 224, 224), pool_size=(7, 7), crop_pct=0.875, interpolation='bilinear',
-        mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, first_conv='conv1', classifier='fc',
-        license='apache-2.0', origin_url='https://github.com/yuxiangbao/NBN', paper_ids='arXiv:2501.03122')
-    return {f'{arch}.{tag}': dict(common, **dataset, url=released.get(tag, '')) for tag, dataset in _DATASETS.items()}
-
-
 default_cfgs = generate_default_cfgs({
-    **_cfgs('resnet10_nbn'),
-    **_cfgs('resnet10_nbn_lr'),
-    **_cfgs('resnet50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
-    **_cfgs('resnet50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
-    **_cfgs('resnet101_nbn'),
-    **_cfgs('resnet101_nbn_lr'),
-    **_cfgs('resnet152_nbn'),
-    **_cfgs('resnet152_nbn_lr'),
-    **_cfgs('resnext50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
-    **_cfgs('resnext50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
-    **_cfgs('resnext101_nbn'),
-    **_cfgs('resnext101_nbn_lr'),
+    **imagenet_cfgs('resnet10_nbn'),
+    **imagenet_cfgs('resnet10_nbn_lr'),
+    **imagenet_cfgs('resnet50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnet50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnet101_nbn'),
+    **imagenet_cfgs('resnet101_nbn_lr'),
+    **imagenet_cfgs('resnet152_nbn'),
+    **imagenet_cfgs('resnet152_nbn_lr'),
+    **imagenet_cfgs('resnext50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnext50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnext101_nbn'),
+    **imagenet_cfgs('resnext101_nbn_lr'),
 })
 
 
 class ResNetNbn(ResNet):
-    """timm's ResNet with NBN in `layer4` and, on request, logit rectification.
+    """timm's ResNet with NBN in `layer4` and a choice of heads.
 
     Args:
         block: Block class of all stages.
         layers: Number of blocks in each stage.
-        rectified: Use a `RectifiedLinear` classifier (logit rectification).
+        head: Kind of the classifier: 'linear', 'rectified' (logit rectification) or 'cosine'.
         gradient: Backward pass of NBN, 'capped' or 'released', see `NormalizedBatchNorm2d`.
         share_alpha: One alpha for the stage, as released, else one for each layer.
         zero_init_last: As in timm's `ResNet`, for the plain BatchNorm layers of the first three stages; False as in
@@ -69,7 +50,7 @@ class ResNetNbn(ResNet):
             self,
             block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
-            rectified: bool = False,
+            head: str = 'linear',
             gradient: str = 'capped',
             share_alpha: bool = True,
             zero_init_last: bool = False,
@@ -78,12 +59,8 @@ class ResNetNbn(ResNet):
         super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)  # type: ignore[arg-type]
         last = 'bn3' if block is Bottleneck else 'bn2'
         add_nbn(self, ('layer4',), rf'{last}$|downsample', share_alpha=share_alpha, gradient=gradient)
-        self.rectified = rectified
-        self._rectify_classifier()
-
-    def _rectify_classifier(self) -> None:
-        if self.rectified and isinstance(self.fc, nn.Linear):
-            self.fc = RectifiedLinear.from_linear(self.fc)
+        self.head_kind = head
+        self.fc = convert_head(self.fc, head)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = False) -> None:
@@ -94,7 +71,7 @@ class ResNetNbn(ResNet):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
-        self._rectify_classifier()
+        self.fc = convert_head(self.fc, self.head_kind)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNetNbn:
@@ -111,7 +88,7 @@ def resnet10_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnet10_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNet-10 with NBN and logit rectification."""
-    model_args = dict(block=BasicBlock, layers=(1, 1, 1, 1), rectified=True)
+    model_args = dict(block=BasicBlock, layers=(1, 1, 1, 1), head='rectified')
     return _create('resnet10_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
@@ -125,7 +102,7 @@ def resnet50_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnet50_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNet-50 with NBN and logit rectification."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), rectified=True)
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), head='rectified')
     return _create('resnet50_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
@@ -139,7 +116,7 @@ def resnet101_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnet101_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNet-101 with NBN and logit rectification."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), rectified=True)
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), head='rectified')
     return _create('resnet101_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
@@ -153,7 +130,7 @@ def resnet152_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnet152_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNet-152 with NBN and logit rectification."""
-    model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3), rectified=True)
+    model_args = dict(block=Bottleneck, layers=(3, 8, 36, 3), head='rectified')
     return _create('resnet152_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
@@ -167,7 +144,7 @@ def resnext50_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnext50_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNeXt-50 32x4d with NBN and logit rectification."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4, rectified=True)
+    model_args = dict(block=Bottleneck, layers=(3, 4, 6, 3), cardinality=32, base_width=4, head='rectified')
     return _create('resnext50_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
@@ -181,7 +158,7 @@ def resnext101_nbn(pretrained: bool = False, **kwargs) -> ResNetNbn:
 @register_model
 def resnext101_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetNbn:
     """ResNeXt-101 32x4d with NBN and logit rectification."""
-    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4, rectified=True)
+    model_args = dict(block=Bottleneck, layers=(3, 4, 23, 3), cardinality=32, base_width=4, head='rectified')
     return _create('resnext101_nbn_lr', pretrained, **dict(model_args, **kwargs))
 
 
