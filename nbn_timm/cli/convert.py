@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"load it after `import nbn_timm` with timm.create_model('{recognized.arch}', "
           f"num_classes={recognized.num_classes}{recognized.arguments}, checkpoint_path='{target}')")
     if recognized.has_router:
-        print("left out the assignment module, which is no part of the network: validate.py --stage routing evaluates "
+        print("left out the assignment module, which is no part of the network: validate.py evaluates "
               'the checkpoint with it')
     if args.target is None and recognized.name in timm.list_models(recognized.arch, include_tags=True):
         print(f"or with timm.create_model('{recognized.name}', pretrained=True)")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from timm.task import ClassificationTask, TrainingTask
+from timm.task import TrainingTask
 from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 from torch.utils.data import Dataset
@@ -21,11 +21,11 @@ from nbn_timm.cli.train_args import build_parser
 from nbn_timm.cli.train_build import (
     amp_dtype,
     build_evaluator,
-    build_loss,
     build_mixup,
     build_model,
     build_optimizer,
     build_scheduler,
+    build_task,
     build_train_loader,
     data_settings,
     input_format,
@@ -48,11 +48,13 @@ from nbn_timm.engine.checkpoint import (
 from nbn_timm.engine.distributed import World, close_world, init_world, seed_everything
 from nbn_timm.engine.log import RunLog, setup_logging
 from nbn_timm.engine.loop import EpochResult, LoopSettings, train_one_epoch
+from nbn_timm.engine.model import model_settings
 from nbn_timm.engine.progress import Progress
-from nbn_timm.engine.task import evaluation_model, prepare_task, share_statistics
+from nbn_timm.engine.task import begin_epoch, evaluation_model, prepare_task, share_statistics
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
+from nbn_timm.models.checkpoint import read_checkpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -79,11 +81,17 @@ def console() -> int:
 
 
 def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse flags and config; with neither a config nor anything to train (on), take the quick start."""
+    """Parse flags and config; with neither a config nor anything to train (on), take the quick start.
+
+    A second stage takes the model of its initial checkpoint, unless told otherwise.
+    """
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(build_parser(), argv)
     if not any((args.config, args.dataset, args.data_dir, args.train_list, args.model)):
         args = parse_args(build_parser(), ['--config', 'quickstart', *argv])
+    if args.stage and args.initial_checkpoint:
+        args.model, args.add_nbn, args.model_kwargs = model_settings(
+            args.model, args.add_nbn or None, args.model_kwargs, read_checkpoint(args.initial_checkpoint))
     for name in ('dataset', 'model'):
         if getattr(args, name) is None:
             raise InputError(f'there is no --{name}: give one, or a --config that has it')
@@ -107,7 +115,7 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     loader = build_train_loader(args, splits, defaults, batch, world, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
     mixup = build_mixup(args, model.num_classes, batch)
-    task = ClassificationTask(model, build_loss(args, splits, mixup), device=world.device, verbose=False)
+    task = build_task(args, model, splits, defaults, mixup, world)
     optimizer = build_optimizer(args, model)
     scheduler = build_scheduler(args, optimizer, updates_per_epoch)
     scaler = NativeScaler(world.device.type) if args.amp and args.amp_dtype == 'float16' else None
@@ -135,6 +143,7 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     for epoch in range(start_epoch, args.epochs):
         seed_everything(args.seed, epoch, world.rank)
         loader.set_epoch(epoch)
+        begin_epoch(task, epoch)
         scheduler.step(epoch)
         scheduler.step_update(epoch * updates_per_epoch)
         if mixup is not None and args.mixup_off_epoch:
@@ -158,8 +167,9 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
 
 
 def default_experiment(args: argparse.Namespace) -> str:
-    """Name of a run by what it trains: model, data, a loss or sampler that is not the usual one, seed."""
-    unusual = [name for name in (args.loss, args.sampler) if name not in ('cross_entropy', 'instance_balanced')]
+    """Name of a run by what it trains: model, data, what is unusual about its loss, sampler and stage, seed."""
+    unusual = [name for name in (args.loss, args.sampler, args.stage, 'distilled' if args.kd_checkpoint else None)
+               if name not in ('cross_entropy', 'instance_balanced', None)]
     return '-'.join([args.model, args.dataset, *unusual, f's{args.seed}']).replace('/', '_')
 
 

@@ -7,6 +7,8 @@ from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABI
 from nbn_timm.losses import LOSSES
 from nbn_timm.samplers import SAMPLERS
 
+STAGES = ('routing',)
+
 EVAL_METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')
 
 
@@ -22,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group('data'))
     _add_model(parser.add_argument_group('model'))
     _add_batch(parser.add_argument_group('batch, sampler and loss'))
+    _add_stages(parser.add_argument_group('second stage and distillation'))
     _add_optimizer(parser.add_argument_group('optimizer and schedule'))
     _add_augmentation(parser.add_argument_group('augmentation'))
     _add_system(parser.add_argument_group('precision and devices'))
@@ -74,6 +77,23 @@ def _add_batch(group: Any) -> None:
     add('--sampler', choices=sorted(SAMPLERS), default='instance_balanced')
     add('--loss', choices=sorted(LOSSES), default='cross_entropy')
     add('--smoothing', type=PROBABILITY, default=0.0, metavar='X', help='label smoothing (default: 0)')
+    add('--loss-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE', help="the loss's own settings")
+
+
+def _add_stages(group: Any) -> None:
+    add = group.add_argument
+    add('--stage', choices=STAGES, help="train on the finished network of --initial-checkpoint: 'routing' trains what "
+                                        'decides how many experts an image is given')
+    add('--stage-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE', help="the stage's settings")
+    add('--kd-checkpoint', metavar='FILE', help='a finished teacher to distil from, trained on the same classes')
+    add('--kd-model-name', metavar='NAME', help="the teacher's model (default: as the checkpoint records)")
+    add('--kd-model-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE')
+    add('--kd-temperature', type=POSITIVE, default=1.5, metavar='X', help='(default: 1.5)')
+    add('--distill-loss-weight', type=NOT_NEGATIVE, default=1.0, metavar='X', help='(default: 1)')
+    add('--kd-target', choices=['mean', 'experts'], default='mean',
+        help="what learns from the teacher: the experts' mean, once per expert, as in RIDE's code, or each expert")
+    add('--kd-teacher-mode', choices=['eval', 'train'], default='eval',
+        help="'train' lets the teacher normalise by batch statistics, as RIDE's code does (default: eval)")
 
 
 def _add_optimizer(group: Any) -> None:
@@ -110,6 +130,7 @@ def _add_augmentation(group: Any) -> None:
     add('--scale', type=POSITIVE, nargs=2, metavar=('MIN', 'MAX'), help='area of the random crop')
     add('--ratio', type=POSITIVE, nargs=2, metavar=('MIN', 'MAX'), help='aspect ratio of the random crop')
     add('--hflip', type=PROBABILITY, metavar='P')
+    add('--rotation', type=NOT_NEGATIVE, default=0.0, metavar='DEG', help='rotate by up to so many degrees')
     add('--vflip', type=PROBABILITY, default=0.0, metavar='P')
     add('--color-jitter', type=NOT_NEGATIVE, metavar='X', help="default: the benchmark's")
     add('--aa', metavar='POLICY', help="timm's AutoAugment or RandAugment policy, as rand-m9-mstd0.5")
@@ -143,7 +164,7 @@ def _add_run(group: Any) -> None:
     add('--seed', type=COUNT, default=42, metavar='N')
     add('--output', default='output', metavar='DIR', help='parent of all run folders (default: output)')
     add('--experiment', metavar='NAME',
-        help="the run's folder (default: <model>-<dataset>-s<seed>, with the loss or sampler if it is not the default)")
+        help="the run's folder (default: <model>-<dataset>-s<seed>, with the loss, sampler and stage if unusual)")
     add('--resume', metavar='FILE', help="a checkpoint to go on from, or 'auto': the folder's last one, if any")
     add('--eval-metric', choices=EVAL_METRICS, default='top1', help='chooses the best checkpoint (default: top1)')
     add('--watch-test', action=BooleanOptionalAction, default=False,

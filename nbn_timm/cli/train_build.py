@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
+from timm.task import ClassificationTask
+from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
@@ -22,13 +24,16 @@ from nbn_timm.data import (
 )
 from nbn_timm.engine.batch import BatchPlan
 from nbn_timm.engine.distributed import World
-from nbn_timm.engine.model import check_input_size, create_model
+from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
 from nbn_timm.engine.optim import create_optimizer, create_scheduler
-from nbn_timm.errors import InputError
-from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
+from nbn_timm.engine.task import DistillationTask
+from nbn_timm.errors import InputError, nearest
+from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss
-from nbn_timm.models.checkpoint import load_weights
+from nbn_timm.losses import create_loss, takes_experts, takes_soft_targets
+from nbn_timm.losses.routing import RoutingLoss
+from nbn_timm.models import MultiExpert, RoutedExperts
+from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
 
 
@@ -40,13 +45,26 @@ def data_settings(args: argparse.Namespace, batch: BatchPlan) -> DataSettings:
 
 
 def build_model(args: argparse.Namespace, splits: Splits, world: World) -> Any:
-    """The model on the device, with its initial weights."""
+    """The model on the device, with its initial weights, and of several experts set to what the loss takes.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
+    _check_stage(args)
     num_classes = args.num_classes or splits.num_classes
     with world.primary_first():
         model = create_model(args.model, num_classes, args.pretrained, args.drop, args.drop_path, args.bn_momentum,
                              args.add_nbn, **args.model_kwargs)
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
+    if args.stage == 'routing':
+        routing = known_settings('--stage routing', args.stage_kwargs, ('top_k', 'hidden', 'pos_weight'))
+        model = RoutedExperts(model, **{key: value for key, value in routing.items() if key != 'pos_weight'})
+    elif takes_experts(args.loss):
+        if not isinstance(model, MultiExpert):
+            raise InputError(f"loss '{args.loss}' is for the experts of a RIDE network, and '{args.model}' has none: "
+                             "give --model with _ride in its name, or another --loss")
+        model.set_expert_logits()
     if args.sync_bn:
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
@@ -88,8 +106,9 @@ def build_train_loader(
         targets = np.zeros(len(dataset), dtype=np.int64) if targets is None else targets
         sampler = create_sampler(args.sampler, targets, splits.class_counts, args.seed, world.rank, world.size)
     augment = AugmentSettings(
-        args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.color_jitter, aa=args.aa,
-        interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode, recount=args.recount)
+        args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
+        aa=args.aa, interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode,
+        recount=args.recount)
     return create_train_loader(
         dataset, sampler, batch_size=batch.size, defaults=defaults, augment=augment, num_workers=args.workers,
         device=world.device, seed=args.seed, rank=world.rank, pin_memory=args.pin_mem)
@@ -105,16 +124,59 @@ def build_mixup(args: argparse.Namespace, num_classes: int, batch: BatchPlan) ->
                  mode=args.mixup_mode, label_smoothing=args.smoothing, num_classes=num_classes)
 
 
+def build_task(
+        args: argparse.Namespace,
+        model: nn.Module,
+        splits: Splits,
+        defaults: DataDefaults,
+        mixup: Mixup | None,
+        world: World,
+) -> ClassificationTask:
+    """The model and its loss, and a teacher if there is one."""
+    loss = build_loss(args, splits, mixup)
+    if not args.kd_checkpoint:
+        return ClassificationTask(model, loss, device=world.device, verbose=False)
+    teacher = build_teacher(args, model, defaults)
+    return DistillationTask(
+        model, teacher, loss, args.kd_target, args.distill_loss_weight, args.kd_temperature,
+        args.kd_teacher_mode == 'train', world.device)
+
+
 def build_loss(args: argparse.Namespace, splits: Splits, mixup: Mixup | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
+    if args.stage == 'routing':
+        return RoutingLoss(**{key: value for key, value in args.stage_kwargs.items() if key == 'pos_weight'})
+    if mixup is not None and not takes_soft_targets(args.loss):
+        raise InputError(f"loss '{args.loss}' takes labels and no mixed targets: leave out --mixup and --cutmix, or "
+                         'give another --loss')
     smoothing = {'smoothing': args.smoothing} if args.smoothing and mixup is None else {}
-    return create_loss(args.loss, splits.class_counts, **smoothing)
+    return create_loss(args.loss, splits.class_counts, **smoothing, **args.loss_kwargs)
+
+
+def build_teacher(args: argparse.Namespace, student: Any, defaults: DataDefaults) -> nn.Module:
+    """The teacher of --kd-checkpoint with its weights (averaged ones, if it has them).
+
+    Raises:
+        InputError: It cannot be had, or was trained on other images or classes.
+    """
+    checkpoint = read_checkpoint(args.kd_checkpoint)
+    name, nbn, kwargs = model_settings(
+        args.kd_model_name, None, args.kd_model_kwargs, checkpoint, '--kd-model-name')
+    teacher = create_model(name, student.num_classes, nbn=nbn, **kwargs)
+    load_weights(teacher, args.kd_checkpoint)
+    recorded = training_arguments(checkpoint)
+    for key in ('mean', 'std'):
+        if recorded.get(key) is not None and tuple(recorded[key]) != tuple(getattr(defaults, key)):
+            raise InputError(f"the teacher '{args.kd_checkpoint}' was trained on images of {key} {recorded[key]}, and "
+                             f'these have {getattr(defaults, key)}: give a teacher of the same data')
+    return teacher.to(memory_format=torch.channels_last) if args.channels_last else teacher
 
 
 def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer."""
+    """The optimizer, of what is trained: of routed experts the router alone."""
+    trained = model.router if isinstance(model, RoutedExperts) else model
     return create_optimizer(
-        model, args.opt, args.lr, args.weight_decay, args.momentum, args.decay_1d, **args.opt_kwargs)
+        trained, args.opt, args.lr, args.weight_decay, args.momentum, args.decay_1d, **args.opt_kwargs)
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:
@@ -137,7 +199,10 @@ def build_evaluator(
         loader = create_eval_loader(
             dataset, batch_size=args.validation_batch_size or batch.size, defaults=defaults, num_workers=args.workers,
             device=world.device, rank=world.rank, world_size=world.size, pin_memory=args.pin_mem)
-        evaluator = LongTailEvaluator(num_classes, splits.class_counts, world.device)
+        counting = (num_classes, splits.class_counts, world.device)
+        unwrapped = unwrap_model(model)
+        evaluator = (RoutingEvaluator(unwrapped.multiply_adds(defaults.input_size), *counting)
+                     if isinstance(unwrapped, RoutedExperts) else LongTailEvaluator(*counting))
         return evaluate(model, loader, evaluator, world.device, amp_dtype(args), args.channels_last, world.distributed)
 
     return evaluate_split
@@ -151,3 +216,32 @@ def amp_dtype(args: argparse.Namespace) -> torch.dtype | None:
 def pair(values: list[float] | None) -> tuple[float, float] | None:
     """Two numbers of a flag."""
     return None if values is None else (values[0], values[1])
+
+
+def known_settings(flag: str, given: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
+    """The settings given, all of which must be known.
+
+    Raises:
+        InputError: One is not.
+    """
+    for key in given:
+        if key not in known:
+            raise InputError(f"{flag} has no setting '{key}' (it has {', '.join(known)}){nearest(key, known)}")
+    return given
+
+
+def _check_stage(args: argparse.Namespace) -> None:
+    """Refuse flags that a second stage, or the lack of one, would leave without effect."""
+    if args.stage is None:
+        if args.stage_kwargs:
+            raise InputError('--stage-kwargs are settings of a --stage, and there is none: give one or leave them out')
+        return
+    if not (args.initial_checkpoint or args.pretrained):
+        raise InputError(f'--stage {args.stage} trains on a finished network: give its --initial-checkpoint')
+    unused = {'--loss': args.loss != 'cross_entropy', '--loss-kwargs': args.loss_kwargs, '--smoothing': args.smoothing,
+              '--mixup': args.mixup, '--cutmix': args.cutmix, '--kd-checkpoint': args.kd_checkpoint,
+              '--drop': args.drop, '--drop-path': args.drop_path}
+    for flag, given in unused.items():
+        if given:
+            raise InputError(f'--stage {args.stage} leaves the network as it is and has a loss of its own, so {flag} '
+                             'would have no effect: leave it out')

@@ -12,10 +12,11 @@ import torch.nn as nn
 from nbn_timm.config import COUNT, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
 from nbn_timm.engine.distributed import World, close_world, init_world
-from nbn_timm.engine.model import check_input_size, create_model
+from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments, with_router
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.evaluation import LongTailEvaluator, evaluate
-from nbn_timm.layers import fold_nbn
+from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.layers import CosineLinear, ExpertHead, fold_nbn, merge_experts
+from nbn_timm.models import RoutedExperts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 
 DATA_FLAGS = (
@@ -40,7 +41,9 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('--model-kwargs', nargs='*', action=KeyValues, metavar='KEY=VALUE', help='for the constructor')
     group.add_argument('--add-nbn', action='store_true', default=None, help='as in training')
     group.add_argument('--num-classes', type=POSITIVE_INT, metavar='N', help='default: as many as class counts')
-    group.add_argument('--fuse', '--reparam', action='store_true', help='fold NBN into plain BatchNorm first (exact)')
+    group.add_argument('--fuse', '--reparam', action='store_true',
+                       help='fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)')
+    group.add_argument('--all-experts', action='store_true', help='of a checkpoint with routing, ask every expert')
 
     group = parser.add_argument_group('data', "Default: the checkpoint's own record of the data it was trained on.")
     group.add_argument('--dataset', metavar='NAME', help="benchmark, 'list', 'folder' or a timm dataset type")
@@ -131,19 +134,25 @@ def validate(args: argparse.Namespace, world: World) -> None:
             raise InputError(f'the training images per class are not known, since the training split of '
                              f"'{settings.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
 
-    name, nbn, model_kwargs = model_settings(args.model, args.add_nbn, args.model_kwargs, checkpoint, trained_with)
+    name, nbn, model_kwargs = model_settings(args.model, args.add_nbn, args.model_kwargs, checkpoint)
     num_classes = args.num_classes or (None if args.pretrained else splits.num_classes)
     with world.primary_first():
         model: Any = create_model(name, num_classes, args.pretrained, nbn=nbn, **model_kwargs)
     input_format = resolve_input(splits.defaults, model.pretrained_cfg, args.pretrained, trained_with, vars(args))
     check_input_size(model, name, input_format.input_size)
-    evaluator = LongTailEvaluator(model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot)
+    if args.checkpoint and not args.all_experts:
+        model = with_router(model, args.checkpoint)
+    counting = (model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot)
+    routed = isinstance(model, RoutedExperts)
+    evaluator = (RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting) if routed else
+                 LongTailEvaluator(*counting))
     about = {
         'model': name,
         'parameters': sum(parameter.numel() for parameter in model.parameters()),
         'weights': f"checkpoint '{args.checkpoint}'" if args.checkpoint else 'pretrained',
         'use_ema': args.use_ema,
         'folded': args.fuse,
+        'routed': routed,
         'dataset': settings.dataset,
         'split': args.split,
         'class_counts': class_counts.source if class_counts else 'none',
@@ -173,13 +182,6 @@ def validate(args: argparse.Namespace, world: World) -> None:
             result.write_json(args.results_file, **about)
         if args.per_class_file:
             result.write_per_class_csv(args.per_class_file, class_counts)
-
-
-def training_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint of this package, or of timm, was trained with."""
-    recorded = checkpoint.get('args')
-    recorded = vars(recorded) if isinstance(recorded, argparse.Namespace) else recorded
-    return recorded if isinstance(recorded, dict) else {}
 
 
 def data_settings(given: Mapping[str, Any], trained_with: Mapping[str, Any], model: str | None) -> DataSettings:
@@ -233,23 +235,6 @@ def read_class_counts(
     raise InputError(f'the training images per class are not known, since {reason}: {HOW_TO_GIVE_COUNTS}')
 
 
-def model_settings(
-        name: str | None,
-        nbn: bool | None,
-        kwargs: dict[str, Any] | None,
-        checkpoint: Mapping[str, Any],
-        trained_with: Mapping[str, Any],
-) -> tuple[str, bool, dict[str, Any]]:
-    """Model name, added NBN and constructor arguments; a checkpoint's settings hold for its own model only."""
-    recorded = trained_with.get('model') or checkpoint.get('arch')
-    name = name or recorded
-    if not name:
-        raise InputError('give --model: the checkpoint does not record its architecture')
-    inherited = trained_with if name == recorded else {}
-    return (name, bool(inherited.get('add_nbn')) if nbn is None else nbn,
-            (inherited.get('model_kwargs') or {}) | (kwargs or {}))
-
-
 def resolve_input(
         defaults: DataDefaults,
         pretrained_cfg: Mapping[str, Any],
@@ -277,11 +262,19 @@ def prepare_model(
         compile_backend: str | None,
 ) -> nn.Module:
     """Put a loaded model into the form in which it is evaluated."""
-    model = fold_nbn(model.eval()) if fold else model.eval()
+    model = deployed(model.eval()) if fold else model.eval()
     model = model.to(device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     return torch.compile(model, backend=compile_backend) if compile_backend else model  # type: ignore[return-value]
+
+
+def deployed(model: nn.Module) -> nn.Module:
+    """A copy with NBN and rectification folded, and the heads of experts in one where that is possible."""
+    model = fold_nbn(model)
+    heads = [module for module in model.modules() if isinstance(module, ExpertHead)]
+    mergeable = heads and not isinstance(model, RoutedExperts) and not isinstance(heads[0][0], CosineLinear)
+    return merge_experts(model, inplace=True) if mergeable else model
 
 
 def console() -> int:

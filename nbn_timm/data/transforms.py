@@ -22,6 +22,7 @@ class AugmentSettings:
     ratio: tuple[float, float] | None = None  # aspect range of the random resized crop; timm's 3/4 to 4/3
     hflip: float | None = None  # probability
     vflip: float = 0.0  # probability
+    rotation: float = 0.0  # greatest angle in degrees, either way; the corners turn black
     color_jitter: float | None = None  # strength; 0 for none
     color_jitter_prob: float | None = None  # None jitters every image
     aa: str | None = None  # timm's auto-augment policy, e.g. 'rand-m9-mstd0.5'; switches jitter off
@@ -68,6 +69,9 @@ def create_transform(
             raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
                              f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
         pipeline.transforms[:1] = _pad_and_crop(defaults, interpolation)
+    if is_training and augment.rotation and not augment.no_aug:
+        # Before the conversion to a tensor, which is last.
+        pipeline.transforms.insert(-1, transforms.RandomRotation(augment.rotation))
     return pipeline
 
 

@@ -1,13 +1,98 @@
-"""timm's training task around a model: averaged weights, compilation, several processes."""
+"""timm's training tasks around a model: distillation, averaged weights, compilation, several processes."""
 import inspect
 from typing import Any
 
-from timm.task import TrainingTask
+import torch
+import torch.nn.functional as F
+from timm.task import ClassificationTask, TrainingTask
 from timm.utils import distribute_bn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nbn_timm.engine.distributed import World
+
+
+class DistillationTask(ClassificationTask):
+    """Train a network, of several experts or one, with the help of a finished teacher.
+
+    With the loss L on the labels, weight w, temperature T and D(z) = T^2 KL(softmax(teacher / T) || softmax(z / T)),
+
+    - target 'mean': E (L + w D(mean of the experts' logits)), as RIDE's code has it: its loss is added once for each
+      expert, and every time with the mean;
+    - target 'experts': L + w times the sum over experts of D(their logits).
+
+    For a single network both are L + w D. Source: frank-xwang/RIDE-LongTailRecognition, commit ab8be5c.
+
+    Args:
+        student: The network to train.
+        teacher: A finished network with the same classes, which gives logits [B, C].
+        criterion: L, called with the student's training output and the targets.
+        target: 'mean' or 'experts'.
+        weight: w.
+        temperature: T.
+        train_teacher_statistics: Keep the teacher in training mode, as RIDE's code does by oversight: it then
+            normalises by batch statistics. By default it is in eval mode.
+        device: Of everything.
+    """
+
+    def __init__(
+            self,
+            student: nn.Module,
+            teacher: nn.Module,
+            criterion: nn.Module,
+            target: str = 'mean',
+            weight: float = 1.0,
+            temperature: float = 1.5,
+            train_teacher_statistics: bool = False,
+            device: torch.device | None = None,
+    ) -> None:
+        super().__init__(student, criterion, device=device, verbose=False)
+        self.teacher = teacher.requires_grad_(False).to(self.device)
+        self.target = target
+        self.weight = weight
+        self.temperature = temperature
+        self.train_teacher_statistics = train_teacher_statistics
+
+    def train(self, mode: bool = True) -> 'DistillationTask':
+        """Set the student's mode; the teacher's is a setting of its own."""
+        super().train(mode)
+        self.teacher.train(mode and self.train_teacher_statistics)
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        """Compile student and teacher."""
+        self.teacher = torch.compile(self.teacher, *args, **kwargs)  # type: ignore[assignment]
+        return super().compile(*args, **kwargs)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images [B, 3, H, W] and targets to the loss and its two parts."""
+        output = self.trainable_module(input)
+        task_loss = self.criterion(output, target)
+        with torch.no_grad():
+            teacher_logits = self.teacher(input)
+        experts = output if output.ndim == 3 else output[:, None]
+        num_experts = experts.shape[1]
+        if self.target == 'mean':
+            distill_loss = num_experts * self._divergence(experts.mean(dim=1), teacher_logits)
+            task_loss = num_experts * task_loss
+        else:
+            parts = [self._divergence(experts[:, expert], teacher_logits) for expert in range(num_experts)]
+            distill_loss = torch.stack(parts).sum()
+        return {'loss': task_loss + self.weight * distill_loss, 'output': output, 'task_loss': task_loss,
+                'distill_loss': distill_loss}
+
+    def _divergence(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        """D, the mean over the batch."""
+        student = F.log_softmax(logits.float() / self.temperature, dim=1)
+        teacher = F.log_softmax(teacher_logits.float() / self.temperature, dim=1)
+        return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+def begin_epoch(task: TrainingTask, epoch: int) -> None:
+    """Tell the loss that `epoch` (0-based) begins, if it has a schedule."""
+    set_epoch = getattr(task.criterion, 'set_epoch', None)
+    if set_epoch is not None:
+        set_epoch(epoch)
 
 
 def prepare_task(

@@ -55,6 +55,10 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.class_total = torch.zeros_like(self.class_correct)
         self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
 
+    def predict(self, model: nn.Module, images: torch.Tensor) -> Any:
+        """What `update` takes, from a model in eval mode."""
+        return model(images)
+
     @torch.no_grad()
     def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
         """Add a batch: logits [B, C] of any floating type, labels [B].
@@ -139,7 +143,7 @@ def evaluate(
         for images, target in loader:
             images = images.to(device, non_blocking=True, memory_format=memory_format)
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-                output = model(images)
+                output = evaluator.predict(model, images)
             evaluator.update(output, target.to(device, non_blocking=True))
     return evaluator.compute(distributed)
 

@@ -4,8 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.errors import InputError
-from nbn_timm.losses.registry import register_loss
+from nbn_timm.losses.registry import register_loss, require_counts
 
 
 @register_loss('balanced_softmax')
@@ -27,11 +26,9 @@ class BalancedSoftmax(nn.Module):
 
     def __init__(self, class_counts: ClassCounts | None, smoothing: float = 0.0) -> None:
         super().__init__()
-        if class_counts is None:
-            raise InputError("loss 'balanced_softmax' needs the training images per class, and this training set "
-                             'cannot be counted: give them with --class-counts FILE')
+        counts = require_counts(class_counts, 'balanced_softmax')
         self.smoothing = smoothing
-        self.register_buffer('log_counts', class_counts.tensor().clamp(min=1).log().float(), persistent=False)
+        self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.float() + self.log_counts, target, label_smoothing=self.smoothing)

@@ -1,6 +1,7 @@
 """The model zoo. Importing this package registers its models with timm."""
 from .resnet_cifar import ResNetCifar
 from .resnet_nbn import ResNetNbn
-from .ride import ResNetCifarRide, ResNetRide
+from .ride import MultiExpert, ResNetCifarRide, ResNetRide
+from .routing import RoutedExperts
 
-__all__ = ['ResNetCifar', 'ResNetCifarRide', 'ResNetNbn', 'ResNetRide']
+__all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarRide', 'ResNetNbn', 'ResNetRide', 'RoutedExperts']

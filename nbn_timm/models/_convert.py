@@ -39,6 +39,7 @@ _EXPERT_NAMES = (
     (re.compile(r'^expert_help_pred_fc\.'), 'router.decide.'),
 )
 _RIDE_PREFIX = 'backbone.'
+ROUTED_PREFIX = 'network.'  # of the network in a `RoutedExperts`
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Recognized:
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     """Tell which ResNet of this package, of timm or of the released codes a bare state dict belongs to, if any."""
     renamed = rename_experts(state_dict)
-    form = _released_form(state_dict, renamed)
+    form = _released_form(state_dict)
     state_dict = renamed
     experts = sum(re.fullmatch(r'fc\.\d+\.weight', key) is not None for key in state_dict)
     classifier = 'fc.0' if experts else 'fc'
@@ -102,7 +103,7 @@ def rename_experts(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
     """Released names and shapes of experts' parts to this package's; other entries stay as they are."""
     renamed = {}
     for key, value in state_dict.items():
-        name = key.removeprefix(_RIDE_PREFIX)
+        name = key.removeprefix(_RIDE_PREFIX).removeprefix(ROUTED_PREFIX)
         if re.fullmatch(r'linears\.\d+\.weight', name) and f'{key.removesuffix("weight")}bias' not in state_dict:
             value = value.T
         for pattern, ours in _EXPERT_NAMES:
@@ -153,10 +154,11 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
     state_dict = rename_experts(clean_state_dict(dict(state_dict)))
-    layers = nbn_layers(model)
+    network = getattr(model, 'network', model)  # of a `RoutedExperts`
+    layers = nbn_layers(network)
     owners = [name for name, layer in layers.items() if layer.owns_scale]
     has_scale = any(key.endswith('.scale.alpha') for key in state_dict)
-    model_name = type(model).__name__
+    model_name = type(network).__name__
     if layers and not has_scale and 'scale_factor' not in state_dict:
         raise InputError(f'the checkpoint has no NBN scale, but {model_name} has NBN layers: load it into the plain '
                          'architecture, or give a checkpoint of an NBN model')
@@ -168,7 +170,9 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
         for name in owners:
             expert = _expert_of(name)
             state_dict[f'{name}.scale.alpha'] = scale[expert:expert + 1].clone()
-    return state_dict
+    if network is model:
+        return state_dict
+    return {key if key.startswith('router.') else f'{ROUTED_PREFIX}{key}': value for key, value in state_dict.items()}
 
 
 def _without_foreign_classifier(state_dict: StateDict, model: nn.Module) -> StateDict:
@@ -180,10 +184,10 @@ def _without_foreign_classifier(state_dict: StateDict, model: nn.Module) -> Stat
     return state_dict
 
 
-def _released_form(state_dict: Mapping[str, torch.Tensor], renamed: Mapping[str, torch.Tensor]) -> str:
+def _released_form(state_dict: Mapping[str, torch.Tensor]) -> str:
     if any(key.startswith(_RIDE_PREFIX) for key in state_dict):
         return 'RIDE'
-    return 'NBN' if 'scale_factor' in state_dict or state_dict.keys() != renamed.keys() else ''
+    return 'NBN' if 'scale_factor' in state_dict or 'linears.0.weight' in state_dict else ''
 
 
 def _expert_of(name: str) -> int:
