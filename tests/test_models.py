@@ -16,21 +16,25 @@ from timm.utils import ModelEmaV3
 
 import nbn_timm
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
-from nbn_timm.models import resnet_cifar, resnet_nbn
+from nbn_timm.models import resnet_cifar, resnet_nbn, ride
+
+FAMILIES = (resnet_cifar, resnet_nbn, ride)
 
 ARCHS = sorted(
-    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items()
+    name for module in FAMILIES for name, default in module.default_cfgs.items()
     if '' not in default.tags)
 ALIASES = sorted(
-    name for module in (resnet_cifar, resnet_nbn) for name, default in module.default_cfgs.items()
+    name for module in FAMILIES for name, default in module.default_cfgs.items()
     if '' in default.tags)
-SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr']
+SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr', 'resnet32_ride',
+         'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr']
 
 # Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.
 PARAMETERS = {
     'resnet20': 275_572, 'resnet32': 470_004, 'resnet32_nbn': 470_005, 'resnet44': 664_436, 'resnet56': 858_868,
     'resnet50_nbn': 25_557_033, 'resnext50_nbn': 25_028_905, 'resnet101_nbn': 44_549_161,
     'resnet152_nbn': 60_192_809, 'resnext101_nbn': 44_177_705, 'resnet10_nbn': 5_418_793,
+    'resnet50_ride': 73_781_240, 'resnet50_ride_nbn': 73_781_243, 'resnet32_ride': 784_156,
 }
 TAGS = {
     'imagenet_lt': (1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
@@ -46,12 +50,20 @@ def images(model: nn.Module, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def is_rectified(model: nn.Module) -> bool:
+    kinds = {type(head) for head in (model.fc if isinstance(model.fc, nn.ModuleList) else [model.fc])}
+    assert len(kinds) == 1
+    return kinds == {RectifiedLinear}
+
+
 def test_the_zoo_is_complete():
     families = ['resnet10', 'resnet50', 'resnet101', 'resnet152', 'resnext50', 'resnext101']
     expected = {f'{family}{form}' for family in families for form in ('_nbn', '_nbn_lr')}
     expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
+    expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
+                 for form in ('', '_nbn', '_nbn_lr')}
     assert set(ARCHS) == expected
-    assert len(ALIASES) == 12 * 3 + 12 * 2
+    assert len(ALIASES) == 12 * 3 + 12 * 2 + 9 * 3 + 3 * 2
 
 
 @pytest.mark.parametrize('name', PARAMETERS)
@@ -82,6 +94,17 @@ def test_which_layers_are_nbn(name):
     layers = nbn_layers(model)
     if '_nbn' not in name:
         assert not layers
+    elif isinstance(model, ride.MultiExpert):
+        # Every BatchNorm of an expert's last stage; ten of them in ResNet-50, as released.
+        last = model.expert_stages[-1]
+        norms = {key for key, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+        assert set(layers) == {key for key in norms if key.startswith(last)}
+        by_expert = [{layer.scale for key, layer in layers.items() if key.split('.')[2] == f'{expert}'}
+                     for expert in range(model.num_experts)]
+        assert [len(scales) for scales in by_expert] == [1] * model.num_experts
+        assert len(set.union(*by_expert)) == model.num_experts
+        assert 'resnet50' not in name or len(layers) == 10 * model.num_experts
+        return
     elif isinstance(model, resnet_cifar.ResNetCifar):
         assert set(layers) == {f'layer3.{index}.bn2' for index in range(len(model.layer3))}
     else:
@@ -89,7 +112,7 @@ def test_which_layers_are_nbn(name):
         blocks = {f'layer4.{index}.{last}' for index in range(len(model.layer4))}
         assert set(layers) == blocks | {'layer4.0.downsample.1'}
     assert len({layer.scale for layer in layers.values()}) == bool(layers)
-    assert isinstance(model.fc, RectifiedLinear) == name.endswith('_lr')
+    assert is_rectified(model) == name.endswith('_lr')
 
 
 @pytest.mark.parametrize('name', ARCHS)
@@ -118,7 +141,7 @@ def test_contract(name):
         assert (folded(x) - expected).abs().max() / expected.abs().max() < 1e-5
         assert not any('alpha' in key or '.bn.' in key for key in folded.state_dict())
         model.reset_classifier(3)
-        assert model(x).shape == (2, 3) and isinstance(model.fc, RectifiedLinear) == name.endswith('_lr')
+        assert model(x).shape == (2, 3) and is_rectified(model) == name.endswith('_lr')
         model.reset_classifier(0, '')
         assert torch.equal(model(x), maps)
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import nbn_timm  # noqa: F401
-from nbn_timm import InputError, fold_nbn
+from nbn_timm import InputError, fold_nbn, merge_experts
 from nbn_timm.layers import nbn_layers
+from nbn_timm.models._convert import rename_experts
 from nbn_timm.models.checkpoint import load_weights
 
 FIGURES = released.FIGURES['resnext50_nbn']
@@ -78,6 +79,51 @@ def test_one_alpha_per_layer_loads_a_released_checkpoint(released_file, weights)
     model = timm.create_model('resnext50_nbn', share_alpha=False)
     load_weights(model, released_file)
     assert {layer.scale.alpha.item() for layer in nbn_layers(model).values()} == {weights['scale_factor'][0].item()}
+
+
+# Three experts with NBN in ten layers each, one alpha per expert, and logit rectification.
+EXPERTS = released.FIGURES['resnet50_ride_NBN_lr']
+
+
+@pytest.fixture(scope='module')
+def experts(tmp_path_factory):
+    path = tmp_path_factory.mktemp('experts') / 'model_best.pth.tar'
+    torch.save(released.checkpoint(released.state_dict(EXPERTS['shapes'])), path)
+    return timm.create_model(
+        'resnet50_ride_nbn_lr', pretrained=True, pretrained_cfg_overlay=dict(file=str(path)), gradient='released')
+
+
+@torch.no_grad()
+def test_experts_and_their_mean(experts):
+    measured = np.load(released.REFERENCE / 'resnet50_ride_NBN_lr.npz')
+    experts.eval()
+    output = experts(released.images())
+    assert released.relative_error(output, measured['output']) < 1e-5
+    shared = experts.forward_shared(released.images())
+    logits = torch.stack([experts.forward_expert(shared, expert)[1] for expert in range(3)], dim=1)
+    assert released.relative_error(logits, measured['logits']) < 1e-5
+    folded = fold_nbn(experts)
+    assert released.relative_error(folded(released.images()), measured['output']) < 1e-5
+    merged = merge_experts(folded, inplace=True)
+    assert released.relative_error(merged(released.images()), measured['output']) < 1e-5
+
+
+def test_experts_training_loss_and_gradients(experts):
+    """Logit rectification over four images makes the gradients ill-conditioned: they agree less closely."""
+    measured = np.load(released.REFERENCE / 'resnet50_ride_NBN_lr.npz')
+    statistics = {name: buffer.clone() for name, buffer in experts.named_buffers()}
+    loss = F.cross_entropy(experts.train()(released.images(4, seed=11)), torch.tensor([3, 250, 600, 999]))
+    loss.backward()
+    assert loss.item() == pytest.approx(float(measured['train_loss']), rel=1e-5)
+    parameters = dict(experts.named_parameters())
+    alphas = [parameters[f'layer4.0.{expert}.bn1.scale.alpha'].grad.item() for expert in range(3)]
+    assert alphas == pytest.approx(measured['scale_factor_grad'][:3].tolist(), rel=5e-3)
+    for name, norm in EXPERTS['grad_norms'].items():
+        if name != 'scale_factor':
+            ours, = rename_experts({name: torch.zeros(1)})
+            assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=5e-4), name
+    experts.zero_grad()
+    experts.load_state_dict(statistics, strict=False)
 
 
 def test_a_plain_network_refuses_nbn_weights(released_file):

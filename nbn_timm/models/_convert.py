@@ -19,8 +19,7 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
-__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format',
-           'without_router']
+__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format']
 
 StateDict = dict[str, torch.Tensor]
 
@@ -122,17 +121,12 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
         raise InputError(f'the checkpoint is a {recognized}, for which this package has no model: give one of an '
                          'architecture that timm.list_models() names')
     model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta', **recognized.model_args)
-    converted = without_router(to_model_format(state_dict, model))
+    converted = to_model_format(state_dict, model)
     wrong = converted.keys() ^ model.state_dict().keys()
     if wrong:
         raise InputError(f'the checkpoint looks like a {recognized.arch} but differs in {_some(wrong)}: it is damaged '
                          'or of a variant that this package does not know')
     return {key: value.contiguous() for key, value in converted.items()}
-
-
-def without_router(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """A state dict without RIDE's assignment module, which is no part of the network."""
-    return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateDict:
@@ -141,7 +135,7 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateD
     Beyond `to_model_format` it drops a classifier of another number of classes whole, statistics of its logit
     rectification included, of which timm drops the weight and bias alone.
     """
-    return _without_foreign_classifier(without_router(to_model_format(state_dict, model)), model)
+    return _without_foreign_classifier(to_model_format(state_dict, model), model)
 
 
 def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
@@ -170,8 +164,8 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
         for name in owners:
             expert = _expert_of(name)
             state_dict[f'{name}.scale.alpha'] = scale[expert:expert + 1].clone()
-    if network is model:
-        return state_dict
+    if network is model:  # an assignment module is no part of it
+        return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
     return {key if key.startswith('router.') else f'{ROUTED_PREFIX}{key}': value for key, value in state_dict.items()}
 
 

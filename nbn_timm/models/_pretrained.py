@@ -81,7 +81,7 @@ def build_zoo_model(
                 overlay.setdefault('num_classes', recognized.num_classes)
             if recognized is not None and recognized.arch == variant:
                 kwargs = _like_the_file(overlay['file'], recognized, kwargs)
-    if 'num_experts' in kwargs:
+    if isinstance(kwargs.get('num_experts'), int):
         overlay.setdefault('classifier', tuple(f'fc.{expert}' for expert in range(kwargs['num_experts'])))
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
