@@ -120,7 +120,7 @@ def test_experts_training_loss_and_gradients(experts):
     assert alphas == pytest.approx(measured['scale_factor_grad'][:3].tolist(), rel=5e-3)
     for name, norm in EXPERTS['grad_norms'].items():
         if name != 'scale_factor':
-            ours, = rename_experts({name: torch.zeros(1)})
+            ours, = rename_experts({name: torch.zeros(1, 1)})
             assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=5e-4), name
     experts.zero_grad()
     experts.load_state_dict(statistics, strict=False)

@@ -276,7 +276,7 @@ def test_a_released_assignment_module_routes_as_its_tensors_say(tmp_path):
     answers = [by_hand.routed(bare, image[None], 3, top_k) for image in x]
     logits, used = model.route(x)
     assert used.tolist() == [asked for _, asked in answers]
-    assert set(used.tolist()) == {1, 2, 3}
+    assert {1, 3} <= set(used.tolist())
     assert released.relative_error(logits, torch.stack([mean for mean, _ in answers])) < 1e-5
     # Without the module it is the network of all experts.
     plain = timm.create_model('resnet32_ride', num_classes=classes, head='cosine').eval()
