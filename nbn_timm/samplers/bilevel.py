@@ -1,13 +1,13 @@
 """What teaches BALMS's sampler: an SGD step on the classifier, differentiated with respect to the sampling rates.
 
-Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020, section 3.3 and
-algorithm 1, and the code released with it. A second stage with a frozen backbone runs, for every batch,
+Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020,
+and the code released with it. A second stage with a frozen backbone runs, for every batch,
 
     noise = pick_noise(sampler.rate_logits, counts, targets, generator)
     gradient, meta_loss = meta_update(
         sampler.rate_logits, classifier, features, targets, noise, meta_features, meta_targets, loss, lr)
     sampler.rate_logits.grad = gradient
-    adam.step()                                 # Adam over [sampler.rate_logits], learning rate 0.001 to 0.01
+    adam.step()                                 # Adam over [sampler.rate_logits], learning rate 0.001 in the recipes
 
 and then the ordinary step of the classifier on the same batch. `features` are of a batch that the sampler has drawn,
 `meta_features` of a class-balanced one. With several processes the features and targets of all of them are gathered

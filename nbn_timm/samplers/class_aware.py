@@ -1,4 +1,4 @@
-"""All classes in turn (Shen et al., "Relay Backpropagation", ECCV 2016, section 3.3; the class-balanced sampling of
+"""All classes in turn (Shen et al., "Relay Backpropagation", ECCV 2016; the class-balanced sampling of
 the released code of Kang et al., "Decoupling Representation and Classifier", ICLR 2020)."""
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Deferred re-sampling, DRS (Cao et al., "LDAM", NeurIPS 2019, section 3.3; Zhang et al., "Bag of Tricks for
+"""Deferred re-sampling, DRS (Cao et al., "LDAM", NeurIPS 2019; Zhang et al., "Bag of Tricks for
 Long-Tailed Visual Recognition", AAAI 2021)."""
 from typing import Any
 

@@ -1,5 +1,5 @@
 """The learned sampler of Balanced Meta-Softmax (Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual
-Recognition", NeurIPS 2020, section 3.3); `bilevel.py` has the update that teaches it."""
+Recognition", NeurIPS 2020); `bilevel.py` has the update that teaches it."""
 from collections.abc import Mapping
 from typing import Any
 

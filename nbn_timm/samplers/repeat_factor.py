@@ -45,4 +45,5 @@ class RepeatFactor(EpochSampler):
         order = rng.permutation(len(self.targets))
         reached = np.floor(rng.random() + np.cumsum(self.fraction[order])).astype(np.int64)
         indices = np.repeat(order, self.whole[order] + np.diff(reached, prepend=0))
-        return np.resize(rng.permutation(indices), self.epoch_length)
+        rng.shuffle(indices)
+        return np.resize(indices, self.epoch_length)

@@ -1,4 +1,4 @@
-"""The tail most often (Zhou et al., "BBN: Bilateral-Branch Network", CVPR 2020, section 4.2)."""
+"""The tail most often (Zhou et al., "BBN: Bilateral-Branch Network", CVPR 2020)."""
 import numpy as np
 
 from nbn_timm.samplers.registry import register_sampler
