@@ -1,7 +1,7 @@
 """What teaches BALMS's sampler: an SGD step on the classifier, differentiated with respect to the sampling rates.
 
-Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020,
-and the code released with it. A second stage with a frozen backbone runs, for every batch,
+Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020, and
+the code released with it. A second stage with a frozen backbone runs, for every batch,
 
     noise = pick_noise(sampler.rate_logits, counts, targets, generator)
     gradient, meta_loss = meta_update(
@@ -47,12 +47,12 @@ def pick_noise(
     other one an exponential time with its own rate later. exp(g) is 1 / (r times the time).
 
     Args:
-        rate_logits: w, [C], of which the picks were drawn.
+        rate_logits: w, [C], of which the picks were drawn; on any device.
         counts: Images per class among which they were drawn, [C]; at least 1 for the classes in `targets`.
-        targets: Class of each picked image, int64 [B].
-        generator: Of `rate_logits`'s device; None takes the global one.
+        targets: Class of each picked image, int64 [B]; the noise is drawn on their device.
+        generator: Of that device; None takes the global one.
     """
-    rates = rate_logits.sigmoid()
+    rates = rate_logits.to(targets.device).sigmoid()
     counts = counts.to(device=rates.device, dtype=torch.int64)
     first = torch.empty(len(targets), device=rates.device, dtype=rates.dtype).exponential_(generator=generator)
     first = first / (counts * rates).sum()
@@ -92,7 +92,7 @@ def meta_update(
     cross-entropy on the meta batch afterwards.
 
     Args:
-        rate_logits: w, [C].
+        rate_logits: w, [C]; on any device, all else is on one.
         classifier: Maps features [B, D] to logits [B, C]; those of its parameters that need a gradient are trained.
         features: Of the picked images, [B, D].
         targets: Their classes, int64 [B].
@@ -106,8 +106,8 @@ def meta_update(
         velocity: Momentum buffers by parameter name, where there are some already.
 
     Returns:
-        The gradient with respect to w [C] and the cross-entropy on the meta batch, in float32 or the wider type of the
-        classifier.
+        The gradient with respect to w [C], on its device, and the cross-entropy on the meta batch, in float32 or the
+        wider type of the features.
     """
     dtype = torch.promote_types(torch.float32, features.dtype)
     parameters = {name: parameter.detach() for name, parameter in classifier.named_parameters()
@@ -133,7 +133,8 @@ def meta_update(
         return F.cross_entropy(logits(stepped, meta_features), meta_targets)
 
     with torch.autocast(features.device.type, enabled=False):
-        return grad_and_value(meta_loss)(rate_logits.detach())
+        gradient, value = grad_and_value(meta_loss)(rate_logits.detach().to(features.device))
+    return gradient.to(rate_logits.device), value
 
 
 def pick_share(rate_logits: torch.Tensor, targets: torch.Tensor, noise: PickNoise) -> torch.Tensor:
