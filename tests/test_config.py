@@ -28,6 +28,8 @@ from nbn_timm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = shipped_configs()
+CIFAR = [name for name in SHIPPED if name.startswith('cifar')]
+BAG_OF_TRICKS = [name for name in CIFAR if 'BagofTricks-LT' in SHIPPED[name].read_text()]
 CHEAP = [name for name in SHIPPED if name.startswith('cifar') or name == 'quickstart']
 
 
@@ -190,7 +192,7 @@ def schedule(name: str, *flags: str) -> list[float]:
     return rates
 
 
-@pytest.mark.parametrize('name', [name for name in SHIPPED if name.startswith('cifar')])
+@pytest.mark.parametrize('name', [name for name in CIFAR if name not in BAG_OF_TRICKS])
 def test_cifar_schedule_is_ldams(name):
     """lr * e / 5 up to epoch 5, lr * 0.01 after 160, lr * 0.0001 after 180, with e counted from 1."""
     def ldam(epoch: int) -> float:
@@ -198,6 +200,18 @@ def test_cifar_schedule_is_ldams(name):
             return 0.1 * epoch / 5
         return 0.1 * (1e-4 if epoch > 180 else 1e-2 if epoch > 160 else 1)
     assert schedule(name) == pytest.approx([ldam(epoch) for epoch in range(1, 201)])
+
+
+@pytest.mark.parametrize('name', BAG_OF_TRICKS)
+def test_schedule_of_bag_of_tricks(name):
+    """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 from 160, lr * 0.0001 from 180, with e counted from 1."""
+    def theirs(epoch: int) -> float:
+        if epoch < 5:
+            return 0.1 * (1 / 3 * (1 - epoch / 5) + epoch / 5)
+        return 0.1 * (1e-4 if epoch >= 180 else 1e-2 if epoch >= 160 else 1)
+    assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, 201)], rel=1e-5)
+    group = build_optimizer(parse_train_args(['--config', name]), torch.nn.BatchNorm2d(2)).param_groups[0]
+    assert (group['nesterov'], group['momentum'], group['weight_decay']) == (True, 0.9, 2e-4)
 
 
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])

@@ -75,6 +75,8 @@ def _add_batch(group: Any) -> None:
     add('--grad-accum-steps', type=POSITIVE_INT, metavar='N', help='batches per update (default: 1)')
     add('--validation-batch-size', type=POSITIVE_INT, metavar='N', help='default: --batch-size')
     add('--sampler', choices=sorted(SAMPLERS), default='instance_balanced')
+    add('--sampler-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE',
+        help="the sampler's own settings")
     add('--loss', choices=sorted(LOSSES), default='cross_entropy')
     add('--smoothing', type=PROBABILITY, default=0.0, metavar='X', help='label smoothing (default: 0)')
     add('--loss-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE', help="the loss's own settings")

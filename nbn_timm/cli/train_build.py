@@ -104,7 +104,14 @@ def build_train_loader(
     if not isinstance(dataset, IterableDataset) and isinstance(dataset, Sized):
         # A permutation needs the number of images alone.
         targets = np.zeros(len(dataset), dtype=np.int64) if targets is None else targets
-        sampler = create_sampler(args.sampler, targets, splits.class_counts, args.seed, world.rank, world.size)
+        sampler = create_sampler(args.sampler, targets, splits.class_counts, args.seed, world.rank, world.size,
+                                 args.epochs, **args.sampler_kwargs)
+        if sampler.stage not in (None, args.stage):
+            raise InputError(f"sampler '{args.sampler}' learns in the second stage '{sampler.stage}', and without it "
+                             'would stay as it began: give another --sampler')
+    elif args.sampler_kwargs:
+        raise InputError(f"'{args.dataset}' comes in an order of its own, so --sampler-kwargs would have no effect: "
+                         'leave them out')
     augment = AugmentSettings(
         args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
         aa=args.aa, interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode,

@@ -1,4 +1,4 @@
-"""All classes equally often (Kang et al., "Decoupling Representation and Classifier", ICLR 2020, section 3, q = 0)."""
+"""All classes equally often (Kang et al., "Decoupling Representation and Classifier", ICLR 2020, eq. 1 with q = 0)."""
 import numpy as np
 
 from nbn_timm.samplers.registry import EpochSampler, register_sampler
@@ -9,8 +9,6 @@ class ClassBalanced(EpochSampler):
     """N independent draws: a class uniformly among those that have images, then one of its images uniformly."""
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        by_class = np.argsort(self.targets, kind='stable')  # image indices, grouped by class
-        first = np.flatnonzero(np.diff(self.targets[by_class], prepend=-1))  # where each non-empty class begins
-        size = np.diff(first, append=len(by_class))
-        group = rng.integers(len(first), size=len(by_class))
-        return by_class[first[group] + rng.integers(size[group])]
+        groups = self.groups
+        group = rng.integers(len(groups.counts), size=self.epoch_length)
+        return groups.images[groups.first[group] + rng.integers(groups.counts[group])]

@@ -2,6 +2,7 @@
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch.utils.data
 
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.samplers.groups import ClassGroups
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
@@ -18,13 +20,21 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     one would have seen. Rank r of w takes entries r, r + w, ... As in torch's DistributedSampler, an epoch that does
     not divide evenly is padded with entries from its own beginning, so that every rank has the same number.
 
+    A step of w ranks with batches of B therefore sees the same w B entries of the stream as a step of one process with
+    a batch of w B, in whatever order a sampler emits them.
+
+    A subclass with settings of its own takes them as keywords beside these arguments.
+
     Args:
         targets: Labels [N] of the training set, in dataset order.
         class_counts: The training set's, for samplers that need it.
         seed: Of the run; the same on every rank.
         rank: Of this process.
         world_size: Number of processes.
+        epochs: Of the whole run, for samplers that change over it; None where it is unknown.
     """
+
+    stage: str | None = None  # the second stage that teaches the sampler; None for those that do not learn
 
     def __init__(
             self,
@@ -33,6 +43,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
             seed: int = 0,
             rank: int = 0,
             world_size: int = 1,
+            epochs: int | None = None,
     ) -> None:
         if len(targets) == 0:
             raise InputError('the training set is empty: check its list or folder')
@@ -41,21 +52,35 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.epochs = epochs
         self.epoch = 0
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """Return one epoch of dataset indices, int64 [N]."""
+        """Return one epoch of dataset indices, int64 [epoch_length]."""
+
+    @property
+    def epoch_length(self) -> int:
+        """Images per epoch over all ranks, the same in every epoch; N unless a sampler says otherwise."""
+        return len(self.targets)
+
+    @cached_property
+    def groups(self) -> ClassGroups:
+        """The images by class."""
+        return ClassGroups.from_targets(self.targets)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws."""
+        """Choose the epoch (0-based) that the next iteration draws."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.targets) // self.world_size)
+        return -(-self.epoch_length // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
         indices = self.draw(np.random.default_rng((self.seed, self.epoch)))
+        if len(indices) != self.epoch_length:
+            raise ValueError(f'{type(self).__name__}.draw gave {len(indices)} indices instead of {self.epoch_length}: '
+                             'let it draw epoch_length of them, or override that property')
         padded = np.resize(indices, len(self) * self.world_size)
         return iter(padded[self.rank::self.world_size].tolist())
 
@@ -78,20 +103,30 @@ def create_sampler(
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        epochs: int | None = None,
         **kwargs: Any,
 ) -> EpochSampler:
     """Create a sampler by name; see `EpochSampler` for the arguments, `kwargs` are the sampler's own settings.
 
     Raises:
-        InputError: Unknown name or setting, or an empty training set.
+        InputError: Unknown name, an unknown or impossible setting, or an empty training set.
     """
     if name not in SAMPLERS:
         raise InputError(
             f"unknown sampler '{name}' (there are {', '.join(sorted(SAMPLERS))}){nearest(name, SAMPLERS)}")
-    settings = [key for key in inspect.signature(SAMPLERS[name]).parameters
-                if key not in inspect.signature(EpochSampler).parameters]
+    settings = sampler_settings(SAMPLERS[name])
     for key in kwargs:
         if key not in settings:
             raise InputError(f"sampler '{name}' has no setting '{key}' (it has {', '.join(settings) or 'none'})"
                              f'{nearest(key, settings)}')
-    return SAMPLERS[name](targets, class_counts, seed, rank, world_size, **kwargs)
+    try:
+        return SAMPLERS[name](targets, class_counts, seed, rank, world_size, epochs, **kwargs)
+    except TypeError as error:
+        raise InputError(f"sampler '{name}' does not take these settings ({error}): check --sampler-kwargs") from error
+
+
+def sampler_settings(sampler_class: type[EpochSampler]) -> list[str]:
+    """Names of the settings that a sampler has beside the arguments of `EpochSampler`."""
+    common = inspect.signature(EpochSampler).parameters
+    return [key for key, parameter in inspect.signature(sampler_class).parameters.items()
+            if key not in common and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]

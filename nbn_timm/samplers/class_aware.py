@@ -1,0 +1,55 @@
+"""All classes in turn (Shen et al., "Relay Backpropagation", ECCV 2016; the class-balanced sampling of
+the released code of Kang et al., "Decoupling Representation and Classifier", ICLR 2020)."""
+from typing import Any
+
+import numpy as np
+
+from nbn_timm.errors import InputError
+from nbn_timm.samplers.registry import EpochSampler, register_sampler
+
+
+@register_sampler('class_aware')
+class ClassAware(EpochSampler):
+    """A shuffled cycle through the classes; each visit gives the next `k` images of the class's own shuffled cycle.
+
+    In each round through the classes every class that has images is visited once, in an order drawn anew. A class's
+    images come in a random order, each once before the next random order begins, so that a class of fewer than `k`
+    images repeats some within a visit. The epoch ends after N images.
+
+    The `k` images of a visit follow each other. With w ranks they are dealt out to min(k, w) of them, and all ranks
+    together see in one step the images that one process with the whole batch would see. No shuffling of batches is
+    needed: images of a class are in random order, so none of their places is special.
+
+    Args:
+        k: Images per visit, at least 1; 4 in the released code of decoupling.
+
+    Raises:
+        InputError: `k` is no number from 1.
+    """
+
+    def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(k, int) or k < 1:
+            raise InputError(f"the k of sampler 'class_aware' is {k!r}: give a whole number from 1")
+        self.k = k
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        groups, length = self.groups, self.epoch_length
+        num_classes, k = len(groups.counts), min(self.k, length)
+        visits = -(-length // k)
+        rounds = -(-visits // num_classes)
+        visited = rng.permuted(np.tile(np.arange(num_classes), (rounds, 1)), axis=1).ravel()[:visits]
+
+        # Orders of its images that each class goes through, one behind the other: random keys sort within an order.
+        orders = -(-k * np.bincount(visited, minlength=num_classes) // groups.counts)
+        of_class = np.repeat(np.arange(num_classes), orders)  # class of each order
+        size = groups.counts[of_class]
+        begin = np.cumsum(size) - size
+        place = np.arange(size.sum()) + np.repeat(groups.first[of_class] - begin, size)
+        key = np.repeat(np.arange(len(size)), size) + rng.random(len(place))
+        cycles = groups.images[place[np.argsort(key)]]
+
+        # In round r a class is visited for the r-th time, 0-based.
+        begin_of_class = np.cumsum(orders * groups.counts) - orders * groups.counts
+        start = begin_of_class[visited] + np.arange(visits) // num_classes * k
+        return cycles[(start[:, None] + np.arange(k)).ravel()[:length]]

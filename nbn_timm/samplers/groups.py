@@ -1,0 +1,28 @@
+"""The images of a training set by class, in arrays that samplers index."""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClassGroups:
+    """Image indices grouped by class; a class without images has no group.
+
+    Attributes:
+        images: All image indices, group by group and in dataset order within one, int64 [N].
+        labels: Class of each group, ascending, int64 [G].
+        first: Where each group begins in `images`, int64 [G].
+        counts: Images of each group, at least 1, int64 [G].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    first: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_targets(cls, targets: np.ndarray) -> 'ClassGroups':
+        """Group the labels [N] of a training set."""
+        images = np.argsort(targets, kind='stable')
+        labels, first, counts = np.unique(targets[images], return_index=True, return_counts=True)
+        return cls(images, labels, first, counts)

@@ -1,0 +1,49 @@
+"""Images of rare classes several times per epoch (Gupta et al., "LVIS: A Dataset for Large Vocabulary Instance
+Segmentation", CVPR 2019, repeat factor sampling)."""
+from typing import Any
+
+import numpy as np
+
+from nbn_timm.errors import InputError
+from nbn_timm.samplers.registry import EpochSampler, register_sampler
+
+
+@register_sampler('repeat_factor')
+class RepeatFactor(EpochSampler):
+    """Each image of class c comes r(c) = max(1, sqrt(t / f(c))) times on average, f(c) being the class's share of N.
+
+    r(c) is rounded at random for every image and epoch, up with a probability of its fractional part. The images are
+    not rounded independently but systematically: in random order, an image is rounded up where the running sum of
+    fractional parts, from a random start, passes a whole number. Each image keeps its probability, and epochs differ
+    in length by at most one image, which is filled up with the epoch's first. So `len`, the number of updates and
+    with it the learning-rate schedule hold for every epoch, and all ranks agree on them.
+
+    The epoch has the sum of r over all images, rounded up.
+
+    Args:
+        threshold: t; classes with a larger share of the images are not repeated.
+
+    Raises:
+        InputError: `threshold` is no share.
+    """
+
+    def __init__(self, *args: Any, threshold: float = 0.001, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not 0 < threshold <= 1:
+            raise InputError(f"the threshold of sampler 'repeat_factor' is {threshold}: give a share of the images "
+                             'above 0 and at most 1')
+        counts = np.maximum(np.bincount(self.targets), 1)
+        factors = np.maximum(1, np.sqrt(threshold * len(self.targets) / counts))[self.targets]
+        self.whole = np.floor(factors).astype(np.int64)  # of each image's r, int64 [N]
+        self.fraction = factors - self.whole  # what is left of it, float64 [N]
+
+    @property
+    def epoch_length(self) -> int:
+        return int(self.whole.sum()) + int(np.ceil(self.fraction.sum()))
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        order = rng.permutation(len(self.targets))
+        reached = np.floor(rng.random() + np.cumsum(self.fraction[order])).astype(np.int64)
+        indices = np.repeat(order, self.whole[order] + np.diff(reached, prepend=0))
+        rng.shuffle(indices)
+        return np.resize(indices, self.epoch_length)
