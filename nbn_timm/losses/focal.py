@@ -60,9 +60,9 @@ class Focal(nn.Module):
 class ClassBalancedFocal(nn.Module):
     """Mean over the images of w_y times the focal loss, see `focal_losses`; the weights have mean 1 over the classes.
 
-    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, eq. 14, in the sigmoid
-    form. Unlike weighted cross-entropy it divides by the number of images. If it is deferred, it is the focal loss
-    without weights before.
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, in the sigmoid form.
+    Unlike weighted cross-entropy it divides by the number of images. If it is deferred, it is the focal loss without
+    weights before.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.
