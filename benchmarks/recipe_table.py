@@ -9,7 +9,7 @@ from pathlib import Path
 from nbn_timm.cli.train_args import build_parser
 from nbn_timm.config import parse_args, shipped_configs
 
-CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ICLR|NeurIPS|TIP) \d{4})')
+CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ICCV|ICLR|NeurIPS|TIP) \d{4}|arXiv \d{4}\.\d{5})')
 
 
 def schedule(args: argparse.Namespace) -> str:
@@ -37,7 +37,8 @@ def main() -> None:
     for name, path in shipped_configs().items():
         args = parse_args(build_parser(), ['--config', str(path)])
         batch = args.global_batch_size or args.batch_size
-        print(f'| [`{name}`](configs/{name}.yaml) | {args.dataset} | `{args.model}` | {args.loss.replace("_", " ")} | '
+        loss = args.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in args.loss_kwargs else '')
+        print(f'| [`{name}`](configs/{name}.yaml) | {args.dataset} | `{args.model}` | {loss} | '
               f'{args.epochs} | {batch} | {schedule(args)} | {sources(path)} |')
 
 

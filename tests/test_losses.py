@@ -1,5 +1,8 @@
-"""Losses against the released code's figures, textbook formulas and torch's own cross-entropy."""
+"""What all losses have in common, the released code's figures, and errors; formulas are in test_losses_formulas.py."""
+import inspect
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,41 +10,39 @@ import torch.nn.functional as F
 
 from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses import LOSSES, create_loss
+from nbn_timm.losses import LOSSES, create_loss, is_deferrable, takes_experts, takes_features, takes_soft_targets
 
+RELEASED = json.loads((Path(__file__).parent / 'reference' / 'losses.json').read_text())
 LOGITS = torch.tensor([[1.5, -0.5, 0.25], [0.0, 2.0, -1.0]])
 TARGET = torch.tensor([2, 0])
+FEATURES = torch.tensor([[0.5, -1.0, 2.0, 0.0], [1.0, 0.25, 0.0, 3.0]])
+EVERY = sorted(LOSSES)
+SOFT = [name for name in EVERY if takes_soft_targets(name)]
+SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
+# Their value for an image and a target is no part of a sum: one divides by weights, the other one by the influence.
+NOT_LINEAR = {'weighted_cross_entropy', 'influence_balanced'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
     return ClassCounts(counts, tuple(f'class {label}' for label in range(len(counts))), 'a test')
 
 
-def test_balanced_softmax_gives_the_released_figures():
-    """Inputs, loss and gradient norm of BalancedSoftmaxLoss in yuxiangbao/NBN, commit 7365e21."""
-    logits = torch.tensor([
-        [5.3658853, 1.3095295, 0.2894924, -5.5904779, -0.83216459, -1.0642769, -0.24822444, -1.8810021,
-         -0.13145451, -1.4316541, -3.9415944, 2.6538672],
-        [2.643954, 5.1287193, 0.15010093, -1.2140323, -1.6360798, -4.639432, 2.9471023, -3.3032029,
-         -3.5551395, -0.61694968, 4.4584451, 0.71014881],
-        [-3.0713553, -2.1389797, 1.8757349, -0.48154008, -2.306509, -0.69009215, 2.2351687, 5.9283323,
-         -3.7323699, -1.8792508, -2.4112983, -7.2572494],
-        [-2.7713761, -3.0716274, 3.3719339, -0.39574268, -4.8698564, 1.9400264, -1.0688123, -5.229423,
-         -1.7899489, -1.7657832, -2.6216469, 0.089141443],
-        [-6.7447734, -0.8032856, 3.0395503, 2.5583935, 3.3245625, 3.3581719, 4.4626293, -3.354902, 2.5375001,
-         -5.5826688, -1.8086553, -5.7434163],
-        [3.1444426, 4.0012136, -0.59224403, 5.323935, -2.0241826, 0.45185059, 0.45883712, -3.1925857,
-         1.3138398, 5.8169355, -3.0747926, 2.6980155],
-        [-0.46352056, 5.3088818, 1.451365, 2.0286491, 1.9294899, 0.74726009, -4.1872907, 4.1749887,
-         -4.1120071, 0.7156896, 1.8422313, -2.5137367],
-        [0.43518963, 3.5036469, -0.072313413, -2.6659722, -8.7472134, -2.9155216, -1.7732363, -1.5492522,
-         -2.8799884, 1.1318856, -1.7241253, -0.328363],
-    ], requires_grad=True)
-    target = torch.tensor([3, 4, 11, 8, 11, 4, 2, 6])
-    loss = create_loss('balanced_softmax', class_counts(300, 197, 129, 85, 56, 36, 24, 16, 10, 6, 4, 3))(logits, target)
+def inputs(name: str, logits: torch.Tensor = LOGITS, dtype: torch.dtype = torch.float32):
+    """Logits in the form in which the loss of that name takes them."""
+    if takes_experts(name):
+        return torch.stack([logits, logits.flip(1), 2 * logits], dim=1).to(dtype)
+    return (logits.to(dtype), FEATURES.to(dtype)) if takes_features(name) else logits.to(dtype)
+
+
+@pytest.mark.parametrize('name', RELEASED['losses'])
+def test_released_figures(name):
+    """Loss and gradient norm of the released code's losses."""
+    logits = torch.tensor(RELEASED['logits'], requires_grad=True)
+    loss = create_loss(name, class_counts(*RELEASED['counts']))(logits, torch.tensor(RELEASED['target']))
     loss.backward()
-    assert loss.item() == pytest.approx(9.664567947387695, rel=1e-6)
-    assert logits.grad.norm().item() == pytest.approx(0.45953378081321716, rel=1e-6)
+    assert loss.item() == pytest.approx(RELEASED['losses'][name]['loss'], rel=1e-6)
+    assert logits.grad.norm().item() == pytest.approx(RELEASED['losses'][name]['grad_norm'], rel=1e-6)
+
 
 def test_balanced_softmax_is_the_softmax_weighted_by_counts():
     """eq. 3 of the paper: p_y = n_y exp(z_y) / sum_c n_c exp(z_c), written out without torch."""
@@ -54,56 +55,184 @@ def test_balanced_softmax_is_the_softmax_weighted_by_counts():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_equal_counts_make_balanced_softmax_plain():
+@pytest.mark.parametrize('name, settings', [
+    ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('weighted_cross_entropy', {}),
+    ('label_aware_smoothing', {'tail': 0.0}), ('ldam', {'max_margin': 0.0}), ('hcm', {'hard_weight': 0.0}),
+    ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}),
+])
+def test_equal_counts_make_it_plain(name, settings):
     plain = create_loss('cross_entropy')(LOGITS, TARGET)
-    torch.testing.assert_close(create_loss('balanced_softmax', class_counts(7, 7, 7))(LOGITS, TARGET), plain)
+    torch.testing.assert_close(create_loss(name, class_counts(7, 7, 7), **settings)(LOGITS, TARGET), plain)
 
 
-@pytest.mark.parametrize('name', sorted(LOSSES))
+@pytest.mark.parametrize('name, settings', [
+    ('weighted_cross_entropy', {'exponent': 0.0}), ('logit_adjusted', {'tau': 0.0}), ('cdt', {'gamma': 0.0}),
+    ('focal', {'gamma': 0.0}), ('class_balanced_focal', {'gamma': 0.0, 'exponent': 0.0}), ('seql', {'gamma': 0.0}),
+    ('seql', {'threshold': 0.0}), ('label_aware_smoothing', {'head': 0.0, 'tail': 0.0}),
+    ('robal', {'margin': 0.0, 'tau_b': 0.0, 'tau_m': 0.0}),
+])
+def test_settings_that_make_it_plain(name, settings):
+    plain = create_loss('cross_entropy')(LOGITS, TARGET)
+    torch.testing.assert_close(create_loss(name, class_counts(100, 10, 1), **settings)(LOGITS, TARGET), plain)
+
+
+@pytest.mark.parametrize('name', SOFT)
 def test_soft_targets_of_one_class_are_hard_targets(name):
     loss = create_loss(name, class_counts(100, 10, 1))
-    torch.testing.assert_close(loss(LOGITS, F.one_hot(TARGET, 3).float()), loss(LOGITS, TARGET))
+    torch.testing.assert_close(loss(inputs(name), F.one_hot(TARGET, 3).float()), loss(inputs(name), TARGET))
 
 
-@pytest.mark.parametrize('name', sorted(LOSSES))
+@pytest.mark.parametrize('name', [name for name in SOFT if name not in NOT_LINEAR])
 def test_mixed_targets_mix_the_losses(name):
-    """Cross-entropy is linear in its target, so mixup's target gives mixup's loss."""
+    """A loss that is linear in its target gives mixup's loss for mixup's target."""
     loss = create_loss(name, class_counts(100, 10, 1))
     flipped = TARGET.flip(0)
     mixed = 0.3 * F.one_hot(TARGET, 3) + 0.7 * F.one_hot(flipped, 3)
-    torch.testing.assert_close(loss(LOGITS, mixed), 0.3 * loss(LOGITS, TARGET) + 0.7 * loss(LOGITS, flipped))
+    torch.testing.assert_close(
+        loss(inputs(name), mixed), 0.3 * loss(inputs(name), TARGET) + 0.7 * loss(inputs(name), flipped))
 
 
-@pytest.mark.parametrize('name', sorted(LOSSES))
+@pytest.mark.parametrize('name', [name for name in EVERY if name not in SOFT])
+def test_other_losses_refuse_mixed_targets_by_name(name):
+    loss = create_loss(name, class_counts(100, 10, 1))
+    with pytest.raises(InputError, match=f"'{name}'.*leave out --mixup and --cutmix"):
+        loss(inputs(name), F.one_hot(TARGET, 3).float())
+
+
+@pytest.mark.parametrize('name', SMOOTHED)
 def test_smoothing_is_the_smoothed_target(name):
     counts = class_counts(100, 10, 1)
     smoothed = 0.9 * F.one_hot(TARGET, 3) + 0.1 / 3
-    torch.testing.assert_close(create_loss(name, counts, smoothing=0.1)(LOGITS, TARGET),
-                               create_loss(name, counts)(LOGITS, smoothed))
+    torch.testing.assert_close(create_loss(name, counts, smoothing=0.1)(inputs(name), TARGET),
+                               create_loss(name, counts)(inputs(name), smoothed))
 
 
-@pytest.mark.parametrize('name', sorted(LOSSES))
+@pytest.mark.parametrize('name', EVERY)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_computed_in_float32(name, dtype):
     loss = create_loss(name, class_counts(100_000, 10, 1))
-    logits = LOGITS.to(dtype)
-    result = loss(logits, TARGET)
-    assert result.dtype == torch.float32
-    assert torch.equal(result, loss(logits.float(), TARGET))
+    half = inputs(name, dtype=dtype)
+    whole = tuple(part.float() for part in half) if isinstance(half, tuple) else half.float()
+    results = []
+    for values in (half, whole):
+        torch.manual_seed(0)
+        results.append(loss(values, TARGET))
+    assert results[0].dtype == torch.float32
+    assert torch.equal(*results)
 
 
-def test_a_class_without_images_stays_finite():
-    loss = create_loss('balanced_softmax', class_counts(100, 10, 0))
+@pytest.mark.parametrize('name', EVERY)
+def test_autocast_changes_nothing(name):
+    loss = create_loss(name, class_counts(100_000, 10, 1))
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=enabled):
+            results.append(loss(inputs(name), TARGET))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_extreme_logits_have_finite_losses_and_gradients(name):
+    """As far as float16 reaches, and so sure of a class that its probability is 1 in float32."""
+    loss = create_loss(name, class_counts(100_000, 10, 1))
+    for scale in (100.0, 30_000.0):
+        logits = torch.tensor([[scale, -scale, 0.0], [-scale, scale, 0.0]], dtype=torch.float16, requires_grad=True)
+        for target in (torch.tensor([0, 1]), torch.tensor([1, 2])):
+            value = loss(inputs(name, logits, torch.float16), target)
+            gradient, = torch.autograd.grad(value, logits)
+            assert value.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize('form', ['softmax', 'sigmoid'])
+def test_focal_exponents_below_one_have_finite_gradients(form):
+    logits = torch.tensor([[200.0, -200.0, 0.0]], requires_grad=True)
+    create_loss('focal', gamma=0.5, form=form)(logits, torch.tensor([0])).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_a_class_without_images_stays_finite(name):
+    loss = create_loss(name, class_counts(100, 10, 0))
+    assert loss(inputs(name), torch.tensor([0, 1])).isfinite()
+    assert loss(inputs(name), torch.tensor([2, 2])).isfinite()
+    if name in SOFT:
+        assert loss(inputs(name), torch.full((2, 3), 1 / 3)).isfinite()
+
+
+def test_a_class_without_images_counts_as_having_one():
     soft = torch.full((2, 3), 1 / 3)
-    assert loss(LOGITS, soft).isfinite()
-    torch.testing.assert_close(
-        loss(LOGITS, soft), create_loss('balanced_softmax', class_counts(100, 10, 1))(LOGITS, soft))
+    for name in ('balanced_softmax', 'logit_adjusted', 'cdt', 'weighted_cross_entropy'):
+        torch.testing.assert_close(create_loss(name, class_counts(100, 10, 0))(LOGITS, soft),
+                                   create_loss(name, class_counts(100, 10, 1))(LOGITS, soft), rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize('name', EVERY)
+def test_losses_leave_their_input_alone_and_have_no_state(name):
+    loss = create_loss(name, class_counts(100, 10, 1))
+    values = inputs(name)
+    before = values[0].clone() if isinstance(values, tuple) else values.clone()
+    loss(values, TARGET)
+    assert torch.equal(values[0] if isinstance(values, tuple) else values, before)
+    assert not loss.state_dict() and not list(loss.parameters())
+
+
+@pytest.mark.parametrize('name, settings, message', [
+    ('weighted_cross_entropy', {'weighting': 'inverce'}, "did you mean 'inverse'"),
+    ('weighted_cross_entropy', {'beta': 0.9}, 'inverse frequencies do not use'),
+    ('weighted_cross_entropy', {'weighting': 'effective_number', 'beta': 1}, 'beta is 1'),
+    ('weighted_cross_entropy', {'exponent': -1}, 'exponent=-1: give a number from 0'),
+    ('weighted_cross_entropy', {'smoothing': 1.5}, 'smoothing=1.5: give a number from 0 to 1'),
+    ('focal', {'gamma': '2'}, "gamma='2': give a number"),
+    ('focal', {'form': 'tanh'}, 'softmax or sigmoid'),
+    ('class_balanced_focal', {'gamma': math.nan}, 'gamma=nan'),
+    ('logit_adjusted', {'tau': math.inf}, 'tau=inf'),
+    ('cdt', {'gamma': True}, 'gamma=True'),
+    ('ldam', {'scale': 0}, 'scale=0: give a number above 0'),
+    ('ldam', {'beta': 0.9}, 'no class weights'),
+    ('ldam', {'exponent': 0.5}, 'no class weights'),
+    ('seql', {'gamma': 2}, 'gamma=2'),
+    ('label_aware_smoothing', {'shape': 'power'}, 'power=None: give a number above 0'),
+    ('label_aware_smoothing', {'power': 2.0}, "shape 'concave' does not use"),
+    ('label_aware_smoothing', {'head': 1.1}, 'head=1.1'),
+    ('influence_balanced', {'alpha': 0}, 'alpha=0'),
+    ('influence_balanced', {'weighting': 'none'}, 'inverse or effective_number'),
+    ('lade', {'weight': -1}, 'weight=-1'),
+    ('hcm', {'easy': 'masked'}, 'excluded or zeroed'),
+    ('hcm', {'share': 0}, 'share=0'),
+    ('robal', {'tau_m': -0.1}, 'tau_m=-0.1'),
+    ('cdt', {'tau': 1.0}, "no setting 'tau' .it has gamma, smoothing, start_epoch"),
+])
+def test_wrong_settings_are_one_sentence(name, settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        create_loss(name, class_counts(100, 10, 1), **settings)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', [name for name in EVERY if name not in ('cross_entropy', 'focal')])
+def test_losses_that_need_class_counts_say_so(name):
+    with pytest.raises(InputError, match=f"'{name}'.*--class-counts"):
+        create_loss(name, None)
 
 
 def test_errors_name_the_remedy():
     with pytest.raises(InputError, match="unknown loss 'balanced_softmx'.*did you mean 'balanced_softmax'"):
         create_loss('balanced_softmx', class_counts(1, 1))
-    with pytest.raises(InputError, match='--class-counts'):
-        create_loss('balanced_softmax', None)
     with pytest.raises(InputError, match="no setting 'smothing'.*did you mean 'smoothing'"):
         create_loss('cross_entropy', None, smothing=0.1)
+
+
+def test_the_page_of_losses_has_every_setting_with_its_default():
+    """One row per loss: name, formula, paper, settings, soft targets, deferred."""
+    page = Path(__file__).parent.parent / 'docs' / 'losses.md'
+    if not page.exists():
+        pytest.skip('not a checkout')
+    rows = {cells[1].strip(' `'): cells for cells in (
+        line.replace(r'\|', ' ').split('|') for line in page.read_text().splitlines() if line.startswith('| `'))}
+    assert set(rows) == set(EVERY)
+    for name, cells in rows.items():
+        _, _, _, _, settings, soft, deferred, _ = cells
+        for setting, parameter in list(inspect.signature(LOSSES[name]).parameters.items())[1:]:
+            assert f'`{setting}={parameter.default}`' in settings, (name, setting)
+        assert soft.strip() == ('yes' if name in SOFT else 'no'), name
+        assert (deferred.strip() == 'no') == (not is_deferrable(name)), name

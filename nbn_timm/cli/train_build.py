@@ -1,5 +1,6 @@
 """The parts of a training run from its flags."""
 import argparse
+import logging
 from collections.abc import Callable, Sized
 from dataclasses import fields
 from typing import Any
@@ -24,17 +25,21 @@ from nbn_timm.data import (
 )
 from nbn_timm.engine.batch import BatchPlan
 from nbn_timm.engine.distributed import World
+from nbn_timm.engine.features import WithFeatures
 from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
 from nbn_timm.engine.optim import create_optimizer, create_scheduler
 from nbn_timm.engine.task import DistillationTask
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, takes_experts, takes_soft_targets
+from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
+from nbn_timm.losses.deferred import Deferred
 from nbn_timm.losses.routing import RoutingLoss
 from nbn_timm.models import MultiExpert, RoutedExperts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
+
+_logger = logging.getLogger(__name__)
 
 
 def data_settings(args: argparse.Namespace, batch: BatchPlan) -> DataSettings:
@@ -141,6 +146,11 @@ def build_task(
 ) -> ClassificationTask:
     """The model and its loss, and a teacher if there is one."""
     loss = build_loss(args, splits, mixup)
+    if takes_features(args.loss):
+        if args.kd_checkpoint:
+            raise InputError(f"loss '{args.loss}' takes features, which distillation does not hand on: leave out "
+                             '--kd-checkpoint, or give another --loss')
+        model = WithFeatures(model)
     if not args.kd_checkpoint:
         return ClassificationTask(model, loss, device=world.device, verbose=False)
     teacher = build_teacher(args, model, defaults)
@@ -156,8 +166,19 @@ def build_loss(args: argparse.Namespace, splits: Splits, mixup: Mixup | None) ->
     if mixup is not None and not takes_soft_targets(args.loss):
         raise InputError(f"loss '{args.loss}' takes labels and no mixed targets: leave out --mixup and --cutmix, or "
                          'give another --loss')
-    smoothing = {'smoothing': args.smoothing} if args.smoothing and mixup is None else {}
-    return create_loss(args.loss, splits.class_counts, **smoothing, **args.loss_kwargs)
+    settings = dict(args.loss_kwargs)
+    if args.smoothing and mixup is None:
+        if 'smoothing' in settings:
+            raise InputError('the label smoothing is given twice, as --smoothing and in --loss-kwargs: keep one')
+        settings['smoothing'] = args.smoothing
+    for key in ('name', 'class_counts'):
+        if key in settings:
+            raise InputError(f"--loss-kwargs has '{key}', which is no setting of a loss: use --loss and --class-counts")
+    loss = create_loss(args.loss, splits.class_counts, **settings)
+    if isinstance(loss, Deferred) and loss.start_epoch >= args.epochs:
+        _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
+                     args.loss, loss.start_epoch, args.epochs)
+    return loss
 
 
 def build_teacher(args: argparse.Namespace, student: Any, defaults: DataDefaults) -> nn.Module:

@@ -2,9 +2,18 @@
 import importlib
 import pkgutil
 
-from nbn_timm.losses.registry import LOSSES, create_loss, register_loss, takes_experts, takes_soft_targets
+from nbn_timm.losses.registry import (
+    LOSSES,
+    create_loss,
+    is_deferrable,
+    register_loss,
+    takes_experts,
+    takes_features,
+    takes_soft_targets,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['LOSSES', 'create_loss', 'register_loss', 'takes_experts', 'takes_soft_targets']
+__all__ = ['LOSSES', 'create_loss', 'is_deferrable', 'register_loss', 'takes_experts', 'takes_features',
+           'takes_soft_targets']

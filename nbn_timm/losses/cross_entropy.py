@@ -7,7 +7,7 @@ from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.losses.registry import register_loss
 
 
-@register_loss('cross_entropy')
+@register_loss('cross_entropy', deferrable=False)
 class CrossEntropy(nn.Module):
     """Softmax cross-entropy in float32, with label smoothing.
 

@@ -1,4 +1,6 @@
 """LDAM (Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019)."""
+from copy import deepcopy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -6,6 +8,9 @@ from torch import nn
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.registry import register_loss, require_counts
+from nbn_timm.losses.settings import check_number
+from nbn_timm.losses.targets import refuse_soft_targets
+from nbn_timm.losses.weights import class_weights
 
 
 def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> torch.Tensor:
@@ -30,29 +35,56 @@ class LDAM(nn.Module):
     cosine heads of this package give s cos, so that s multiplies the margin alone here: CE(z - s m_y). It must be the
     head's (30). With a linear head the margin is the same number of logit units.
 
+    LDAM-DRW is `weighting='effective_number'` with `start_epoch=160` of 200 epochs: the class weights, which divide by
+    their sum over the batch, come in epoch 161 of 200, and before that the loss is LDAM without weights.
+
     Args:
         class_counts: Training images per class.
         max_margin: Of the rarest class, as a difference of cosines.
         scale: s.
+        weighting: Class weights, see `class_weights`; None has none.
+        exponent, beta: Of the class weights.
 
     Raises:
-        InputError: No class counts, or soft targets in training.
+        InputError: No class counts, a setting out of range or without effect, or soft targets in training.
     """
 
     margins: torch.Tensor
+    class_weights: torch.Tensor | None
 
-    def __init__(self, class_counts: ClassCounts | None, max_margin: float = 0.5, scale: float = 30.0) -> None:
+    def __init__(
+            self,
+            class_counts: ClassCounts | None,
+            max_margin: float = 0.5,
+            scale: float = 30.0,
+            weighting: str | None = None,
+            exponent: float = 1.0,
+            beta: float | None = None,
+    ) -> None:
         super().__init__()
         counts = require_counts(class_counts, 'ldam')
+        check_number('ldam', 'max_margin', max_margin)
+        check_number('ldam', 'scale', scale, above=True)
+        if weighting is None and (beta is not None or exponent != 1.0):
+            raise InputError("loss 'ldam' has an exponent or a beta of class weights, and no class weights: give "
+                             'weighting=effective_number, or leave them out')
+        weights = None if weighting is None else class_weights(counts, 'ldam', weighting, exponent, beta).float()
+        self.register_buffer('class_weights', weights, persistent=False)
         self.register_buffer('margins', (scale * ldam_margins(counts, max_margin)).float(), persistent=False)
+
+    def unweighted(self) -> 'LDAM':
+        """LDAM without class weights, which the deferred one is before its epoch.
+
+        Raises:
+            InputError: This one has none, so that there is nothing to defer.
+        """
+        if self.class_weights is None:
+            raise InputError("loss 'ldam' has a start_epoch, which is that of its class weights, and no class weights: "
+                             'give weighting=effective_number, or leave start_epoch out')
+        loss = deepcopy(self)
+        loss.class_weights = None
+        return loss
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         refuse_soft_targets(target, 'ldam')
-        return F.cross_entropy(subtract_margin(logits.float(), target, self.margins), target)
-
-
-def refuse_soft_targets(target: torch.Tensor, loss: str) -> None:
-    """Stop before a margin is taken from a mixture of classes, for which it is not defined."""
-    if target.is_floating_point():
-        raise InputError(f"loss '{loss}' has margins per class, which mixed targets have not: leave out --mixup and "
-                         '--cutmix')
+        return F.cross_entropy(subtract_margin(logits.float(), target, self.margins), target, self.class_weights)

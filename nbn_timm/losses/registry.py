@@ -1,75 +1,125 @@
 """The losses by name: a loss is one file in this folder with one `@register_loss` line."""
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.losses.deferred import Deferred
+
+
+class _Traits(NamedTuple):
+    """What a loss takes, see `register_loss`."""
+
+    experts: bool
+    features: bool
+    soft_targets: bool
+    deferrable: bool
+
 
 LOSSES: dict[str, type[nn.Module]] = {}
-_TAKES: dict[str, tuple[bool, bool]] = {}  # logits of each expert, soft targets
+_TRAITS: dict[str, _Traits] = {}
 
 
 def register_loss(
         name: str,
         experts: bool = False,
+        features: bool = False,
         soft_targets: bool = True,
+        deferrable: bool = True,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
     A loss that changes during training has a method `set_epoch(epoch)`, which `train.py` calls at the start of every
-    epoch (0-based), of a resumed run too.
+    epoch (0-based), of a resumed run too. A loss with class weights has a method `unweighted()` that returns the same
+    loss without them, which is what it is before its epoch if it is deferred; others are then cross-entropy.
 
     Args:
         name: For `create_loss` and `--loss`.
         experts: It is called with the logits of each expert [B, E, C] instead of logits [B, C].
+        features: It is called with a tuple of logits [B, C] and the features [B, D] that the classifier sees.
         soft_targets: It takes targets [B, C] as mixup and cutmix make them.
+        deferrable: It can have the setting `start_epoch`.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES[name] = loss_class
-        _TAKES[name] = experts, soft_targets
+        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts)
         return loss_class
     return register
 
 
 def takes_experts(name: str) -> bool:
     """Whether the loss of that name is called with the logits of each expert [B, E, C]."""
-    return _TAKES[name][0]
+    return _TRAITS[name].experts
+
+
+def takes_features(name: str) -> bool:
+    """Whether the loss of that name is called with a tuple of logits [B, C] and features [B, D]."""
+    return _TRAITS[name].features
 
 
 def takes_soft_targets(name: str) -> bool:
     """Whether the loss of that name takes targets [B, C] as mixup and cutmix make them."""
-    return _TAKES[name][1]
+    return _TRAITS[name].soft_targets
 
 
-def create_loss(name: str, class_counts: ClassCounts | None = None, **kwargs: Any) -> nn.Module:
+def is_deferrable(name: str) -> bool:
+    """Whether the loss of that name can have the setting `start_epoch`."""
+    return _TRAITS[name].deferrable
+
+
+def create_loss(
+        name: str,
+        class_counts: ClassCounts | None = None,
+        start_epoch: int | None = None,
+        **kwargs: Any,
+) -> nn.Module:
     """Create a loss by name.
 
     Args:
         name: A key of `LOSSES`.
         class_counts: The training set's; losses with a class prior need it, the others ignore it.
+        start_epoch: Defer the loss (DRW): so many epochs it is plain cross-entropy, with the same `smoothing`, or, of
+            losses with class weights, the same loss without them. Needs `set_epoch`, which `train.py` calls.
         kwargs: The loss's own settings, such as `smoothing`.
 
     Returns:
-        A module called as `loss(logits [B, C], target)`, or with logits [B, E, C] if `takes_experts(name)`; `target`
-        is class indices [B] or, if `takes_soft_targets(name)`, soft targets [B, C]. It returns a float32 scalar.
+        A module called as `loss(logits [B, C], target)`, with logits [B, E, C] if `takes_experts(name)`, or with
+        `(logits [B, C], features [B, D])` if `takes_features(name)`; `target` is class indices [B] or, if
+        `takes_soft_targets(name)`, soft targets [B, C]. It returns a float32 scalar.
 
     Raises:
-        InputError: Unknown name or setting, or class counts needed and not given.
+        InputError: Unknown name or setting, class counts needed and not given, or a loss that cannot be deferred.
     """
     if name not in LOSSES:
         raise InputError(f"unknown loss '{name}' (there are {', '.join(sorted(LOSSES))}){nearest(name, LOSSES)}")
     settings = list(inspect.signature(LOSSES[name]).parameters)[1:]
     for key in kwargs:
         if key not in settings:
-            raise InputError(f"loss '{name}' has no setting '{key}' (it has {', '.join(settings) or 'none'})"
-                             f'{nearest(key, settings)}')
+            known = settings + ['start_epoch'] * is_deferrable(name)
+            raise InputError(f"loss '{name}' has no setting '{key}' (it has {', '.join(known) or 'none'})"
+                             f'{nearest(key, known)}')
     try:
-        return LOSSES[name](class_counts, **kwargs)
+        loss = LOSSES[name](class_counts, **kwargs)
     except TypeError as error:
         raise InputError(f"loss '{name}' does not take these settings ({error}): check --loss-kwargs") from error
+    if start_epoch is None:
+        return loss
+    return _deferred(name, loss, start_epoch, kwargs.get('smoothing', 0.0))
+
+
+def _deferred(name: str, loss: nn.Module, start_epoch: int, smoothing: float) -> nn.Module:
+    if not is_deferrable(name):
+        raise InputError(f"loss '{name}' cannot be deferred as a whole: leave out start_epoch (it is for "
+                         f"{', '.join(sorted(filter(is_deferrable, LOSSES)))})")
+    if not isinstance(start_epoch, int) or isinstance(start_epoch, bool) or start_epoch < 1:
+        raise InputError(f"loss '{name}' has start_epoch={start_epoch!r}: give the number of epochs before it starts, "
+                         'a whole number from 1')
+    unweighted: Callable[[], nn.Module] | None = getattr(loss, 'unweighted', None)
+    before = LOSSES['cross_entropy'](None, smoothing=smoothing) if unweighted is None else unweighted()
+    return Deferred(before, loss, start_epoch)
 
 
 def require_counts(class_counts: ClassCounts | None, loss: str) -> ClassCounts:
