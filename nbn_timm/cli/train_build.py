@@ -1,5 +1,6 @@
 """The parts of a training run from its flags."""
 import argparse
+import logging
 from collections.abc import Callable, Sized
 from dataclasses import fields
 from typing import Any
@@ -36,6 +37,8 @@ from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
 from nbn_timm.stages import Stage, TrainedStage, create_stage
 
+_logger = logging.getLogger(__name__)
+
 
 def data_settings(args: argparse.Namespace, batch: BatchPlan) -> DataSettings:
     """What to read."""
@@ -62,9 +65,11 @@ def build_stage(args: argparse.Namespace, default: Callable[[str], Any]) -> Stag
     stage = create_stage(args.stage, **args.stage_kwargs)
     if not (args.initial_checkpoint or args.pretrained):
         raise InputError(f'--stage {args.stage} begins with a finished network: give its --initial-checkpoint')
-    for name in stage.unused:
-        if getattr(args, name) != default(name):
-            raise InputError(f'{flag(name)} would have no effect on --stage {args.stage}: leave it out')
+    unused = [name for name in stage.unused if getattr(args, name) != default(name)]
+    if unused and isinstance(stage, TrainedStage):
+        raise InputError(f'{flag(unused[0])} would have no effect on --stage {args.stage}: leave it out')
+    if unused:  # the config of the first stage says how to train, and to read its data it may be given here as well
+        _logger.info('--stage %s trains nothing, so these settings have no effect: %s', args.stage, ', '.join(unused))
     if args.clip_grad and args.clip_mode == 'agc':
         raise InputError('--clip-mode agc leaves the classifier out, and a --stage trains little else: give norm or '
                          'value')

@@ -22,7 +22,8 @@ class Stage:
     """What all second stages share.
 
     Attributes:
-        unused: Flags of train.py, as keys of a config, that would have no effect on this stage.
+        unused: Flags of train.py, as keys of a config, that would have no effect on this stage: refused where it
+            trains, else announced.
     """
 
     unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
