@@ -122,9 +122,7 @@ class StageTask(ClassificationTask):
         """Set the mode of what is trained, and of the rest as `freeze_statistics` says."""
         super().train(mode)
         if mode and self.freeze_statistics:
-            model = unwrap_model(self.trainable_module)
-            model.eval()
-            self.stage.trained(model).train()
+            self.stage.freeze(unwrap_model(self.trainable_module))
         return self
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:

@@ -57,6 +57,11 @@ class TrainedStage(Stage, ABC):
     def trained(self, model: nn.Module) -> nn.Module:
         """The part of what `prepare` gave that is trained; all else is frozen."""
 
+    def freeze(self, model: nn.Module) -> None:
+        """Put what is not trained into eval mode, BatchNorm and dropout included; the model is in training mode."""
+        model.eval()
+        self.trained(model).train()
+
     def loss(self) -> nn.Module | None:
         """The stage's own loss; None trains with that of `--loss`."""
         return None

@@ -19,7 +19,6 @@ class Routing(TrainedStage):
         pos_weight: See `RoutingLoss`.
     """
 
-    # The network is in eval mode whatever --freeze-bn says.
     unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'freeze_bn')
 
     def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
@@ -34,6 +33,9 @@ class Routing(TrainedStage):
     def trained(self, model: nn.Module) -> nn.Module:
         """The router."""
         return model.router  # type: ignore[return-value]
+
+    def freeze(self, model: nn.Module) -> None:
+        """Nothing to do: a `RoutedExperts` keeps its network in eval mode, whatever --freeze-bn says."""
 
     def loss(self) -> nn.Module:
         """`RoutingLoss`."""
