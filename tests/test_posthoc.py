@@ -43,7 +43,8 @@ def test_adjusted_logits_are_evaluated(evaluator_class):
     rng = np.random.default_rng(0)
     logits, target = rng.normal(size=(200, 6)) * 2, rng.integers(0, 6, 200)
     routing = evaluator_class is RoutingEvaluator
-    evaluator = evaluator_class(*([[1, 2]] if routing else []), 6, logit_offset=logit_offset(class_counts(*COUNTS), 1.5))
+    offset = logit_offset(class_counts(*COUNTS), 1.5)
+    evaluator = evaluator_class(*([[1, 2]] if routing else []), 6, logit_offset=offset)
     output = torch.from_numpy(logits).float()
     evaluator.update((output, torch.ones(200, dtype=torch.int64)) if routing else output, torch.from_numpy(target))
     result = evaluator.compute()
@@ -71,7 +72,8 @@ def test_shifted_accuracies_written_out():
     for ratio in (50, 25, 10, 5, 2):
         for direction, labels in (('forward', ranked), ('backward', ranked[::-1])):
             shares = [(1 / ratio) ** (rank / 5) for rank in range(6)]
-            expected = sum(share * 10 * correct[label] for share, label in zip(shares, labels, strict=True)) / sum(shares)
+            weighted = [share * 10 * correct[label] for share, label in zip(shares, labels, strict=True)]
+            expected = sum(weighted) / sum(shares)
             assert getattr(found, direction)[ratio] == pytest.approx(expected, rel=1e-12)
     assert found.uniform == pytest.approx(50.0)
     assert list(found.to_dict()) == [
@@ -135,9 +137,10 @@ def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
     for processes in (1, 2):
         path = tmp_path / f'{processes}.json'
         launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'] if processes > 1 else []
+        command = [sys.executable, *launcher, str(ROOT / 'validate.py'), *arguments(work, *flags)]
         done = subprocess.run(
-            [sys.executable, *launcher, str(ROOT / 'validate.py'), *arguments(work, *flags, '--results-file', str(path))],
-            cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300, check=False)
+            [*command, '--results-file', str(path)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('Backward 50') == 1
         written.append(path.read_bytes())

@@ -483,6 +483,7 @@ def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_st
 
 @pytest.mark.parametrize('more, message', [
     (['--stage', 'crt'], '--initial-checkpoint'),
+    (['--config', 'cifar100_lt/resnet32_crt', '--model', 'resnet20'], '--stage crt begins with a finished network'),
     (['--freeze-bn'], '--freeze-bn is for a second stage'),
     (['--stage-kwargs', 'tau=1'], '--stage-kwargs is for a second stage'),
     (['--stage', 'crt', '--drop', '0.5', 'FIRST'], '--drop would have no effect on --stage crt'),
@@ -498,6 +499,11 @@ def test_what_has_no_effect_is_refused(more, message, images, first_stages, tmp_
     more = [first if word == 'FIRST' else word for word in more]
     with pytest.raises(InputError, match=message):
         train.main([*flags(images, tmp_path), '--model', 'resnet20', '--epochs', '1', *more])
+
+
+def test_a_recipe_without_its_network_says_what_is_missing():
+    with pytest.raises(InputError, match='--stage ncm begins with a finished network: give its --initial-checkpoint'):
+        train.main(['--config', 'cifar100_lt/resnet32_ncm'])
 
 
 def test_a_fitted_stage_says_which_settings_of_a_config_it_leaves(images, first_stages, tmp_path, capsys):

@@ -97,6 +97,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
             args.model, args.add_nbn or None, args.model_kwargs, read_checkpoint(args.initial_checkpoint))
     for name in ('dataset', 'model'):
         if getattr(args, name) is None:
+            if args.stage and name == 'model':
+                raise InputError(f'--stage {args.stage} begins with a finished network: give its --initial-checkpoint')
             raise InputError(f'there is no --{name}: give one, or a --config that has it')
     return args
 
