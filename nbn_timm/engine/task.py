@@ -116,7 +116,7 @@ class StageTask(ClassificationTask):
         super().__init__(model.requires_grad_(False), criterion, device=device, verbose=False)
         self.stage = stage
         self.freeze_statistics = freeze_statistics
-        stage.trained(model).requires_grad_(True)
+        stage.trained(unwrap_model(model)).requires_grad_(True)
 
     def train(self, mode: bool = True) -> 'StageTask':
         """Set the mode of what is trained, and of the rest as `freeze_statistics` says."""
