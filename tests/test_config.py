@@ -10,7 +10,7 @@ import yaml
 
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.cli.train_args import build_parser
-from nbn_timm.cli.train_build import build_optimizer, build_scheduler
+from nbn_timm.cli.train_build import build_optimizer, build_scheduler, build_stage
 from nbn_timm.config import (
     COUNT,
     NOT_NEGATIVE,
@@ -28,9 +28,11 @@ from nbn_timm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = shipped_configs()
-CIFAR = [name for name in SHIPPED if name.startswith('cifar')]
+SECOND = [name for name, path in SHIPPED.items() if 'stage' in yaml.safe_load(path.read_text())]  # of second stages
+FIRST = [name for name in SHIPPED if name not in SECOND]
+CIFAR = [name for name in FIRST if name.startswith('cifar')]
 BAG_OF_TRICKS = [name for name in CIFAR if 'BagofTricks-LT' in SHIPPED[name].read_text()]
-CHEAP = [name for name in SHIPPED if name.startswith('cifar') or name == 'quickstart']
+CHEAP = [name for name in FIRST if name.startswith('cifar') or name == 'quickstart']
 
 
 @pytest.fixture
@@ -158,7 +160,7 @@ def test_all_configs_of_the_checkout_are_shipped():
 def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
     values = read_config(build_parser(), SHIPPED[name])
     assert set(values) == set(yaml.safe_load(SHIPPED[name].read_text()))
-    assert timm.is_model(values['model'])
+    assert 'model' not in values if name in SECOND else timm.is_model(values['model'])
     assert SHIPPED[name].read_text().startswith('# ')
     assert 'dataset' in values
 
@@ -171,7 +173,7 @@ def test_cheap_configs_build_their_model(name):
     assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
-@pytest.mark.parametrize('name', [name for name in SHIPPED if name not in CHEAP])
+@pytest.mark.parametrize('name', [name for name in FIRST if name not in CHEAP])
 def test_large_configs_build_their_model(name):
     args = parse_train_args(['--config', name])
     with torch.device('meta'):
@@ -179,9 +181,18 @@ def test_large_configs_build_their_model(name):
     assert model.num_classes == 10
 
 
+@pytest.mark.parametrize('name', SECOND)
+def test_second_stages_take_the_finished_network_and_have_no_setting_without_effect(name, tmp_path):
+    torch.save({'args': {'model': 'resnet20'}}, tmp_path / 'first.pth')
+    args = parse_train_args(['--config', name, '--initial-checkpoint', str(tmp_path / 'first.pth')])
+    assert args.model == 'resnet20'
+    stage = build_stage(args, build_parser().get_default)
+    assert [key for key in stage.unused if getattr(args, key) != build_parser().get_default(key)] == []
+
+
 def schedule(name: str, *flags: str) -> list[float]:
     """Learning rate in each epoch of a config, as the training loop sets it."""
-    args = parse_train_args(['--config', name, *flags])
+    args = parse_train_args(['--config', name, '--model', 'resnet20', *flags])
     optimizer = build_optimizer(args, torch.nn.Linear(1, 1))
     scheduler = build_scheduler(args, optimizer, 10)
     rates = []
@@ -197,7 +208,7 @@ def header(name: str) -> str:
 
 
 @pytest.mark.parametrize('name', [
-    name for name in SHIPPED if name.startswith('cifar') and 'in the fifth epoch by steps of 0.02,' in header(name)])
+    name for name in CIFAR if 'in the fifth epoch by steps of 0.02,' in header(name)])
 def test_cifar_schedule_is_ldams(name):
     """lr * e / 5 up to epoch 5, lr * 0.01 after 160, lr * 0.0001 after 180, with e counted from 1."""
     def ldam(epoch: int) -> float:
@@ -217,6 +228,17 @@ def test_schedule_of_bag_of_tricks(name):
     assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, 201)], rel=1e-5)
     group = build_optimizer(parse_train_args(['--config', name]), torch.nn.BatchNorm2d(2)).param_groups[0]
     assert (group['nesterov'], group['momentum'], group['weight_decay']) == (True, 0.9, 2e-4)
+
+
+@pytest.mark.parametrize('name', ['cifar100_lt/resnet32_crt', 'cifar100_lt/resnet32_lws'])
+def test_second_stages_have_the_schedule_of_bag_of_tricks(name):
+    """lr (1 + 2 e / 5) / 3 up to epoch 5, times 0.1 from 10, times 0.01 from 20, with e counted from 1."""
+    def theirs(epoch: int) -> float:
+        if epoch < 5:
+            return 0.1 * (1 + 2 * epoch / 5) / 3
+        return 0.1 * (1e-2 if epoch >= 20 else 1e-1 if epoch >= 10 else 1)
+
+    assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, 31)], rel=1e-5)
 
 
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])

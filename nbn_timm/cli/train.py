@@ -25,11 +25,13 @@ from nbn_timm.cli.train_build import (
     build_model,
     build_optimizer,
     build_scheduler,
+    build_stage,
     build_task,
     build_train_loader,
     data_settings,
     input_format,
 )
+from nbn_timm.cli.train_fit import fit
 from nbn_timm.config import parse_args
 from nbn_timm.data import Splits, create_splits
 from nbn_timm.engine.batch import BatchPlan, plan_batch
@@ -55,6 +57,7 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.checkpoint import read_checkpoint
+from nbn_timm.stages import FittedStage, TrainedStage
 
 _logger = logging.getLogger(__name__)
 
@@ -94,6 +97,8 @@ def parse_train_args(argv: list[str] | None = None) -> argparse.Namespace:
             args.model, args.add_nbn or None, args.model_kwargs, read_checkpoint(args.initial_checkpoint))
     for name in ('dataset', 'model'):
         if getattr(args, name) is None:
+            if args.stage and name == 'model':
+                raise InputError(f'--stage {args.stage} begins with a finished network: give its --initial-checkpoint')
             raise InputError(f'there is no --{name}: give one, or a --config that has it')
     return args
 
@@ -110,19 +115,29 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     with world.primary_first():
         splits = create_splits(data_settings(args, batch))
     check_eval_metric(args.eval_metric, splits)
-    model = build_model(args, splits, world)
+    stage = build_stage(args, build_parser().get_default)
+    model = build_model(args, splits, world, stage)
     defaults = input_format(args, splits.defaults, model)
+    settings = {**vars(args), 'world_size': world.size, **asdict(defaults)}
+    evaluate_split = build_evaluator(args, splits, defaults, model.num_classes, batch, world)
+    if isinstance(stage, FittedStage):
+        if world.is_primary:
+            write_text_atomic(folder / 'args.yaml', config_text(args))
+        announce(args, folder, splits, model, batch, world)
+        which, files = fit(args, stage, splits, defaults, model, batch, world, folder, settings)
+        report_on(args, folder, splits, model, which, ['args.yaml', *files], evaluate_split, world)
+        return
+    assert stage is None or isinstance(stage, TrainedStage)
     loader = build_train_loader(args, splits, defaults, batch, world, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
     mixup = build_mixup(args, model.num_classes, batch)
-    task = build_task(args, model, splits, defaults, mixup, world)
-    optimizer = build_optimizer(args, model)
+    task = build_task(args, model, splits, defaults, mixup, world, stage)
+    optimizer = build_optimizer(args, model, stage)
     scheduler = build_scheduler(args, optimizer, updates_per_epoch)
     scaler = NativeScaler(world.device.type) if args.amp and args.amp_dtype == 'float16' else None
     ema_decay = args.model_ema_decay if args.model_ema else None
     prepare_task(task, world, ema_decay, args.model_ema_warmup, args.torchcompile)
 
-    settings = {**vars(args), 'world_size': world.size, **asdict(defaults)}
     start_epoch, best = 0, None
     if resume_from:
         start_epoch, best = resume_run(
@@ -136,7 +151,6 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
         log = RunLog(folder, start_epoch, args.log_tensorboard, wandb_project, settings)
     announce(args, folder, splits, model, batch, world, start_epoch)
 
-    evaluate_split = build_evaluator(args, splits, defaults, model.num_classes, batch, world)
     watched = splits.val or (splits.test if args.watch_test else None)
     loop = LoopSettings(batch.accum_steps, amp_dtype(args), args.channels_last, args.clip_grad, args.clip_mode)
     progress = Progress(args.epochs, updates_per_epoch, args.log_interval, _logger.info if world.is_primary else None)
@@ -190,11 +204,12 @@ def announce(
         model: nn.Module,
         batch: BatchPlan,
         world: World,
-        start_epoch: int,
+        start_epoch: int | None = None,
 ) -> None:
-    """Say what is about to run."""
+    """Say what is about to run; without a start epoch it is a stage of one pass."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     counts = splits.class_counts
+    runs = f'--stage {args.stage}' if start_epoch is None else f'epochs {start_epoch + 1} to {args.epochs}'
     lines = [
         f'model     {args.model}, {parameters:,} parameters',
         f'data      {args.dataset}' + ('' if counts is None else
@@ -202,7 +217,7 @@ def announce(
             f'imbalance factor {counts.imbalance_factor:.4g} ({counts.source})'),
         f'batch     {batch.global_size} = {world.size} processes x {batch.size} images x {batch.accum_steps} steps, '
         f'on {world.device.type}',
-        f'run       {folder}, epochs {start_epoch + 1} to {args.epochs}, seed {args.seed}',
+        f'run       {folder}, {runs}, seed {args.seed}',
         *splits.notes,
     ]
     if args.model_ema:
@@ -237,13 +252,39 @@ def report(
         evaluate_split: Callable[[nn.Module, Dataset], EvalResult],
         world: World,
 ) -> None:
-    """Evaluate the best checkpoint, or the last one where none was chosen, on the test split, once, and say so."""
+    """Report on the best checkpoint, or on the last one where none was chosen."""
     model = evaluation_model(task)
     if best is not None:
         epoch = load_best(folder, unwrap_model(model))
         which = f'epoch {epoch + 1} of {epochs} ({BEST}), chosen by validation {args.eval_metric}'
     else:
         which = f'epoch {epochs} ({LAST}), the last one, since there is no validation split to choose by'
+    files = ['args.yaml', 'summary.csv', 'log.jsonl', LAST, *([BEST] if best else [])]
+    report_on(args, folder, splits, model, which, files, evaluate_split, world)
+
+
+def report_on(
+        args: argparse.Namespace,
+        folder: Path,
+        splits: Splits,
+        model: nn.Module,
+        which: str,
+        files: list[str],
+        evaluate_split: Callable[[nn.Module, Dataset], EvalResult],
+        world: World,
+) -> None:
+    """Evaluate the model that the run ends with on the test split, once, and say so.
+
+    Args:
+        args: The flags.
+        folder: Of the run.
+        splits: The data.
+        model: What is evaluated.
+        which: Its checkpoint, in words.
+        files: What the run has written so far.
+        evaluate_split: Evaluates a model on a split.
+        world: This process.
+    """
     dataset, split = (splits.test, 'test') if splits.test is not None else (splits.val, 'val')
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
@@ -252,7 +293,7 @@ def report(
     if not world.is_primary:
         return
     result.write_json(folder / f'{split}.json', model=args.model, dataset=args.dataset, split=split, checkpoint=which)
-    files = ['args.yaml', 'summary.csv', 'log.jsonl', LAST, *([BEST] if best else []), f'{split}.json']
+    files = [*files, f'{split}.json']
     if splits.class_counts is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
         files.append(f'{split}_per_class.csv')

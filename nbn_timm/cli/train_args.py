@@ -6,8 +6,7 @@ from typing import Any
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between
 from nbn_timm.losses import LOSSES
 from nbn_timm.samplers import SAMPLERS
-
-STAGES = ('routing',)
+from nbn_timm.stages import STAGES
 
 EVAL_METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')
 
@@ -84,9 +83,14 @@ def _add_batch(group: Any) -> None:
 
 def _add_stages(group: Any) -> None:
     add = group.add_argument
-    add('--stage', choices=STAGES, help="train on the finished network of --initial-checkpoint: 'routing' trains what "
-                                        'decides how many experts an image is given')
+    add('--stage', choices=sorted(STAGES),
+        help="what to make of the finished network of --initial-checkpoint: 'crt' trains its classifier anew and 'lws' "
+             "scales of its classes, 'tau_norm' normalises its classifier, 'ncm' replaces it by class means, 'routing' "
+             'trains what decides how many experts an image is given')
     add('--stage-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE', help="the stage's settings")
+    add('--freeze-bn', action=BooleanOptionalAction,
+        help="of a stage that trains a part: keep the rest in eval mode, BatchNorm statistics included (the default); "
+             '--no-freeze-bn lets them drift, as in the released codes')
     add('--kd-checkpoint', metavar='FILE', help='a finished teacher to distil from, trained on the same classes')
     add('--kd-model-name', metavar='NAME', help="the teacher's model (default: as the checkpoint records)")
     add('--kd-model-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE')

@@ -28,16 +28,16 @@ from nbn_timm.engine.distributed import World
 from nbn_timm.engine.features import WithFeatures
 from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
 from nbn_timm.engine.optim import create_optimizer, create_scheduler
-from nbn_timm.engine.task import DistillationTask
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.engine.task import DistillationTask, StageTask
+from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
 from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
 from nbn_timm.losses.deferred import Deferred
-from nbn_timm.losses.routing import RoutingLoss
 from nbn_timm.models import MultiExpert, RoutedExperts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
+from nbn_timm.stages import Stage, TrainedStage, create_stage
 
 _logger = logging.getLogger(__name__)
 
@@ -49,23 +49,50 @@ def data_settings(args: argparse.Namespace, batch: BatchPlan) -> DataSettings:
     return DataSettings(**{**given, 'class_counts_file': args.class_counts, 'batch_size': batch.size})
 
 
-def build_model(args: argparse.Namespace, splits: Splits, world: World) -> Any:
+def build_stage(args: argparse.Namespace, default: Callable[[str], Any]) -> Stage | None:
+    """The second stage, if there is one.
+
+    Args:
+        args: The flags.
+        default: Of a flag.
+
+    Raises:
+        InputError: Flags are given that the stage, or the lack of one, would leave without effect.
+    """
+    if args.stage is None:
+        for name in ('stage_kwargs', 'freeze_bn'):
+            if getattr(args, name) != default(name):
+                raise InputError(f'{flag(name)} is for a second stage: give a --stage or leave it out')
+        return None
+    stage = create_stage(args.stage, **args.stage_kwargs)
+    if not (args.initial_checkpoint or args.pretrained):
+        raise InputError(f'--stage {args.stage} begins with a finished network: give its --initial-checkpoint')
+    unused = [name for name in stage.unused if getattr(args, name) != default(name)]
+    if unused and isinstance(stage, TrainedStage):
+        raise InputError(f'{flag(unused[0])} would have no effect on --stage {args.stage}: leave it out')
+    if unused:  # the config of the first stage says how to train, and to read its data it may be given here as well
+        _logger.info('--stage %s trains nothing, so these settings have no effect: %s', args.stage, ', '.join(unused))
+    if args.clip_grad and args.clip_mode == 'agc':
+        raise InputError('--clip-mode agc leaves the classifier out, and a --stage trains little else: give norm or '
+                         'value')
+    return stage
+
+
+def build_model(args: argparse.Namespace, splits: Splits, world: World, stage: Stage | None = None) -> Any:
     """The model on the device, with its initial weights, and of several experts set to what the loss takes.
 
     Raises:
         InputError: Something given is wrong.
     """
-    _check_stage(args)
     num_classes = args.num_classes or splits.num_classes
     with world.primary_first():
         model = create_model(args.model, num_classes, args.pretrained, args.drop, args.drop_path, args.bn_momentum,
                              args.add_nbn, **args.model_kwargs)
     if args.initial_checkpoint:
         load_weights(model, args.initial_checkpoint)
-    if args.stage == 'routing':
-        routing = known_settings('--stage routing', args.stage_kwargs, ('top_k', 'hidden', 'pos_weight'))
-        model = RoutedExperts(model, **{key: value for key, value in routing.items() if key != 'pos_weight'})
-    elif takes_experts(args.loss):
+    if isinstance(stage, TrainedStage):
+        model = stage.prepare(model)
+    if takes_experts(args.loss):
         if not isinstance(model, MultiExpert):
             raise InputError(f"loss '{args.loss}' is for the experts of a RIDE network, and '{args.model}' has none: "
                              "give --model with _ride in its name, or another --loss")
@@ -143,14 +170,18 @@ def build_task(
         defaults: DataDefaults,
         mixup: Mixup | None,
         world: World,
+        stage: TrainedStage | None = None,
 ) -> ClassificationTask:
-    """The model and its loss, and a teacher if there is one."""
-    loss = build_loss(args, splits, mixup)
+    """The model and its loss, and a teacher or a second stage if there is one."""
+    loss = (stage and stage.loss()) or build_loss(args, splits, mixup)
     if takes_features(args.loss):
-        if args.kd_checkpoint:
-            raise InputError(f"loss '{args.loss}' takes features, which distillation does not hand on: leave out "
-                             '--kd-checkpoint, or give another --loss')
+        for flag, given in (('--stage', args.stage), ('--kd-checkpoint', args.kd_checkpoint)):
+            if given:
+                raise InputError(f"loss '{args.loss}' takes features, which training with {flag} does not hand on: "
+                                 f'leave out {flag}, or give another --loss')
         model = WithFeatures(model)
+    if stage is not None:
+        return StageTask(model, loss, stage, args.freeze_bn is not False, world.device)
     if not args.kd_checkpoint:
         return ClassificationTask(model, loss, device=world.device, verbose=False)
     teacher = build_teacher(args, model, defaults)
@@ -161,8 +192,6 @@ def build_task(
 
 def build_loss(args: argparse.Namespace, splits: Splits, mixup: Mixup | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
-    if args.stage == 'routing':
-        return RoutingLoss(**{key: value for key, value in args.stage_kwargs.items() if key == 'pos_weight'})
     if mixup is not None and not takes_soft_targets(args.loss):
         raise InputError(f"loss '{args.loss}' takes labels and no mixed targets: leave out --mixup and --cutmix, or "
                          'give another --loss')
@@ -200,9 +229,13 @@ def build_teacher(args: argparse.Namespace, student: Any, defaults: DataDefaults
     return teacher.to(memory_format=torch.channels_last) if args.channels_last else teacher
 
 
-def build_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer, of what is trained: of routed experts the router alone."""
-    trained = model.router if isinstance(model, RoutedExperts) else model
+def build_optimizer(
+        args: argparse.Namespace,
+        model: nn.Module,
+        stage: TrainedStage | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer, of what is trained."""
+    trained = model if stage is None else stage.trained(model)
     return create_optimizer(
         trained, args.opt, args.lr, args.weight_decay, args.momentum, args.decay_1d, **args.opt_kwargs)
 
@@ -246,30 +279,6 @@ def pair(values: list[float] | None) -> tuple[float, float] | None:
     return None if values is None else (values[0], values[1])
 
 
-def known_settings(flag: str, given: dict[str, Any], known: tuple[str, ...]) -> dict[str, Any]:
-    """The settings given, all of which must be known.
-
-    Raises:
-        InputError: One is not.
-    """
-    for key in given:
-        if key not in known:
-            raise InputError(f"{flag} has no setting '{key}' (it has {', '.join(known)}){nearest(key, known)}")
-    return given
-
-
-def _check_stage(args: argparse.Namespace) -> None:
-    """Refuse flags that a second stage, or the lack of one, would leave without effect."""
-    if args.stage is None:
-        if args.stage_kwargs:
-            raise InputError('--stage-kwargs are settings of a --stage, and there is none: give one or leave them out')
-        return
-    if not (args.initial_checkpoint or args.pretrained):
-        raise InputError(f'--stage {args.stage} trains on a finished network: give its --initial-checkpoint')
-    unused = {'--loss': args.loss != 'cross_entropy', '--loss-kwargs': args.loss_kwargs, '--smoothing': args.smoothing,
-              '--mixup': args.mixup, '--cutmix': args.cutmix, '--kd-checkpoint': args.kd_checkpoint,
-              '--drop': args.drop, '--drop-path': args.drop_path}
-    for flag, given in unused.items():
-        if given:
-            raise InputError(f'--stage {args.stage} leaves the network as it is and has a loss of its own, so {flag} '
-                             'would have no effect: leave it out')
+def flag(name: str) -> str:
+    """A flag by its name in a config."""
+    return f"--{name.replace('_', '-')}"

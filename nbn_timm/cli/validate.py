@@ -9,15 +9,18 @@ import timm
 import torch
 import torch.nn as nn
 
-from nbn_timm.config import COUNT, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
+from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
 from nbn_timm.engine.distributed import World, close_world, init_world
-from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments, with_router
+from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate
-from nbn_timm.layers import CosineLinear, ExpertHead, fold_nbn, merge_experts
+from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate, logit_offset, shifted_accuracy
+from nbn_timm.layers import ExpertHead, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models.checkpoint import load_weights, read_checkpoint
+from nbn_timm.models._convert import rename_experts
+from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.stages import restore_stages
+from nbn_timm.stages.tau_norm import tau_normalize
 
 DATA_FLAGS = (
     'data_dir', 'train_list', 'val_list', 'test_list', 'num_classes', 'imbalance_factor', 'imbalance_profile',
@@ -44,6 +47,14 @@ def create_parser() -> argparse.ArgumentParser:
     group.add_argument('--fuse', '--reparam', action='store_true',
                        help='fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)')
     group.add_argument('--all-experts', action='store_true', help='of a checkpoint with routing, ask every expert')
+
+    group = parser.add_argument_group('post-hoc')
+    group.add_argument('--logit-adjustment', type=NOT_NEGATIVE, default=0.0, metavar='TAU',
+                       help='subtract TAU times the logarithm of the training prior from the logits')
+    group.add_argument('--tau-norm', type=NOT_NEGATIVE, metavar='TAU',
+                       help="divide each class's weight vector by its length to the power TAU")
+    group.add_argument('--test-agnostic', action='store_true',
+                       help='add the accuracy under forward and backward long-tailed class distributions (SADE)')
 
     group = parser.add_argument_group('data', "Default: the checkpoint's own record of the data it was trained on.")
     group.add_argument('--dataset', metavar='NAME', help="benchmark, 'list', 'folder' or a timm dataset type")
@@ -134,15 +145,20 @@ def validate(args: argparse.Namespace, world: World) -> None:
             raise InputError(f'the training images per class are not known, since the training split of '
                              f"'{settings.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
 
+    if class_counts is None and (args.test_agnostic or args.logit_adjustment):
+        raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
+                         '--class-counts FILE and leave out --counts-from none')
     name, nbn, model_kwargs = model_settings(args.model, args.add_nbn, args.model_kwargs, checkpoint)
     num_classes = args.num_classes or (None if args.pretrained else splits.num_classes)
     with world.primary_first():
         model: Any = create_model(name, num_classes, args.pretrained, nbn=nbn, **model_kwargs)
     input_format = resolve_input(splits.defaults, model.pretrained_cfg, args.pretrained, trained_with, vars(args))
     check_input_size(model, name, input_format.input_size)
-    if args.checkpoint and not args.all_experts:
-        model = with_router(model, args.checkpoint)
-    counting = (model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot)
+    if args.checkpoint:
+        weights = rename_experts(read_state_dict(args.checkpoint))
+        model = restore_stages(model, weights, without=('routing',) if args.all_experts else ())
+    counting = (model.num_classes, class_counts, world.device, None, args.many_shot, args.few_shot,
+                logit_offset(class_counts, args.logit_adjustment) if class_counts else None)
     routed = isinstance(model, RoutedExperts)
     evaluator = (RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting) if routed else
                  LongTailEvaluator(*counting))
@@ -153,6 +169,8 @@ def validate(args: argparse.Namespace, world: World) -> None:
         'use_ema': args.use_ema,
         'folded': args.fuse,
         'routed': routed,
+        'tau_norm': args.tau_norm,
+        'logit_adjustment': args.logit_adjustment,
         'dataset': settings.dataset,
         'split': args.split,
         'class_counts': class_counts.source if class_counts else 'none',
@@ -161,6 +179,10 @@ def validate(args: argparse.Namespace, world: World) -> None:
     }
     if args.checkpoint:
         load_weights(model, args.checkpoint, use_ema=args.use_ema)
+    if args.tau_norm is not None:
+        if routed:
+            raise InputError("--tau-norm would change the logits that the router was trained on: add --all-experts")
+        tau_normalize(model, args.tau_norm)
     model = prepare_model(model, world.device, args.fuse, args.channels_last, args.torchcompile)
     loader = create_eval_loader(
         dataset, batch_size=args.batch_size, defaults=input_format, num_workers=args.workers, device=world.device,
@@ -177,7 +199,13 @@ def validate(args: argparse.Namespace, world: World) -> None:
         channels_last=args.channels_last, distributed=world.distributed)
     if world.is_primary:
         rate = result.num_samples / (time.perf_counter() - start)
-        print(f'\n{result.table()}\n\n{rate:.0f} images/s on {world.size} x {world.device.type}')
+        table = result.table()
+        if args.test_agnostic:
+            assert class_counts is not None
+            shifted = shifted_accuracy(result, class_counts)
+            about['test_agnostic'] = shifted.to_dict()
+            table += f'\n\n{shifted.table()}'
+        print(f'\n{table}\n\n{rate:.0f} images/s on {world.size} x {world.device.type}')
         if args.results_file:
             result.write_json(args.results_file, **about)
         if args.per_class_file:
@@ -273,7 +301,8 @@ def deployed(model: nn.Module) -> nn.Module:
     """A copy with NBN and rectification folded, and the heads of experts in one where that is possible."""
     model = fold_nbn(model)
     heads = [module for module in model.modules() if isinstance(module, ExpertHead)]
-    mergeable = heads and not isinstance(model, RoutedExperts) and not isinstance(heads[0][0], CosineLinear)
+    linear = all(type(part) in (nn.Linear, RectifiedLinear) for head in heads for part in head)
+    mergeable = heads and linear and not isinstance(model, RoutedExperts)
     return merge_experts(model, inplace=True) if mergeable else model
 
 

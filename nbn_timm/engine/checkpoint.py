@@ -72,6 +72,22 @@ def checkpoint_state(
     return state
 
 
+def fitted_state(
+        model: nn.Module,
+        arch: str,
+        settings: Mapping[str, Any],
+        class_counts: ClassCounts | None = None,
+) -> dict[str, Any]:
+    """What is kept of a model that was computed in one pass: there is nothing to go on from."""
+    return {
+        'arch': arch,
+        'version': 2,
+        'args': dict(settings),
+        'class_counts': None if class_counts is None else class_counts.to_dict(),
+        'state_dict': model.state_dict(),
+    }
+
+
 def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = False) -> None:
     """Write `last.pth.tar`, and `model_best.pth.tar` before it if this epoch is the best.
 
@@ -158,8 +174,8 @@ def resume_run(
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
     if task.has_ema():
         # A run that only now turns EMA on starts the average from its weights.
-        task.load_checkpoint_state(
-            state.get('state_dict_ema', state['state_dict']), state.get('task_state_ema'), ema=True)
+        averaged = '_ema' if 'state_dict_ema' in state else ''
+        task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state['optimizer'])

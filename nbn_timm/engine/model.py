@@ -1,7 +1,6 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,9 +10,6 @@ from torch import nn
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import add_nbn
-from nbn_timm.models._convert import rename_experts
-from nbn_timm.models.checkpoint import read_state_dict
-from nbn_timm.models.routing import RoutedExperts, router_settings
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -130,13 +126,3 @@ def model_settings(
     inherited = trained_with if name == recorded else {}
     return (name, bool(inherited.get('add_nbn')) if nbn is None else nbn,
             (inherited.get('model_kwargs') or {}) | (kwargs or {}))
-
-
-def with_router(model: nn.Module, checkpoint: str | Path) -> nn.Module:
-    """The model, or around it the router that a checkpoint file has for it; no weights are loaded.
-
-    Raises:
-        InputError: As `read_state_dict`, or the model has no experts to route.
-    """
-    settings = router_settings(rename_experts(read_state_dict(checkpoint)))
-    return model if settings is None else RoutedExperts(model, **settings)

@@ -1,15 +1,17 @@
-"""timm's training tasks around a model: distillation, averaged weights, compilation, several processes."""
+"""timm's training tasks around a model: distillation, second stages, averaged weights, compilation, processes."""
 import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.task import ClassificationTask, TrainingTask
-from timm.utils import distribute_bn
+from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nbn_timm.engine.distributed import World
+from nbn_timm.errors import InputError
+from nbn_timm.stages import TrainedStage
 
 
 class DistillationTask(ClassificationTask):
@@ -86,6 +88,80 @@ class DistillationTask(ClassificationTask):
         student = F.log_softmax(logits.float() / self.temperature, dim=1)
         teacher = F.log_softmax(teacher_logits.float() / self.temperature, dim=1)
         return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+class StageTask(ClassificationTask):
+    """Train the part of a finished network that a second stage trains.
+
+    What is evaluated and saved is the stage's finished model, wherever possible an ordinary one. What a resumed run
+    needs beyond that, as scales that are folded in it, is task state.
+
+    Args:
+        model: What the stage's `prepare` gave.
+        criterion: The loss.
+        stage: The second stage.
+        freeze_statistics: Keep what is not trained in eval mode, so that BatchNorm statistics stay as they are. Else it
+            is in training mode as in the released codes: it normalises by batch statistics and the running ones drift.
+        device: Of everything.
+    """
+
+    def __init__(
+            self,
+            model: nn.Module,
+            criterion: nn.Module,
+            stage: TrainedStage,
+            freeze_statistics: bool = True,
+            device: torch.device | None = None,
+    ) -> None:
+        super().__init__(model.requires_grad_(False), criterion, device=device, verbose=False)
+        self.stage = stage
+        self.freeze_statistics = freeze_statistics
+        stage.trained(unwrap_model(model)).requires_grad_(True)
+
+    def train(self, mode: bool = True) -> 'StageTask':
+        """Set the mode of what is trained, and of the rest as `freeze_statistics` says."""
+        super().train(mode)
+        if mode and self.freeze_statistics:
+            self.stage.freeze(unwrap_model(self.trainable_module))
+        return self
+
+    def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
+        """The finished model of the stage."""
+        model = super().get_eval_model(module, ema)
+        if model is None:
+            return None
+        unwrapped = unwrap_model(model)
+        finished = self.stage.finished(unwrapped)
+        return model if finished is unwrapped else finished
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The entries of the model in training that the finished one does not have, or has otherwise."""
+        saved = unwrap_model(self.get_eval_model(module, ema)).state_dict()
+        return {key: value for key, value in self._in_training(ema).state_dict().items()
+                if key not in saved or not torch.equal(value, saved[key])}
+
+    def load_checkpoint_state(
+            self,
+            state_dict: dict[str, Any],
+            task_state: dict[str, Any] | None = None,
+            ema: bool = False,
+            strict: bool = True,
+    ) -> None:
+        """Load a finished model and the task state beside it.
+
+        Raises:
+            InputError: The task state is of another stage.
+        """
+        model = self._in_training(ema)
+        entries = state_dict | (task_state or {})
+        missing = [key for key in model.state_dict() if key not in entries]
+        if missing:
+            raise InputError(f"the checkpoint has no '{missing[0]}', which this --stage trains: resume a run of the "
+                             'same stage, or start one with --initial-checkpoint')
+        model.load_state_dict({key: entries[key] for key in model.state_dict()}, strict=strict)
+
+    def _in_training(self, ema: bool) -> nn.Module:
+        return unwrap_model(super().get_eval_model(ema=ema))
 
 
 def begin_epoch(task: TrainingTask, epoch: int) -> None:

@@ -1,6 +1,9 @@
 """Long-tailed evaluation: top-1, top-5, many/medium/few and per-class accuracy, exact for any number of processes."""
 from nbn_timm.evaluation.evaluator import LongTailEvaluator, evaluate
+from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.result import EvalResult
 from nbn_timm.evaluation.routing import RoutedResult, RoutingEvaluator
+from nbn_timm.evaluation.shifted import ShiftedAccuracy, shifted_accuracy
 
-__all__ = ['EvalResult', 'LongTailEvaluator', 'RoutedResult', 'RoutingEvaluator', 'evaluate']
+__all__ = ['EvalResult', 'LongTailEvaluator', 'RoutedResult', 'RoutingEvaluator', 'ShiftedAccuracy', 'evaluate',
+           'logit_offset', 'shifted_accuracy']

@@ -26,6 +26,7 @@ class LongTailEvaluator(ClassificationEvaluator):
         max_samples: Ignore predictions beyond this many examples (padding of a distributed sampler).
         many: A class with more training images than this is many-shot.
         few: A class with fewer training images than this is few-shot.
+        logit_offset: [C], added to all logits, see `logit_offset`; None adds nothing.
 
     Raises:
         InputError: `class_counts` is of another number of classes.
@@ -39,6 +40,7 @@ class LongTailEvaluator(ClassificationEvaluator):
             max_samples: int | None = None,
             many: int = 100,
             few: int = 20,
+            logit_offset: torch.Tensor | None = None,
     ) -> None:
         if class_counts is not None and class_counts.num_classes != num_classes:
             raise InputError(
@@ -46,6 +48,7 @@ class LongTailEvaluator(ClassificationEvaluator):
                 f'has {num_classes}: give the counts of the training set that the model was trained on')
         self.num_classes = num_classes
         self.shot_split = class_counts.shot_split(many, few) if class_counts is not None else None
+        self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
         super().__init__(device, max_samples=max_samples)
 
     def reset(self) -> None:
@@ -76,6 +79,8 @@ class LongTailEvaluator(ClassificationEvaluator):
             output, target = output[:left], target[:left]
         self.num_samples += len(output)
         output = output.float()
+        if self.logit_offset is not None:
+            output = output + self.logit_offset
 
         # Faults are counted here and reported by compute(): every process then raises, and none waits for another.
         valid = (target >= 0) & (target < self.num_classes)

@@ -1,0 +1,119 @@
+"""A run of train.py without training: a second stage that is computed in one pass over data."""
+import argparse
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import evaluation_sample_limit
+from torch import nn
+from torch.utils.data import Dataset
+
+from nbn_timm.cli.train_build import amp_dtype
+from nbn_timm.data import DataDefaults, Splits, create_eval_loader
+from nbn_timm.engine.batch import BatchPlan
+from nbn_timm.engine.checkpoint import LAST, fitted_state, save_checkpoint
+from nbn_timm.engine.distributed import World
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import LongTailEvaluator
+from nbn_timm.files import write_text_atomic
+from nbn_timm.stages import FitData, FittedStage
+
+_logger = logging.getLogger(__name__)
+
+
+def fit(
+        args: argparse.Namespace,
+        stage: FittedStage,
+        splits: Splits,
+        defaults: DataDefaults,
+        model: Any,
+        batch: BatchPlan,
+        world: World,
+        folder: Path,
+        settings: dict[str, Any],
+) -> tuple[str, list[str]]:
+    """Let the stage change the model, and keep what it gives.
+
+    An interrupted pass is repeated from its beginning.
+
+    Returns:
+        The checkpoint in words, and the names of the files written.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
+    if args.resume not in (None, 'auto'):
+        raise InputError(f'--stage {args.stage} is one pass, which cannot go on from a checkpoint: leave out --resume')
+
+    def classifier_inputs(
+            model: nn.Module,
+            modules: Collection[nn.Module],
+            dataset: Dataset,
+    ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        loader = create_eval_loader(
+            dataset, batch_size=args.validation_batch_size or batch.size, defaults=defaults, num_workers=args.workers,
+            device=world.device, rank=world.rank, world_size=world.size, pin_memory=args.pin_mem)
+        return inputs_of(model, modules, loader, amp_dtype(args), args.channels_last)
+
+    data = FitData(
+        splits, classifier_inputs, lambda: LongTailEvaluator(model.num_classes, splits.class_counts, world.device),
+        world.device, world.distributed, args.eval_metric, args.watch_test, args.seed)
+    found = stage.fit(model.eval(), data)
+    if world.is_primary:
+        for name, text in found.files.items():
+            write_text_atomic(folder / name, text)
+        save_checkpoint(folder, fitted_state(model, args.model, settings, splits.class_counts))
+        _logger.info('\n'.join(found.lines))
+    world.barrier()
+    return f'{LAST}, --stage {args.stage}', [*found.files, LAST]
+
+
+@torch.no_grad()
+def inputs_of(
+        model: nn.Module,
+        modules: Collection[nn.Module],
+        loader: Any,
+        amp_dtype: torch.dtype | None = None,
+        channels_last: bool = False,
+) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+    """What some modules of a model are given, in float32 and in the order of `modules`, and the labels [B].
+
+    Args:
+        model: In eval mode.
+        modules: Each is called once for a batch of images.
+        loader: Yields (images, labels); its padding of an uneven distributed split is left out.
+        amp_dtype: Autocast to this type.
+        channels_last: Give the model channels-last images.
+
+    Raises:
+        InputError: A module was not called, or was given numbers that are not finite.
+    """
+    seen: dict[nn.Module, torch.Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[module] = inputs[0]
+
+    hooks = [module.register_forward_pre_hook(keep) for module in modules]
+    left = evaluation_sample_limit(loader)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    try:
+        for images, target in loader:
+            seen.clear()
+            with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+                model(images.contiguous(memory_format=memory_format))
+            if len(seen) < len(hooks):
+                raise InputError(f'{type(model).__name__} does not call its classifier in evaluation, so that what '
+                                 'it is given cannot be read: use another stage, such as crt')
+            if left is not None:
+                target = target[:left]
+                left -= len(target)
+            inputs = [seen[module][:len(target)].float() for module in modules]
+            if not all(bool(part.isfinite().all()) for part in inputs):
+                raise InputError('the network gave features that are NaN or infinite: its weights have diverged, or '
+                                 'float16 overflowed (try --amp-dtype bfloat16)')
+            yield inputs, target
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,170 @@
+"""The second stages by name: a stage is one file in this folder with one `@register_stage` line.
+
+A stage takes a finished network and gives a network again. Some train a part of it by gradient, through the ordinary
+training loop (`TrainedStage`); others look at the data once and compute what they need (`FittedStage`).
+"""
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from nbn_timm.data import Splits
+from nbn_timm.errors import InputError, nearest
+from nbn_timm.evaluation import LongTailEvaluator
+
+
+class Stage:
+    """What all second stages share.
+
+    Attributes:
+        unused: Flags of train.py, as keys of a config, that would have no effect on this stage: refused where it
+            trains, else announced.
+    """
+
+    unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
+
+    @classmethod
+    def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The model in the form that a checkpoint of this stage needs; no weights are loaded.
+
+        A stage whose result is an ordinary model of the same architecture has nothing to do here, and neither has one
+        whose traces are not in the checkpoint.
+
+        Args:
+            model: Of the checkpoint's architecture.
+            state_dict: The checkpoint's, with this package's names.
+        """
+        return model
+
+
+class TrainedStage(Stage, ABC):
+    """A stage that trains a part of the network through the ordinary loop."""
+
+    @abstractmethod
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network changed for its training, in place or wrapped.
+
+        Raises:
+            InputError: The stage does not know what to do with this network.
+        """
+
+    @abstractmethod
+    def trained(self, model: nn.Module) -> nn.Module:
+        """The part of what `prepare` gave that is trained; all else is frozen."""
+
+    def freeze(self, model: nn.Module) -> None:
+        """Put what is not trained into eval mode, BatchNorm and dropout included; the model is in training mode."""
+        model.eval()
+        self.trained(model).train()
+
+    def loss(self) -> nn.Module | None:
+        """The stage's own loss; None trains with that of `--loss`."""
+        return None
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """What is evaluated and saved: the model itself, or a copy of it as an ordinary model."""
+        return model
+
+
+@dataclass(frozen=True)
+class FitData:
+    """What a fitted stage may look at.
+
+    Attributes:
+        splits: The data.
+        classifier_inputs: Maps the network, some of its modules and a dataset to batches of what these modules are
+            given and the labels: one float32 tensor [B, ...] per module, and int64 [B]. The images come in order, under
+            the evaluation transform, each exactly once over all processes.
+        evaluator: Makes an evaluator for the network's logits.
+        device: Where the network is.
+        distributed: Sums go over all processes of the default group.
+        metric: Of `EvalResult.metrics`, by which to choose.
+        watch_test: The test split may be looked at, though never to choose by.
+        seed: Of the run.
+    """
+
+    splits: Splits
+    classifier_inputs: Callable[[nn.Module, Collection[nn.Module], Dataset],
+                                Iterator[tuple[list[torch.Tensor], torch.Tensor]]]
+    evaluator: Callable[[], LongTailEvaluator]
+    device: torch.device
+    distributed: bool = False
+    metric: str = 'top1'
+    watch_test: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fitted stage has to tell."""
+
+    lines: list[str]  # for people
+    files: dict[str, str] = field(default_factory=dict)  # text by file name, for the run's folder
+
+
+class FittedStage(Stage, ABC):
+    """A stage that is computed in one pass over data, without gradients."""
+
+    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'sampler',
+              'sampler_kwargs', 'epochs', 'opt', 'lr',
+              'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema', 'freeze_bn', 'sync_bn', 'torchcompile',
+              'log_tensorboard', 'log_wandb')
+
+    @abstractmethod
+    def fit(self, model: nn.Module, data: FitData) -> FitReport:
+        """Change the network, which is in eval mode, in place.
+
+        Raises:
+            InputError: The stage does not know what to do with this network or these data.
+        """
+
+
+STAGES: dict[str, type[Stage]] = {}
+
+
+def register_stage(name: str) -> Callable[[type[Stage]], type[Stage]]:
+    """Class decorator: make the stage available to `create_stage` and `train.py --stage` under `name`."""
+    def register(stage_class: type[Stage]) -> type[Stage]:
+        STAGES[name] = stage_class
+        return stage_class
+    return register
+
+
+def create_stage(name: str, **kwargs: Any) -> Stage:
+    """Create a stage by name with its own settings.
+
+    Raises:
+        InputError: Unknown name or setting.
+    """
+    if name not in STAGES:
+        raise InputError(f"unknown stage '{name}' (there are {', '.join(sorted(STAGES))}){nearest(name, STAGES)}")
+    has_settings = STAGES[name].__init__ is not object.__init__
+    settings = list(inspect.signature(STAGES[name]).parameters) if has_settings else []
+    for key in kwargs:
+        if key not in settings:
+            raise InputError(f"--stage {name} has no setting '{key}' (it has {', '.join(settings) or 'none'})"
+                             f'{nearest(key, settings)}')
+    return STAGES[name](**kwargs)
+
+
+def restore_stages(
+        model: nn.Module,
+        state_dict: Mapping[str, torch.Tensor],
+        without: Collection[str] = (),
+) -> nn.Module:
+    """The model in the form that a checkpoint of whichever stage needs, see `Stage.restore`.
+
+    Args:
+        model: Of the checkpoint's architecture.
+        state_dict: The checkpoint's, with this package's names.
+        without: Names of stages that are left out.
+    """
+    for name, stage in STAGES.items():
+        if name not in without:
+            model = stage.restore(model, state_dict)
+    return model

@@ -1,0 +1,48 @@
+"""RIDE's second stage: what decides how many experts an image is given (Wang et al., ICLR 2021, section 3.3)."""
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from nbn_timm.losses.routing import RoutingLoss
+from nbn_timm.models import RoutedExperts
+from nbn_timm.models.routing import router_settings
+from nbn_timm.stages.registry import Stage, TrainedStage, register_stage
+
+
+@register_stage('routing')
+class Routing(TrainedStage):
+    """Train a router for a finished RIDE network; the result is a `RoutedExperts`.
+
+    Args:
+        top_k, hidden: See `ExpertRouter`.
+        pos_weight: See `RoutingLoss`.
+    """
+
+    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'freeze_bn')
+
+    def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
+        self.top_k = top_k
+        self.hidden = hidden
+        self.pos_weight = pos_weight
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network and its router."""
+        return RoutedExperts(model, self.top_k, self.hidden)
+
+    def trained(self, model: nn.Module) -> nn.Module:
+        """The router."""
+        return model.router  # type: ignore[return-value]
+
+    def freeze(self, model: nn.Module) -> None:
+        """Nothing to do: a `RoutedExperts` keeps its network in eval mode, whatever --freeze-bn says."""
+
+    def loss(self) -> nn.Module:
+        """`RoutingLoss`."""
+        return RoutingLoss(self.pos_weight)
+
+    @classmethod
+    def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
+        """The model with the router around it that a checkpoint has for it, if it has one."""
+        settings = router_settings(state_dict)
+        return model if settings is None else RoutedExperts(model, **settings)

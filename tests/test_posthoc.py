@@ -1,0 +1,184 @@
+"""Post-hoc methods of validate.py against independent computations, on one process and two."""
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.cli import validate
+from nbn_timm.data import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, logit_offset, shifted_accuracy
+
+ROOT = Path(__file__).parents[1]
+COUNTS = (400, 3, 100, 20, 19, 150)  # not in label order
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def class_counts(*counts: int) -> ClassCounts:
+    return ClassCounts(counts, tuple(f'class {label}' for label in range(len(counts))), 'a test')
+
+
+def result_with(correct, total) -> EvalResult:
+    return EvalResult(1.0, 100.0, tuple(correct), tuple(total), None)
+
+
+# Logit adjustment
+
+@pytest.mark.parametrize('evaluator_class', [LongTailEvaluator, RoutingEvaluator])
+def test_adjusted_logits_are_evaluated(evaluator_class):
+    """log(p / prior^tau), written out; also behind a router."""
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(200, 6)) * 2, rng.integers(0, 6, 200)
+    routing = evaluator_class is RoutingEvaluator
+    offset = logit_offset(class_counts(*COUNTS), 1.5)
+    evaluator = evaluator_class(*([[1, 2]] if routing else []), 6, logit_offset=offset)
+    output = torch.from_numpy(logits).float()
+    evaluator.update((output, torch.ones(200, dtype=torch.int64)) if routing else output, torch.from_numpy(target))
+    result = evaluator.compute()
+    hits, losses = [0] * 6, []
+    for row, label in zip(logits, target, strict=True):
+        weights = [math.exp(z) / (count / sum(COUNTS)) ** 1.5 for z, count in zip(row, COUNTS, strict=True)]
+        hits[label] += weights.index(max(weights)) == label
+        losses.append(-math.log(weights[label] / sum(weights)))
+    assert result.per_class_correct == tuple(hits)
+    assert result.loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_no_prior_is_no_adjustment():
+    assert logit_offset(class_counts(5, 0), 0.0) is None
+    with pytest.raises(InputError, match="class 'class 1' of a test has no training image"):
+        logit_offset(class_counts(5, 0), 1.0)
+
+
+# Test-agnostic evaluation
+
+def test_shifted_accuracies_written_out():
+    correct, total = (9, 2, 7, 3, 1, 8), (10, 10, 10, 10, 10, 10)
+    found = shifted_accuracy(result_with(correct, total), class_counts(*COUNTS))
+    ranked = [0, 5, 2, 3, 4, 1]  # labels from the most to the fewest training images
+    for ratio in (50, 25, 10, 5, 2):
+        for direction, labels in (('forward', ranked), ('backward', ranked[::-1])):
+            shares = [(1 / ratio) ** (rank / 5) for rank in range(6)]
+            weighted = [share * 10 * correct[label] for share, label in zip(shares, labels, strict=True)]
+            expected = sum(weighted) / sum(shares)
+            assert getattr(found, direction)[ratio] == pytest.approx(expected, rel=1e-12)
+    assert found.uniform == pytest.approx(50.0)
+    assert list(found.to_dict()) == [
+        'forward_50', 'forward_25', 'forward_10', 'forward_5', 'forward_2', 'uniform',
+        'backward_2', 'backward_5', 'backward_10', 'backward_25', 'backward_50']
+
+
+def test_they_are_the_mean_over_sampled_test_sets():
+    """SADE's draw: of 1000 test images, a class of rank r keeps int(1000 ratio^(-r / (C - 1))), chosen at random."""
+    rng = np.random.default_rng(0)
+    hits = rng.random((6, 1000)) < np.array([0.9, 0.1, 0.7, 0.4, 0.2, 0.8])[:, None]
+    found = shifted_accuracy(result_with(hits.sum(axis=1).tolist(), [1000] * 6), class_counts(*COUNTS))
+    ranked = [0, 5, 2, 3, 4, 1]
+    for direction, labels in (('forward', ranked), ('backward', ranked[::-1])):
+        sizes = [int(1000 * 50 ** (-rank / 5)) for rank in range(6)]
+        drawn = [100 * np.concatenate([rng.choice(hits[label], size, replace=False)
+                                       for label, size in zip(labels, sizes, strict=True)]).mean() for _ in range(2000)]
+        error = np.std(drawn) / math.sqrt(len(drawn))
+        assert getattr(found, direction)[50] == pytest.approx(np.mean(drawn), abs=5 * error + 0.05)
+
+
+def test_classes_without_test_images_are_left_out_and_one_class_is_enough():
+    counts = class_counts(100, 10, 1)
+    assert shifted_accuracy(result_with((5, 0, 1), (10, 0, 10)), counts).forward[50] == pytest.approx(
+        (50 + 10 / 50) / (1 + 1 / 50))
+    assert shifted_accuracy(result_with((3,), (4,)), class_counts(7)).backward[50] == pytest.approx(75)
+
+
+# Through validate.py
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory) -> Path:
+    """37 images in a test list and a network with a classifier that is worth normalising."""
+    folder = tmp_path_factory.mktemp('posthoc')
+    rng = np.random.default_rng(0)
+    lines = []
+    for index in range(37):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f'{index}.png')
+        lines.append(f'{index}.png {index % 6}\n')
+    (folder / 'test.txt').write_text(''.join(lines))
+    torch.manual_seed(0)
+    model = timm.create_model('resnet20', num_classes=6)
+    for _ in range(20):
+        model.train()(torch.randn(16, 3, 16, 16))
+    with torch.no_grad():
+        model.fc.weight *= torch.tensor([9, 1, 3, 5, 2, 7])[:, None] * 5
+        model.fc.bias.copy_(torch.arange(6) / 3)
+    torch.save({'state_dict': model.state_dict(), 'class_counts': class_counts(*COUNTS).to_dict(),
+                'args': {'model': 'resnet20', 'dataset': 'list', 'data_dir': str(folder), 'img_size': 16,
+                         'test_list': str(folder / 'test.txt')}}, folder / 'last.pth.tar')
+    return folder
+
+
+def arguments(work: Path, *more: str) -> list[str]:
+    return ['--checkpoint', str(work / 'last.pth.tar'), '--device', 'cpu', '--workers', '0', '-b', '8', *more]
+
+
+def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
+    flags = ['--logit-adjustment', '0.7', '--tau-norm', '0.4', '--test-agnostic']
+    written = []
+    for processes in (1, 2):
+        path = tmp_path / f'{processes}.json'
+        launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'] if processes > 1 else []
+        command = [sys.executable, *launcher, str(ROOT / 'validate.py'), *arguments(work, *flags)]
+        done = subprocess.run(
+            [*command, '--results-file', str(path)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
+            capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('Backward 50') == 1
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+    result = json.loads(written[0])
+    assert (result['logit_adjustment'], result['tau_norm']) == (0.7, 0.4)
+
+    state = torch.load(work / 'last.pth.tar', weights_only=True)['state_dict']
+    model = timm.create_model('resnet20', num_classes=6).eval()
+    model.load_state_dict(state)
+    weight = state['fc.weight'].double().numpy()
+    weight = weight / np.linalg.norm(weight, axis=1, keepdims=True) ** 0.4
+    correct, total = np.zeros(6, int), np.zeros(6, int)
+    mean, std = (np.float32(result[key])[:, None, None] for key in ('mean', 'std'))
+    for line in (work / 'test.txt').read_text().splitlines():
+        name, label = line.split()
+        image = (np.asarray(Image.open(work / name), dtype=np.float32).transpose(2, 0, 1) / 255 - mean) / std
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features(torch.from_numpy(image[None])), pre_logits=True)
+        logits = weight @ features[0].double().numpy() - 0.7 * np.log(np.array(COUNTS) / sum(COUNTS))
+        correct[int(label)] += logits.argmax() == int(label)
+        total[int(label)] += 1
+    assert result['per_class'] == {'correct': correct.tolist(), 'total': total.tolist()}
+    assert 0 < correct.sum() < 37
+    assert result['test_agnostic']['uniform'] == pytest.approx(result['mean_class'], abs=1e-6)
+
+
+@pytest.mark.parametrize('flags', [['--test-agnostic'], ['--logit-adjustment', '1']])
+def test_what_needs_counts_says_so(flags, work):
+    with pytest.raises(InputError, match='need the training images per class'):
+        validate.main(arguments(work, '--counts-from', 'none', *flags))
+
+
+def test_normalising_under_a_router_is_refused(tmp_path, work):
+    from nbn_timm.models import RoutedExperts
+    model = RoutedExperts(timm.create_model('resnet32_ride', num_classes=6), top_k=4)
+    record = torch.load(work / 'last.pth.tar', weights_only=True)
+    torch.save({**record, 'state_dict': model.state_dict(), 'args': {**record['args'], 'model': 'resnet32_ride'}},
+               tmp_path / 'last.pth.tar')
+    with pytest.raises(InputError, match='add --all-experts'):
+        validate.main(arguments(tmp_path, '--tau-norm', '1'))
