@@ -31,7 +31,8 @@ SHIPPED = shipped_configs()
 SECOND = [name for name, path in SHIPPED.items() if 'stage' in yaml.safe_load(path.read_text())]  # of second stages
 FIRST = [name for name in SHIPPED if name not in SECOND]
 CIFAR = [name for name in FIRST if name.startswith('cifar')]
-BAG_OF_TRICKS = [name for name in CIFAR if 'BagofTricks-LT' in SHIPPED[name].read_text()]
+BAG_OF_TRICKS = [name for name in CIFAR if 'BagofTricks-LT' in SHIPPED[name].read_text()
+                 and not name.endswith('influence_balanced')]  # which decays at its own epochs
 CHEAP = [name for name in FIRST if name.startswith('cifar') or name == 'quickstart']
 
 

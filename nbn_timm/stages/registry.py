@@ -111,9 +111,8 @@ class FittedStage(Stage, ABC):
     """A stage that is computed in one pass over data, without gradients."""
 
     unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'sampler',
-              'sampler_kwargs', 'epochs', 'opt', 'lr',
-              'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema', 'freeze_bn', 'sync_bn', 'torchcompile',
-              'log_tensorboard', 'log_wandb')
+              'sampler_kwargs', 'epochs', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema',
+              'freeze_bn', 'sync_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
 
     @abstractmethod
     def fit(self, model: nn.Module, data: FitData) -> FitReport:
