@@ -1,4 +1,4 @@
-"""The shipped configs as the Markdown table of README: `python benchmarks/recipe_table.py`.
+"""The shipped configs as the table of docs/recipes.md: `python benchmarks/recipe_table.py > docs/recipes.md`.
 
 Settings are read as train.py reads them; the last column names the papers that a config's header cites.
 """
@@ -31,15 +31,35 @@ def sources(config: Path) -> str:
     return '; '.join(cited) or 'own'
 
 
+HEAD = """# Recipes
+
+Every config that ships, as train.py reads it, made by `python benchmarks/recipe_table.py`. Each file says at its head
+which published recipe it follows and where it departs from it. None of them has been run to its end by this project
+unless [results.md](results.md) says so.
+
+| config | benchmark | model | loss, sampler or stage | epochs | batch | learning rate | follows |
+|---|---|---|---|---|---|---|---|"""
+
+
+def method(args: argparse.Namespace) -> str:
+    """What is particular about a recipe's training."""
+    loss = args.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in args.loss_kwargs else '')
+    own_loss = args.stage is None or args.stage in ('crt', 'lws')
+    parts = [f'stage {args.stage}' if args.stage else '', loss if own_loss else '',
+             '' if args.sampler == 'instance_balanced' else f'{args.sampler.replace("_", " ")} draws']
+    return '; '.join(part for part in parts if part)
+
+
 def main() -> None:
-    print('| config | benchmark | model | loss | epochs | batch | learning rate | follows |')
-    print('|---|---|---|---|---|---|---|---|')
+    print(HEAD)
     for name, path in shipped_configs().items():
         args = parse_args(build_parser(), ['--config', str(path)])
+        fitted = args.stage in ('tau_norm', 'ncm')
         batch = args.global_batch_size or args.batch_size
-        loss = args.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in args.loss_kwargs else '')
-        print(f'| [`{name}`](configs/{name}.yaml) | {args.dataset} | `{args.model}` | {loss} | '
-              f'{args.epochs} | {batch} | {schedule(args)} | {sources(path)} |')
+        steps = ('', '', '') if fitted else (args.epochs, batch, schedule(args))
+        model = f'`{args.model}`' if args.model else 'the checkpoint\'s'
+        print(f'| [`{name}`](../configs/{name}.yaml) | {args.dataset} | {model} | {method(args)} | '
+              f'{" | ".join(map(str, steps))} | {sources(path)} |')
 
 
 if __name__ == '__main__':
