@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nbn_timm.cli.train import parse_train_args
-from nbn_timm.cli.train_build import build_mixing
+from nbn_timm.cli.train_mixing import build_mixing
 from nbn_timm.data import ArraySamples, AugmentSettings, ClassCounts, Splits, create_train_loader
 from nbn_timm.data.defaults import CIFAR_LT
 from nbn_timm.engine.batch import plan_batch

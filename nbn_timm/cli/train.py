@@ -21,7 +21,6 @@ from nbn_timm.cli.train_args import build_parser
 from nbn_timm.cli.train_build import (
     amp_dtype,
     build_evaluator,
-    build_mixing,
     build_model,
     build_optimizer,
     build_scheduler,
@@ -30,6 +29,7 @@ from nbn_timm.cli.train_build import (
     data_settings,
     input_format,
 )
+from nbn_timm.cli.train_mixing import build_mixing
 from nbn_timm.config import parse_args
 from nbn_timm.data import Splits, create_splits
 from nbn_timm.engine.batch import BatchPlan, plan_batch
