@@ -9,7 +9,7 @@ from pathlib import Path
 from nbn_timm.cli.train_args import build_parser
 from nbn_timm.config import parse_args, shipped_configs
 
-CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ICCV|ICLR|NeurIPS|TIP) \d{4}|arXiv \d{4}\.\d{5})')
+CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ECCV|ICCV|ICLR|NeurIPS|TIP) \d{4}|arXiv \d{4}\.\d{5})')
 
 
 def schedule(args: argparse.Namespace) -> str:

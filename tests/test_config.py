@@ -1,5 +1,6 @@
 """Configs: the file gives defaults, flags win, everything wrong is named, every shipped file is right."""
 import argparse
+import math
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
@@ -208,8 +209,7 @@ def header(name: str) -> str:
     return ' '.join(line[2:] for line in SHIPPED[name].read_text().splitlines() if line.startswith('# '))
 
 
-@pytest.mark.parametrize('name', [
-    name for name in CIFAR if 'in the fifth epoch by steps of 0.02,' in header(name)])
+@pytest.mark.parametrize('name', [name for name in CIFAR if 'in the fifth epoch by steps of 0.02,' in header(name)])
 def test_cifar_schedule_is_ldams(name):
     """lr * e / 5 up to epoch 5, lr * 0.01 after 160, lr * 0.0001 after 180, with e counted from 1."""
     def ldam(epoch: int) -> float:
@@ -221,12 +221,15 @@ def test_cifar_schedule_is_ldams(name):
 
 @pytest.mark.parametrize('name', BAG_OF_TRICKS)
 def test_schedule_of_bag_of_tricks(name):
-    """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 from 160, lr * 0.0001 from 180, with e counted from 1."""
+    """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 after four fifths of the epochs, lr * 0.0001 after nine tenths,
+    with e counted from 1 and the decays in the epochs 320 and 360 of 400."""
+    epochs = parse_train_args(['--config', name]).epochs
+
     def theirs(epoch: int) -> float:
         if epoch < 5:
             return 0.1 * (1 / 3 * (1 - epoch / 5) + epoch / 5)
-        return 0.1 * (1e-4 if epoch >= 180 else 1e-2 if epoch >= 160 else 1)
-    assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, 201)], rel=1e-5)
+        return 0.1 * (1e-4 if epoch >= epochs * 9 // 10 else 1e-2 if epoch >= epochs * 4 // 5 else 1)
+    assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, epochs + 1)], rel=1e-5)
     group = build_optimizer(parse_train_args(['--config', name]), torch.nn.BatchNorm2d(2)).param_groups[0]
     assert (group['nesterov'], group['momentum'], group['weight_decay']) == (True, 0.9, 2e-4)
 
@@ -240,6 +243,28 @@ def test_second_stages_have_the_schedule_of_bag_of_tricks(name):
         return 0.1 * (1e-2 if epoch >= 20 else 1e-1 if epoch >= 10 else 1)
 
     assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, 31)], rel=1e-5)
+
+
+def test_autoaugment_schedule_is_balanced_softmaxs_but_for_where_the_cosine_begins():
+    """0.05 + 0.05 (e - 1) / 36 in the first 36 epochs; theirs is then 0.05 (1 + cos(pi (e - 37) / (591 - 37)))."""
+    rates = schedule('cifar100_lt/resnet32_balanced_softmax_autoaugment')
+    assert len(rates) == -(-13_000 // 22)  # 22 updates of 512 among 10,847 images
+    assert rates[:36] == pytest.approx([0.05 + 0.05 / 36 * (epoch - 1) for epoch in range(1, 37)])
+    ours = [0.05 * (1 + math.cos(math.pi * (epoch - 1) / 591)) for epoch in range(37, 592)]
+    assert rates[36:] == pytest.approx(ours)
+    theirs = [0.05 * (1 + math.cos(math.pi * (epoch - 37) / (591 - 37))) for epoch in range(37, 592)]
+    assert max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) < 0.006
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('mixup', dict(mixup=1.0, epochs=400)),
+    ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
+    ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
+    ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
+])
+def test_augmentation_recipes_are_the_published_ones(name, expected):
+    args = vars(parse_train_args(['--config', f'cifar100_lt/resnet32_{name}']))
+    assert {key: args[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])

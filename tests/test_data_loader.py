@@ -19,6 +19,7 @@ from nbn_timm.data import (
     create_transform,
     epoch_seed,
 )
+from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18, OWN_IMAGES
 from nbn_timm.data.transforms import INTERPOLATIONS
 from nbn_timm.errors import InputError
@@ -214,6 +215,52 @@ def test_augmentation_settings_depart_from_the_published_ones():
         'Resize', 'CenterCrop', 'MaybePILToTensor'}
 
 
+def test_autoaugment_and_cutout_come_in_the_published_order():
+    """Crop, flip, policy, square, as balanced softmax and PaCo are trained on CIFAR."""
+    transform = create_transform(CIFAR_LT, is_training=True, augment=AugmentSettings(aa='cifar10', cutout=16))
+    names = ['Resize', 'RandomCrop', 'RandomHorizontalFlip', 'AutoAugment', 'Cutout', 'MaybePILToTensor']
+    assert list(stages(transform)) == names
+    policy = stages(transform)['AutoAugment']
+    assert policy.policy == tv.AutoAugmentPolicy.CIFAR10
+    assert policy.fill == [125.0, 123.0, 114.0]
+    image = make_samples(1).image(0)
+    assert len({transform(image).numpy().tobytes() for _ in range(100)}) == 100
+
+
+@pytest.mark.parametrize('policy, name', [('cifar10', 'AutoAugment'), ('rand-n2-m10-mstd0.5', 'RandAugment')])
+def test_a_policy_leaves_jitter_out_unless_forced(policy, name):
+    """PaCo and its followers jitter, then apply RandAugment."""
+    plain = create_transform(IMAGENET_LT, is_training=True, augment=AugmentSettings(aa=policy))
+    forced = create_transform(
+        IMAGENET_LT, is_training=True, augment=AugmentSettings(aa=policy, force_color_jitter=True, cutout=2))
+    crop, flip, tensor = 'RandomResizedCropAndInterpolation', 'RandomHorizontalFlip', 'MaybePILToTensor'
+    assert list(stages(plain)) == [crop, flip, name, tensor]
+    assert list(stages(forced)) == [crop, flip, 'ColorJitter', name, 'Cutout', tensor]
+    published = stages(create_transform(IMAGENET_LT, is_training=True))['ColorJitter']
+    assert repr(stages(forced)['ColorJitter']) == repr(published)
+
+
+@pytest.mark.parametrize('side', [1, 4, 5, 8, 20])
+def test_cutout_is_a_black_square_around_any_pixel(side):
+    """All windows of the image with a margin, each about equally often; compare DeVries and Taylor's own clipping."""
+    height, width = 6, 9
+    white = Image.new('RGB', (width, height), (255, 255, 255))
+    expected = set()
+    for y in range(height):
+        for x in range(width):
+            pixels = np.full((height, width, 3), 255, np.uint8)
+            top, left = y - side // 2, x - side // 2
+            pixels[max(top, 0):max(top + side, 0), max(left, 0):max(left + side, 0)] = 0
+            expected.add(pixels.tobytes())
+    seed_everything(0)
+    cut = [np.asarray(Cutout(side)(white)).tobytes() for _ in range(2000)]
+    assert set(cut) == expected
+    assert np.asarray(white).min() == 255  # the image itself is left alone
+    if side == 1:
+        counts = [cut.count(one) for one in expected]
+        assert max(counts) < 80 and min(counts) > 10  # 37 on average
+
+
 @pytest.mark.parametrize('mode, count', [('const', 1), ('pixel', 2)])
 def test_random_erasing_changes_rectangles_after_normalisation(mode, count):
     samples = make_samples()
@@ -275,6 +322,8 @@ def test_all_interpolations_are_timms(name):
     (dict(aa='nonsense'), "--aa 'nonsense' is no policy"),
     (dict(aa='rand-q9'), "--aa 'rand-q9' is no policy"),
     (dict(aa='rand-m9x'), "--aa 'rand-m9x' is no policy"),
+    (dict(force_color_jitter=True), '--force-color-jitter keeps .* beside an --aa policy'),
+    (dict(force_color_jitter=True, aa='v0', color_jitter=0), '--force-color-jitter .* --color-jitter'),
     (dict(interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
     (dict(scale=(2, 0.1)), '--scale 2 0.1 is no range'),
     (dict(scale=(0.5, 1.5)), 'at most 1'),

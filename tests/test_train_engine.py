@@ -7,7 +7,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from timm.data import Mixup
 from timm.task import ClassificationTask
 from torch import nn
 
@@ -28,6 +27,7 @@ from nbn_timm.engine.task import evaluation_model, prepare_task
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
+from nbn_timm.mixing import Mixing, TimmMixup
 
 CPU = torch.device('cpu')
 WORLD = World(CPU)
@@ -146,10 +146,26 @@ def test_mixup_gives_soft_targets_of_even_batches():
     seen = []
     task.criterion.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[1]))
     np.random.seed(0)
-    mixup = Mixup(mixup_alpha=1.0, label_smoothing=0.1, num_classes=3)
-    run_epoch(task, [make_batch(5)], mixup=mixup)
+    run_epoch(task, [make_batch(5)], mixing=TimmMixup(3, smoothing=0.1, mixup_alpha=1.0))
     assert seen[0].shape == (4, 3)
     torch.testing.assert_close(seen[0].sum(1), torch.ones(4))
+
+
+def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
+    calls = []
+
+    class Spy(Mixing):
+        def mix(self, images, target):
+            calls.append(len(target))
+            return images, self.soft_target(target)
+
+        def end_epoch(self):
+            calls.append('end')
+
+    result = run_epoch(make_task(), [make_batch(4), make_batch(4), make_batch(1)], settings=LoopSettings(accum_steps=2),
+                       mixing=Spy(3))
+    assert calls == [4, 4, 1, 'end']
+    assert result.images == 9
 
 
 def test_ema_is_the_average_by_hand():

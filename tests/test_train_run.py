@@ -104,6 +104,34 @@ def test_a_killed_run_that_resumes_ends_where_the_uninterrupted_one_does(images,
     assert (tmp_path / 'whole' / 'test.json').read_text() == (tmp_path / 'killed' / 'test.json').read_text()
 
 
+@pytest.mark.parametrize('method', [['--remix', '1'], ['--cmo', '1', '--cmo-skip-first', '1', '--cmo-skip-last', '0']])
+def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tmp_path, method, monkeypatch):
+    flags = [*data_flags(images, 'train', 'test'), *MODEL, '--workers', '1', '--epochs', '3', '-b', '4',
+             '--global-batch-size', '8', '--smoothing', '0.1', '--loss', 'balanced_softmax', '--amp', '--amp-dtype',
+             'bfloat16', '--channels-last', '--reprob', '0.3', '--cutout', '3', '--mixup-off-epoch', '3', *method,
+             '--output', str(tmp_path)]
+    train.main([*flags, '--experiment', 'whole'])
+    train_one_epoch = train.train_one_epoch
+
+    def killed(task, loader, *args):
+        if args[4] == 2:  # in the middle of the third epoch
+            loader = [batch for batch, _ in zip(loader, range(3), strict=False)]
+            train_one_epoch(task, loader, *args)
+            raise KeyboardInterrupt
+        return train_one_epoch(task, loader, *args)
+
+    monkeypatch.setattr(train, 'train_one_epoch', killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([*flags, '--experiment', 'killed'])
+    monkeypatch.undo()
+    train.main([*flags, '--experiment', 'killed', '--resume', 'auto'])
+    whole, killed = (torch.load(tmp_path / run / LAST, weights_only=True) for run in ('whole', 'killed'))
+    for key in ('epoch', 'state_dict', 'optimizer'):
+        assert_same(whole[key], killed[key])
+    losses = [[row['train_loss'] for row in rows(tmp_path / run)] for run in ('whole', 'killed')]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+
+
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
@@ -129,7 +157,8 @@ def run_two_processes(tmp_path: Path, flags: list[str]) -> None:
 
 
 def test_two_processes_share_everything_batch_norm_included(images, tmp_path):
-    flags = [*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '-b', '4', '--output', str(tmp_path)]
+    flags = [*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '-b', '4', '--output', str(tmp_path),
+             '--cmo', '1', '--cmo-skip-first', '0', '--cmo-skip-last', '0']
     run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
     folder = tmp_path / 'two'
     first, second = (torch.load(folder / f'rank{rank}.pt')['state_dict'] for rank in (0, 1))
@@ -366,6 +395,9 @@ def test_broken_data_is_one_sentence(broken, damage, message, workers, capsys, m
     (['--sync-bn'], '--sync-bn needs GPUs'),
     (['--eval-metric', 'many'], 'no class of'),
     (['--mixup', '1', '-b', '1'], '--mixup'),
+    (['--remix', '1', '--loss', 'ldam'], "loss 'ldam' takes labels and no mixed targets"),
+    (['--cmo', '1'], '--cmo would mix in none of the 1 epochs'),
+    (['--force-color-jitter', '--aa', 'cifar10'], '--color-jitter'),
     (['--initial-checkpoint', 'nothing.pth'], 'nothing.pth'),
     (['--resume', 'nothing.pth'], 'nothing.pth'),
     (['--lr', '1e30', '--epochs', '3'], 'epoch'),

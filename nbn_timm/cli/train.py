@@ -21,7 +21,6 @@ from nbn_timm.cli.train_args import build_parser
 from nbn_timm.cli.train_build import (
     amp_dtype,
     build_evaluator,
-    build_mixup,
     build_model,
     build_optimizer,
     build_scheduler,
@@ -32,6 +31,7 @@ from nbn_timm.cli.train_build import (
     input_format,
 )
 from nbn_timm.cli.train_fit import fit
+from nbn_timm.cli.train_mixing import build_mixing
 from nbn_timm.config import parse_args
 from nbn_timm.data import Splits, create_splits
 from nbn_timm.engine.batch import BatchPlan, plan_batch
@@ -130,8 +130,8 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     assert stage is None or isinstance(stage, TrainedStage)
     loader = build_train_loader(args, splits, defaults, batch, world, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
-    mixup = build_mixup(args, model.num_classes, batch)
-    task = build_task(args, model, splits, defaults, mixup, world, stage)
+    mixing = build_mixing(args, splits, defaults, batch, world, loader, model.num_classes)
+    task = build_task(args, model, splits, defaults, mixing, world, stage)
     optimizer = build_optimizer(args, model, stage)
     scheduler = build_scheduler(args, optimizer, updates_per_epoch)
     scaler = NativeScaler(world.device.type) if args.amp and args.amp_dtype == 'float16' else None
@@ -160,10 +160,10 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
         begin_epoch(task, epoch)
         scheduler.step(epoch)
         scheduler.step_update(epoch * updates_per_epoch)
-        if mixup is not None and args.mixup_off_epoch:
-            mixup.mixup_enabled = epoch < args.mixup_off_epoch
+        if mixing is not None:
+            mixing.set_epoch(epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixup)
+            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing)
         share_statistics(task, world, reduce=args.dist_bn == 'reduce')
         result = evaluate_split(evaluation_model(task), watched) if watched is not None else None
         metric = result.metrics()[args.eval_metric] if result and splits.val is not None else None
@@ -181,8 +181,10 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
 
 
 def default_experiment(args: argparse.Namespace) -> str:
-    """Name of a run by what it trains: model, data, what is unusual about its loss, sampler and stage, seed."""
-    unusual = [name for name in (args.loss, args.sampler, args.stage, 'distilled' if args.kd_checkpoint else None)
+    """Name of a run by what it trains: model, data, what is unusual about its loss, sampler, mixing and stage, seed."""
+    mixing = [name for name in ('mixup', 'cutmix', 'remix', 'cmo') if getattr(args, name)]
+    unusual = [name for name in (args.loss, args.sampler, *mixing, args.stage,
+                                 'distilled' if args.kd_checkpoint else None)
                if name not in ('cross_entropy', 'instance_balanced', None)]
     return '-'.join([args.model, args.dataset, *unusual, f's{args.seed}']).replace('/', '_')
 

@@ -139,17 +139,29 @@ def _add_augmentation(group: Any) -> None:
     add('--rotation', type=NOT_NEGATIVE, default=0.0, metavar='DEG', help='rotate by up to so many degrees')
     add('--vflip', type=PROBABILITY, default=0.0, metavar='P')
     add('--color-jitter', type=NOT_NEGATIVE, metavar='X', help="default: the benchmark's")
-    add('--aa', metavar='POLICY', help="timm's AutoAugment or RandAugment policy, as rand-m9-mstd0.5")
+    add('--aa', metavar='POLICY', help="AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5")
+    add('--force-color-jitter', action=BooleanOptionalAction, default=False, help='jitter beside --aa too')
     add('--train-interpolation', metavar='NAME')
     add('--reprob', type=PROBABILITY, default=0.0, metavar='P', help='random erasing')
     add('--remode', choices=['const', 'rand', 'pixel'], default='pixel')
     add('--recount', type=POSITIVE_INT, default=1, metavar='N')
+    add('--cutout', type=COUNT, default=0, metavar='N', help='blacken a square of N pixels, cut off at the border')
     add('--mixup', type=NOT_NEGATIVE, default=0.0, metavar='ALPHA')
     add('--cutmix', type=NOT_NEGATIVE, default=0.0, metavar='ALPHA')
     add('--mixup-prob', type=PROBABILITY, default=1.0, metavar='P')
     add('--mixup-switch-prob', type=PROBABILITY, default=0.5, metavar='P')
     add('--mixup-mode', choices=['batch', 'pair', 'elem'], default='batch')
     add('--mixup-off-epoch', type=COUNT, default=0, metavar='N', help='no mixing from this epoch on; 0: never off')
+    add('--remix', type=NOT_NEGATIVE, default=0.0, metavar='ALPHA', help='mixup whose labels favour the rarer class')
+    add('--remix-kappa', type=between(1), metavar='X', help='so many times rarer is rare (default: 3)')
+    add('--remix-tau', type=PROBABILITY, metavar='X', help='share of the image below which it is (default: 0.5)')
+    add('--cmo', type=NOT_NEGATIVE, default=0.0, metavar='ALPHA',
+        help='CutMix with patches from a second stream of images, in which rare classes are frequent')
+    add('--cmo-prob', type=PROBABILITY, metavar='P', help='that a batch is mixed (default: 0.5)')
+    add('--cmo-power', type=NOT_NEGATIVE, metavar='R',
+        help='the second stream draws class c in proportion to n_c ** -R (default: 1, inverse frequency)')
+    add('--cmo-skip-first', type=COUNT, metavar='N', help='epochs without CMO at the beginning (default: 4)')
+    add('--cmo-skip-last', type=COUNT, metavar='N', help='and at the end (default: 3)')
 
 
 def _add_system(group: Any) -> None:
@@ -170,7 +182,8 @@ def _add_run(group: Any) -> None:
     add('--seed', type=COUNT, default=42, metavar='N')
     add('--output', default='output', metavar='DIR', help='parent of all run folders (default: output)')
     add('--experiment', metavar='NAME',
-        help="the run's folder (default: <model>-<dataset>-s<seed>, with the loss, sampler and stage if unusual)")
+        help="the run's folder (default: <model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if "
+             'unusual)')
     add('--resume', metavar='FILE', help="a checkpoint to go on from, or 'auto': the folder's last one, if any")
     add('--eval-metric', choices=EVAL_METRICS, default='top1', help='chooses the best checkpoint (default: top1)')
     add('--watch-test', action=BooleanOptionalAction, default=False,

@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.task import ClassificationTask
 from timm.utils import unwrap_model
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from nbn_timm.data import (
     AugmentSettings,
@@ -34,6 +33,7 @@ from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator,
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
 from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
 from nbn_timm.losses.deferred import Deferred
+from nbn_timm.mixing import Mixing
 from nbn_timm.models import MultiExpert, RoutedExperts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
@@ -144,23 +144,26 @@ def build_train_loader(
     elif args.sampler_kwargs:
         raise InputError(f"'{args.dataset}' comes in an order of its own, so --sampler-kwargs would have no effect: "
                          'leave them out')
+    return train_loader(args, dataset, sampler, args.seed, defaults, batch, world)
+
+
+def train_loader(
+        args: argparse.Namespace,
+        dataset: Dataset,
+        sampler: Sampler | None,
+        seed: int,
+        defaults: DataDefaults,
+        batch: BatchPlan,
+        world: World,
+) -> TrainLoader:
+    """A loader of training images, augmented as the flags say."""
     augment = AugmentSettings(
         args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
-        aa=args.aa, interpolation=args.train_interpolation, reprob=args.reprob, remode=args.remode,
-        recount=args.recount)
+        force_color_jitter=args.force_color_jitter, aa=args.aa, interpolation=args.train_interpolation,
+        reprob=args.reprob, remode=args.remode, recount=args.recount, cutout=args.cutout)
     return create_train_loader(
         dataset, sampler, batch_size=batch.size, defaults=defaults, augment=augment, num_workers=args.workers,
-        device=world.device, seed=args.seed, rank=world.rank, pin_memory=args.pin_mem)
-
-
-def build_mixup(args: argparse.Namespace, num_classes: int, batch: BatchPlan) -> Mixup | None:
-    """Mixup and CutMix on the device, with the label smoothing, or None."""
-    if not (args.mixup or args.cutmix):
-        return None
-    if batch.size < 2:
-        raise InputError('--mixup and --cutmix mix pairs of images: give a --batch-size of at least 2')
-    return Mixup(args.mixup, args.cutmix, prob=args.mixup_prob, switch_prob=args.mixup_switch_prob,
-                 mode=args.mixup_mode, label_smoothing=args.smoothing, num_classes=num_classes)
+        device=world.device, seed=seed, rank=world.rank, pin_memory=args.pin_mem)
 
 
 def build_task(
@@ -168,12 +171,12 @@ def build_task(
         model: nn.Module,
         splits: Splits,
         defaults: DataDefaults,
-        mixup: Mixup | None,
+        mixing: Mixing | None,
         world: World,
         stage: TrainedStage | None = None,
 ) -> ClassificationTask:
     """The model and its loss, and a teacher or a second stage if there is one."""
-    loss = (stage and stage.loss()) or build_loss(args, splits, mixup)
+    loss = (stage and stage.loss()) or build_loss(args, splits, mixing)
     if takes_features(args.loss):
         for flag, given in (('--stage', args.stage), ('--kd-checkpoint', args.kd_checkpoint)):
             if given:
@@ -190,13 +193,13 @@ def build_task(
         args.kd_teacher_mode == 'train', world.device)
 
 
-def build_loss(args: argparse.Namespace, splits: Splits, mixup: Mixup | None) -> nn.Module:
+def build_loss(args: argparse.Namespace, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
-    if mixup is not None and not takes_soft_targets(args.loss):
-        raise InputError(f"loss '{args.loss}' takes labels and no mixed targets: leave out --mixup and --cutmix, or "
-                         'give another --loss')
+    if mixing is not None and not takes_soft_targets(args.loss):
+        raise InputError(f"loss '{args.loss}' takes labels and no mixed targets: leave out --mixup, --cutmix, --remix "
+                         'and --cmo, or give another --loss')
     settings = dict(args.loss_kwargs)
-    if args.smoothing and mixup is None:
+    if args.smoothing and mixing is None:
         if 'smoothing' in settings:
             raise InputError('the label smoothing is given twice, as --smoothing and in --loss-kwargs: keep one')
         settings['smoothing'] = args.smoothing

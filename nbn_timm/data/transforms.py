@@ -7,9 +7,11 @@ import timm.data
 from timm.data import str_to_interp_mode
 from torchvision import transforms
 
+from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.errors import InputError, nearest
 
+CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the ImageNet ones
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
 
 
@@ -25,11 +27,13 @@ class AugmentSettings:
     rotation: float = 0.0  # greatest angle in degrees, either way; the corners turn black
     color_jitter: float | None = None  # strength; 0 for none
     color_jitter_prob: float | None = None  # None jitters every image
-    aa: str | None = None  # timm's auto-augment policy, e.g. 'rand-m9-mstd0.5'; switches jitter off
+    force_color_jitter: bool = False  # beside an auto-augment policy as well
+    aa: str | None = None  # 'cifar10' or timm's auto-augment policy, e.g. 'rand-m9-mstd0.5'; switches jitter off
     interpolation: str | None = None  # timm's name or 'random'
     reprob: float = 0.0  # random erasing: probability
     remode: str = 'pixel'  # random erasing: 'const', 'rand' or 'pixel'
     recount: int = 1  # random erasing: rectangles per image
+    cutout: int = 0  # side of a black square in pixels; 0 for none
 
 
 def create_transform(
@@ -54,6 +58,9 @@ def create_transform(
     interpolation = defaults.interpolation
     if is_training:
         interpolation = augment.interpolation or interpolation
+        if augment.force_color_jitter and not augment.aa:
+            raise InputError('--force-color-jitter keeps the colour jitter beside an --aa policy, and there is none: '
+                             'leave it out')
         _check_range('--scale', augment.scale, 1)
         _check_range('--ratio', augment.ratio)
     _check_format(defaults, interpolation, is_training)
@@ -62,16 +69,19 @@ def create_transform(
     except (AssertionError, ValueError) as error:
         if not (is_training and augment.aa):
             raise
-        raise InputError(f"--aa '{augment.aa}' is no policy of timm ({error}): give one such as rand-m9-mstd0.5, "
-                         'augmix-m5-w4-d2, original-mstd0.5 or v0') from error
+        raise InputError(f"--aa '{augment.aa}' is no policy ({error}): give cifar10, or one of timm's such as "
+                         'rand-m9-mstd0.5, augmix-m5-w4-d2, original-mstd0.5 or v0') from error
     if is_training and not augment.no_aug and defaults.train_transform != 'imagenet':
         if augment.scale or augment.ratio or interpolation == 'random':
             raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
                              f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
         pipeline.transforms[:1] = _pad_and_crop(defaults, interpolation)
-    if is_training and augment.rotation and not augment.no_aug:
-        # Before the conversion to a tensor, which is last.
-        pipeline.transforms.insert(-1, transforms.RandomRotation(augment.rotation))
+    if is_training and not augment.no_aug:
+        # The conversion to a tensor is last, and timm's policy, if there is one, stands before it.
+        if augment.force_color_jitter:
+            position = -1 if augment.aa == CIFAR10_POLICY else -2
+            pipeline.transforms.insert(position, _jitter(defaults, augment))
+        pipeline.transforms[-1:-1] = _beyond_timm(defaults, augment)
     return pipeline
 
 
@@ -81,7 +91,8 @@ def _timm_transform(
         augment: AugmentSettings,
         interpolation: str,
 ) -> transforms.Compose:
-    jitter = defaults.color_jitter if augment.color_jitter is None else augment.color_jitter
+    own_policy = augment.aa == CIFAR10_POLICY
+    jitter = None if own_policy or augment.force_color_jitter else _jitter_strength(defaults, augment)
     return timm.data.create_transform(
         defaults.input_size,
         is_training=is_training,
@@ -92,13 +103,43 @@ def _timm_transform(
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
-        auto_augment=augment.aa,
+        auto_augment=None if own_policy else augment.aa,
         interpolation=interpolation,
         mean=defaults.mean,
         std=defaults.std,
         crop_pct=defaults.crop_pct,
         use_prefetcher=True,
     )
+
+
+def _beyond_timm(defaults: DataDefaults, augment: AugmentSettings) -> list[Callable[[Any], Any]]:
+    """What timm has not, in the order in which the published recipes apply it."""
+    steps: list[Callable[[Any], Any]] = []
+    if augment.aa == CIFAR10_POLICY:
+        # Areas without pixels become the mean colour, as in AutoAugment's own code and in timm's policies.
+        channels, mean = defaults.input_size[0], defaults.mean
+        fill = [float(round(255 * value)) for value in (mean if len(mean) > 1 else mean * channels)]
+        steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=fill))
+    if augment.rotation:
+        steps.append(transforms.RandomRotation(augment.rotation))
+    if augment.cutout:
+        steps.append(Cutout(augment.cutout))
+    return steps
+
+
+def _jitter_strength(defaults: DataDefaults, augment: AugmentSettings) -> float | None:
+    return defaults.color_jitter if augment.color_jitter is None else augment.color_jitter
+
+
+def _jitter(defaults: DataDefaults, augment: AugmentSettings) -> Callable[[Any], Any]:
+    """The colour jitter that timm leaves out beside a policy."""
+    strength = _jitter_strength(defaults, augment)
+    if not strength:
+        raise InputError('--force-color-jitter keeps a colour jitter that these images do not have: give its strength '
+                         'with --color-jitter, or leave it out')
+    jitter = transforms.ColorJitter(strength, strength, strength)
+    prob = augment.color_jitter_prob
+    return jitter if prob is None else transforms.RandomApply([jitter], prob)
 
 
 def _check_range(flag: str, limits: tuple[float, float] | None, highest: float = float('inf')) -> None:

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.data import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad
@@ -15,6 +14,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad
 from nbn_timm.engine.distributed import World
 from nbn_timm.engine.progress import Progress
 from nbn_timm.errors import InputError
+from nbn_timm.mixing import Mixing
 
 T = TypeVar('T')
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -87,7 +87,7 @@ def train_one_epoch(
         epoch: int,
         scheduler: Scheduler | None = None,
         scaler: NativeScaler | None = None,
-        mixup: Mixup | None = None,
+        mixing: Mixing | None = None,
 ) -> EpochResult:
     """Train `task` for one epoch.
 
@@ -101,7 +101,7 @@ def train_one_epoch(
         epoch: 0-based.
         scheduler: Is stepped per update; a schedule per epoch ignores that.
         scaler: For float16.
-        mixup: Mixes each batch on the device; of an odd batch it leaves the last image out.
+        mixing: Mixes each batch on the device.
 
     Raises:
         InputError: The loss became NaN or infinite, or there was no batch.
@@ -112,8 +112,8 @@ def train_one_epoch(
     num_updates = epoch * progress.updates_per_epoch
     lr = 0.0
     for update, batches in enumerate(batched(loader, settings.accum_steps)):
-        if mixup is not None:
-            batches = [mixup(*_even(batch)) for batch in batches]
+        if mixing is not None:
+            batches = [mixing(*batch) for batch in batches]
         lr = optimizer.param_groups[0]['lr']
         for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler):
             losses.add(loss, images, update)
@@ -124,6 +124,8 @@ def train_one_epoch(
         if progress.due(update):
             losses.check(epoch)
             progress.show(update, losses.mean(), lr, losses.images * world.size)
+    if mixing is not None:
+        mixing.end_epoch()
     if not losses.images:
         raise InputError('the training loader gave no batch: check that the training split is not empty')
     losses.check(epoch)
@@ -187,9 +189,3 @@ def _backward_and_step(
             optimizer.step()
     if is_last:
         optimizer.zero_grad()
-
-
-def _even(batch: Batch) -> Batch:
-    images, target = batch
-    size = len(target) // 2 * 2
-    return images[:size], target[:size]

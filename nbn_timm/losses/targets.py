@@ -24,4 +24,4 @@ def refuse_soft_targets(
 ) -> None:
     """Stop before a formula that is defined for labels alone is given a mixture of classes."""
     if target.is_floating_point():
-        raise InputError(f"loss '{loss}' {because}: leave out --mixup and --cutmix")
+        raise InputError(f"loss '{loss}' {because}: leave out --mixup, --cutmix, --remix and --cmo")

@@ -110,7 +110,7 @@ class FitReport:
 class FittedStage(Stage, ABC):
     """A stage that is computed in one pass over data, without gradients."""
 
-    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'sampler',
+    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'remix', 'cmo', 'sampler',
               'sampler_kwargs', 'epochs', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema',
               'freeze_bn', 'sync_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
 

@@ -19,7 +19,7 @@ class Routing(TrainedStage):
         pos_weight: See `RoutingLoss`.
     """
 
-    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'freeze_bn')
+    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'remix', 'cmo', 'freeze_bn')
 
     def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
         self.top_k = top_k
