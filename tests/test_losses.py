@@ -95,7 +95,7 @@ def test_mixed_targets_mix_the_losses(name):
 @pytest.mark.parametrize('name', [name for name in EVERY if name not in SOFT])
 def test_other_losses_refuse_mixed_targets_by_name(name):
     loss = create_loss(name, class_counts(100, 10, 1))
-    with pytest.raises(InputError, match=f"'{name}'.*leave out --mixup and --cutmix"):
+    with pytest.raises(InputError, match=f"'{name}'.*leave out --mixup, --cutmix"):
         loss(inputs(name), F.one_hot(TARGET, 3).float())
 
 
