@@ -27,6 +27,7 @@ from nbn_timm.cli.train_build import (
     build_stage,
     build_task,
     build_train_loader,
+    connect_stage,
     data_settings,
     input_format,
 )
@@ -133,6 +134,8 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
     mixing = build_mixing(args, splits, defaults, batch, world, loader, model.num_classes)
     task = build_task(args, model, splits, defaults, mixing, world, stage)
     optimizer = build_optimizer(args, model, stage)
+    if stage is not None:
+        connect_stage(args, stage, splits, defaults, loader, task, optimizer, world)
     scheduler = build_scheduler(args, optimizer, updates_per_epoch)
     scaler = NativeScaler(world.device.type) if args.amp and args.amp_dtype == 'float16' else None
     ema_decay = args.model_ema_decay if args.model_ema else None

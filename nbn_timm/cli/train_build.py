@@ -3,6 +3,7 @@ import argparse
 import logging
 from collections.abc import Callable, Sized
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.models import MultiExpert, RoutedExperts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
-from nbn_timm.stages import Stage, TrainedStage, create_stage
+from nbn_timm.stages import Stage, StageRun, TrainedStage, create_stage
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ def build_stage(args: argparse.Namespace, default: Callable[[str], Any]) -> Stag
     unused = [name for name in stage.unused if getattr(args, name) != default(name)]
     if unused and isinstance(stage, TrainedStage):
         raise InputError(f'{flag(unused[0])} would have no effect on --stage {args.stage}: leave it out')
+    needs = stage.needs if isinstance(stage, TrainedStage) else {}
+    for name, value in needs.items():
+        if getattr(args, name) != value:
+            remedy = f'give {flag(name)} {value}' if value else 'leave it out'
+            raise InputError(f'--stage {args.stage} is not for {flag(name)} {getattr(args, name)}: {remedy}')
     if unused:  # the config of the first stage says how to train, and to read its data it may be given here as well
         _logger.info('--stage %s trains nothing, so these settings have no effect: %s', args.stage, ', '.join(unused))
     if args.clip_grad and args.clip_mode == 'agc':
@@ -144,25 +150,25 @@ def build_train_loader(
     elif args.sampler_kwargs:
         raise InputError(f"'{args.dataset}' comes in an order of its own, so --sampler-kwargs would have no effect: "
                          'leave them out')
-    return train_loader(args, dataset, sampler, args.seed, defaults, batch, world)
+    return train_loader(args, defaults, world, dataset, sampler, batch.size, args.seed)
 
 
 def train_loader(
         args: argparse.Namespace,
+        defaults: DataDefaults,
+        world: World,
         dataset: Dataset,
         sampler: Sampler | None,
+        batch_size: int,
         seed: int,
-        defaults: DataDefaults,
-        batch: BatchPlan,
-        world: World,
 ) -> TrainLoader:
-    """A loader of training images, augmented as the flags say."""
+    """A loader of training images, augmented as the flags say; some methods need more than one."""
     augment = AugmentSettings(
         args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
         force_color_jitter=args.force_color_jitter, aa=args.aa, interpolation=args.train_interpolation,
         reprob=args.reprob, remode=args.remode, recount=args.recount, cutout=args.cutout)
     return create_train_loader(
-        dataset, sampler, batch_size=batch.size, defaults=defaults, augment=augment, num_workers=args.workers,
+        dataset, sampler, batch_size=batch_size, defaults=defaults, augment=augment, num_workers=args.workers,
         device=world.device, seed=seed, rank=world.rank, pin_memory=args.pin_mem)
 
 
@@ -241,6 +247,22 @@ def build_optimizer(
     trained = model if stage is None else stage.trained(model)
     return create_optimizer(
         trained, args.opt, args.lr, args.weight_decay, args.momentum, args.decay_1d, **args.opt_kwargs)
+
+
+def connect_stage(
+        args: argparse.Namespace,
+        stage: TrainedStage,
+        splits: Splits,
+        defaults: DataDefaults,
+        loader: TrainLoader,
+        task: ClassificationTask,
+        optimizer: torch.optim.Optimizer,
+        world: World,
+) -> None:
+    """Let the stage know the run."""
+    stage.connect(StageRun(
+        splits, loader, partial(train_loader, args, defaults, world), task.criterion, optimizer, world.device,
+        world.rank, world.size, args.seed))
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: torch.optim.Optimizer, updates_per_epoch: int) -> Scheduler:

@@ -66,7 +66,7 @@ def _build_cmo(
     seed = patch_seed(args.seed)
     patches = PatchSampler(splits.train_targets, seed, world.rank, world.size, per_rank=len(sampler),
                            power=_given(args.cmo_power, 1.0))
-    return CMO(train_loader(args, splits.train, patches, seed, defaults, batch, world), num_classes, args.cmo,
+    return CMO(train_loader(args, defaults, world, splits.train, patches, batch.size, seed), num_classes, args.cmo,
                args.smoothing, _given(args.cmo_prob, 0.5), epochs)
 
 

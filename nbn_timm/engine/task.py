@@ -125,6 +125,11 @@ class StageTask(ClassificationTask):
             self.stage.freeze(unwrap_model(self.trainable_module))
         return self
 
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images [B, 3, H, W] and targets to the loss, with whatever the stage does around it."""
+        with self.stage.batch(unwrap_model(self.trainable_module), target):
+            return super().forward(input, target)
+
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
         """The finished model of the stage."""
         model = super().get_eval_model(module, ema)
@@ -135,10 +140,15 @@ class StageTask(ClassificationTask):
         return model if finished is unwrapped else finished
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
-        """The entries of the model in training that the finished one does not have, or has otherwise."""
+        """The entries of the model in training that the finished one does not have, or has otherwise.
+
+        What the stage keeps for itself is under 'stage', once, beside the raw weights.
+        """
         saved = unwrap_model(self.get_eval_model(module, ema)).state_dict()
-        return {key: value for key, value in self._in_training(ema).state_dict().items()
-                if key not in saved or not torch.equal(value, saved[key])}
+        state: dict[str, Any] = {key: value for key, value in self._in_training(ema).state_dict().items()
+                                 if key not in saved or not torch.equal(value, saved[key])}
+        own = {} if ema else self.stage.state_dict()
+        return state | ({'stage': own} if own else {})
 
     def load_checkpoint_state(
             self,
@@ -159,16 +169,20 @@ class StageTask(ClassificationTask):
             raise InputError(f"the checkpoint has no '{missing[0]}', which this --stage trains: resume a run of the "
                              'same stage, or start one with --initial-checkpoint')
         model.load_state_dict({key: entries[key] for key in model.state_dict()}, strict=strict)
+        if not ema:
+            self.stage.load_state_dict((task_state or {}).get('stage', {}))
 
     def _in_training(self, ema: bool) -> nn.Module:
         return unwrap_model(super().get_eval_model(ema=ema))
 
 
 def begin_epoch(task: TrainingTask, epoch: int) -> None:
-    """Tell the loss that `epoch` (0-based) begins, if it has a schedule."""
+    """Tell the loss, if it has a schedule, and the second stage that `epoch` (0-based) begins."""
     set_epoch = getattr(task.criterion, 'set_epoch', None)
     if set_epoch is not None:
         set_epoch(epoch)
+    if isinstance(task, StageTask):
+        task.stage.set_epoch(epoch)
 
 
 def prepare_task(

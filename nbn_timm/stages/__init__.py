@@ -8,6 +8,7 @@ from nbn_timm.stages.registry import (
     FitReport,
     FittedStage,
     Stage,
+    StageRun,
     TrainedStage,
     create_stage,
     register_stage,
@@ -17,5 +18,5 @@ from nbn_timm.stages.registry import (
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['STAGES', 'FitData', 'FitReport', 'FittedStage', 'Stage', 'TrainedStage', 'create_stage', 'register_stage',
-           'restore_stages']
+__all__ = ['STAGES', 'FitData', 'FitReport', 'FittedStage', 'Stage', 'StageRun', 'TrainedStage', 'create_stage',
+           'register_stage', 'restore_stages']

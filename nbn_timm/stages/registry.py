@@ -6,14 +6,15 @@ training loop (`TrainedStage`); others look at the data once and compute what th
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
-from nbn_timm.data import Splits
+from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.evaluation import LongTailEvaluator
 
@@ -42,8 +43,44 @@ class Stage:
         return model
 
 
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage that trains may use of its run.
+
+    Attributes:
+        splits: The data.
+        loader: Of training batches.
+        create_loader: Makes another loader, with the augmentation of training, from a dataset whose transform it sets,
+            a sampler, the images of a batch per process, and a seed.
+        criterion: The loss.
+        optimizer: Of what is trained; its learning rate follows the schedule.
+        device: Of the network.
+        rank: Of this process.
+        world_size: Number of processes.
+        seed: Of the run.
+    """
+
+    splits: Splits
+    loader: TrainLoader
+    create_loader: Callable[[Dataset, Sampler, int, int], TrainLoader]
+    criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+
+
 class TrainedStage(Stage, ABC):
-    """A stage that trains a part of the network through the ordinary loop."""
+    """A stage that trains a part of the network through the ordinary loop.
+
+    One that learns something beside the network implements `connect`, `set_epoch`, `batch` and its state.
+
+    Attributes:
+        needs: Flags of train.py, as keys of a config, and the values that they must have for this stage.
+    """
+
+    needs: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:
@@ -69,6 +106,31 @@ class TrainedStage(Stage, ABC):
     def finished(self, model: nn.Module) -> nn.Module:
         """What is evaluated and saved: the model itself, or a copy of it as an ordinary model."""
         return model
+
+    def connect(self, run: StageRun) -> None:
+        """Get to know the run, once, before its first epoch and before a checkpoint is resumed.
+
+        Raises:
+            InputError: The stage does not know what to do with this run.
+        """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Be told that `epoch` (0-based) begins."""
+
+    def batch(self, model: nn.Module, target: torch.Tensor) -> AbstractContextManager[None]:
+        """Surround the forward pass of a training batch through what `prepare` gave; its backward pass comes later."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of the stage itself, as plain data and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave; empty if the checkpoint has none.
+
+        Raises:
+            InputError: The state is of something else.
+        """
 
 
 @dataclass(frozen=True)
