@@ -1,10 +1,10 @@
 """What experts cost: a training step of several experts against the single network, in four formulations.
 
     single     the single network of full width (its multiply-adds are the unit of the arithmetic)
-    ours       this package's: block by block, a loop over the experts, concatenated between stages
+    ours       this package's: stage by stage, a loop over the experts, concatenated between stages
     released   as the released codes do: one expert after the other from the shared maps to its logits
     grouped    the experts' convolutions as one grouped convolution
-    batched    the experts' weights stacked, and `torch.vmap` over them
+    batched    the experts' weights stacked, and `torch.vmap` over them; in float32 only, autocast fails under vmap
 
 All live in one process and take turns, so that a busy machine slows them alike; ratios of median times are the figures
 to quote. `grouped` and `batched` compute the same arithmetic with weights of their own.
@@ -151,7 +151,7 @@ def multiply_adds(model: nn.Module, size: int) -> int:
 def make_step(model: nn.Module, images: torch.Tensor, amp_dtype: torch.dtype | None, channels_last: bool):
     """A closure that runs forward, backward and an SGD step; the loss is the sum of the experts' cross-entropies."""
     model = model.to(images.device).train()
-    if channels_last:
+    if channels_last and not isinstance(model, Batched):  # stacked weights have five dimensions
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     target = torch.arange(len(images), device=images.device) % 10
@@ -207,7 +207,8 @@ def main() -> None:
     for case in args.cases:
         single, several, size, batch = CASES[case]
         torch.manual_seed(0)
-        models = build(single, several, args.experts, args.formulations)
+        wanted = [name for name in args.formulations if not (args.amp_dtype and name == 'batched')]
+        models = build(single, several, args.experts, wanted)
         costs = {name: multiply_adds(model, size) for name, model in models.items() if name in ('single', 'ours')}
         images = torch.randn(args.batch or batch, 3, size, size, device=device)
         if args.channels_last:
