@@ -84,9 +84,9 @@ def _add_batch(group: Any) -> None:
 def _add_stages(group: Any) -> None:
     add = group.add_argument
     add('--stage', choices=sorted(STAGES),
-        help="what to make of the finished network of --initial-checkpoint: 'crt' trains its classifier anew and 'lws' "
-             "scales of its classes, 'tau_norm' normalises its classifier, 'ncm' replaces it by class means, 'routing' "
-             'trains what decides how many experts an image is given')
+        help="what to make of the finished network of --initial-checkpoint: 'crt' trains its classifier anew, 'balms' "
+             "with a learned sampler, and 'lws' scales of its classes, 'tau_norm' normalises its classifier, 'ncm' "
+             "replaces it by class means, 'routing' trains what decides how many experts an image is given")
     add('--stage-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE', help="the stage's settings")
     add('--freeze-bn', action=BooleanOptionalAction,
         help="of a stage that trains a part: keep the rest in eval mode, BatchNorm statistics included (the default); "
@@ -94,11 +94,12 @@ def _add_stages(group: Any) -> None:
     add('--kd-checkpoint', metavar='FILE', help='a finished teacher to distil from, trained on the same classes')
     add('--kd-model-name', metavar='NAME', help="the teacher's model (default: as the checkpoint records)")
     add('--kd-model-kwargs', nargs='*', action=KeyValues, default={}, metavar='KEY=VALUE')
-    add('--kd-temperature', type=POSITIVE, default=1.5, metavar='X', help='(default: 1.5)')
-    add('--distill-loss-weight', type=NOT_NEGATIVE, default=1.0, metavar='X', help='(default: 1)')
-    add('--kd-target', choices=['mean', 'experts'], default='mean',
-        help="what learns from the teacher: the experts' mean, once per expert, as in RIDE's code, or each expert")
-    add('--kd-teacher-mode', choices=['eval', 'train'], default='eval',
+    add('--kd-temperature', type=POSITIVE, metavar='X', help='(default: 1.5)')
+    add('--distill-loss-weight', type=NOT_NEGATIVE, metavar='X', help='(default: 1)')
+    add('--kd-target', choices=['mean', 'experts'],
+        help="what learns from the teacher: the experts' mean, once per expert, as in RIDE's code (default), or each "
+             'expert')
+    add('--kd-teacher-mode', choices=['eval', 'train'],
         help="'train' lets the teacher normalise by batch statistics, as RIDE's code does (default: eval)")
 
 

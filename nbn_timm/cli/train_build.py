@@ -184,18 +184,23 @@ def build_task(
     """The model and its loss, and a teacher or a second stage if there is one."""
     loss = (stage and stage.loss()) or build_loss(args, splits, mixing)
     if takes_features(args.loss):
-        for flag, given in (('--stage', args.stage), ('--kd-checkpoint', args.kd_checkpoint)):
+        for other, given in (('--stage', args.stage), ('--kd-checkpoint', args.kd_checkpoint)):
             if given:
-                raise InputError(f"loss '{args.loss}' takes features, which training with {flag} does not hand on: "
-                                 f'leave out {flag}, or give another --loss')
+                raise InputError(f"loss '{args.loss}' takes features, which training with {other} does not hand on: "
+                                 f'leave out {other}, or give another --loss')
         model = WithFeatures(model)
     if stage is not None:
         return StageTask(model, loss, stage, args.freeze_bn is not False, world.device)
     if not args.kd_checkpoint:
+        for name in ('kd_model_name', 'kd_model_kwargs', 'kd_temperature', 'distill_loss_weight', 'kd_target',
+                     'kd_teacher_mode'):
+            if getattr(args, name) not in (None, {}):
+                raise InputError(f'{flag(name)} is for a teacher, and there is none: give its --kd-checkpoint')
         return ClassificationTask(model, loss, device=world.device, verbose=False)
     teacher = build_teacher(args, model, defaults)
     return DistillationTask(
-        model, teacher, loss, args.kd_target, args.distill_loss_weight, args.kd_temperature,
+        model, teacher, loss, args.kd_target or 'mean',
+        1.0 if args.distill_loss_weight is None else args.distill_loss_weight, args.kd_temperature or 1.5,
         args.kd_teacher_mode == 'train', world.device)
 
 
