@@ -30,6 +30,7 @@ from nbn_timm.cli.train_build import (
     connect_stage,
     data_settings,
     input_format,
+    keep_small_images,
 )
 from nbn_timm.cli.train_fit import fit
 from nbn_timm.cli.train_mixing import build_mixing
@@ -129,6 +130,7 @@ def train(args: argparse.Namespace, world: World, folder: Path) -> None:
         report_on(args, folder, splits, model, which, ['args.yaml', *files], evaluate_split, world)
         return
     assert stage is None or isinstance(stage, TrainedStage)
+    splits = keep_small_images(args, splits, defaults)
     loader = build_train_loader(args, splits, defaults, batch, world, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(args, splits, defaults, batch, world, loader, model.num_classes)

@@ -50,6 +50,8 @@ def _add_data(group: Any) -> None:
     add('--download', action=BooleanOptionalAction, default=False)
     add('--img-size', type=POSITIVE_INT, metavar='N', help="default: the benchmark's")
     add('-j', '--workers', type=COUNT, default=4, metavar='N', help='loading processes per process (default: 4)')
+    add('--in-memory', action=BooleanOptionalAction, default=None, help='read small images once and augment them in '
+        'batches, which leaves a small network nothing to wait for (default: where that changes nothing else)')
 
 
 def _add_model(group: Any) -> None:

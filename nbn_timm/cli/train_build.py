@@ -2,7 +2,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Sized
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +18,12 @@ from nbn_timm.data import (
     AugmentSettings,
     DataDefaults,
     DataSettings,
+    MemoryImages,
     Splits,
     TrainLoader,
     create_eval_loader,
     create_train_loader,
+    keep_in_memory,
 )
 from nbn_timm.engine.batch import BatchPlan
 from nbn_timm.engine.distributed import World
@@ -120,6 +122,26 @@ def input_format(args: argparse.Namespace, published: DataDefaults, model: Any) 
     return defaults
 
 
+def augment_settings(args: argparse.Namespace) -> AugmentSettings:
+    """The departures from the published augmentation."""
+    return AugmentSettings(
+        args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
+        force_color_jitter=args.force_color_jitter, aa=args.aa, interpolation=args.train_interpolation,
+        reprob=args.reprob, remode=args.remode, recount=args.recount, cutout=args.cutout)
+
+
+def keep_small_images(args: argparse.Namespace, splits: Splits, defaults: DataDefaults) -> Splits:
+    """The splits that every epoch reads, in memory where their images are small and of one size."""
+    def keep(dataset: Dataset | None) -> Dataset | None:
+        return dataset and keep_in_memory(dataset, defaults, augment_settings(args), args.in_memory, args.workers)
+
+    train = keep(splits.train)
+    if not isinstance(train, MemoryImages):
+        return splits
+    watched_test = keep(splits.test) if args.watch_test and splits.val is None else splits.test
+    return replace(splits, train=train, val=keep(splits.val), test=watched_test)
+
+
 def build_train_loader(
         args: argparse.Namespace,
         splits: Splits,
@@ -163,13 +185,9 @@ def train_loader(
         seed: int,
 ) -> TrainLoader:
     """A loader of training images, augmented as the flags say; some methods need more than one."""
-    augment = AugmentSettings(
-        args.no_aug, pair(args.scale), pair(args.ratio), args.hflip, args.vflip, args.rotation, args.color_jitter,
-        force_color_jitter=args.force_color_jitter, aa=args.aa, interpolation=args.train_interpolation,
-        reprob=args.reprob, remode=args.remode, recount=args.recount, cutout=args.cutout)
     return create_train_loader(
-        dataset, sampler, batch_size=batch_size, defaults=defaults, augment=augment, num_workers=args.workers,
-        device=world.device, seed=seed, rank=world.rank, pin_memory=args.pin_mem)
+        dataset, sampler, batch_size=batch_size, defaults=defaults, augment=augment_settings(args),
+        num_workers=args.workers, device=world.device, seed=seed, rank=world.rank, pin_memory=args.pin_mem)
 
 
 def build_task(

@@ -1,4 +1,5 @@
 """Datasets, class counts and loaders for long-tailed recognition."""
+from nbn_timm.data.batched import MemoryImages, keep_in_memory
 from nbn_timm.data.class_counts import ClassCounts, ShotSplit
 from nbn_timm.data.dataset import ArraySamples, ImageSamples
 from nbn_timm.data.defaults import DataDefaults
@@ -14,6 +15,7 @@ __all__ = [
     'DataDefaults',
     'DataSettings',
     'ImageSamples',
+    'MemoryImages',
     'ShotSplit',
     'Splits',
     'TrainLoader',
@@ -22,4 +24,5 @@ __all__ = [
     'create_train_loader',
     'create_transform',
     'epoch_seed',
+    'keep_in_memory',
 ]

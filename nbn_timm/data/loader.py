@@ -8,6 +8,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from nbn_timm.data.batched import BatchedImages, MemoryImages, batch_augment
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.transforms import AugmentSettings, create_transform
 from nbn_timm.errors import InputError
@@ -58,7 +59,7 @@ def create_train_loader(
     """Build the training loader; sets `dataset.transform`.
 
     Args:
-        dataset: Training images.
+        dataset: Training images; `MemoryImages` are augmented by the batch, on the device, without workers.
         sampler: Yields this rank's indices, equally many on every rank; None for streamed (iterable) datasets.
         batch_size: Images per batch and rank.
         defaults: Input format and published augmentation.
@@ -78,12 +79,15 @@ def create_train_loader(
     """
     dataset.transform = create_transform(defaults, is_training=True, augment=augment)  # type: ignore[attr-defined]
     augment = augment or AugmentSettings()
+    settings = _loader_settings(dataset, num_workers, pin_memory, collate_fn)
+    if isinstance(dataset, MemoryImages) and (in_batches := batch_augment(defaults, augment)) is not None:
+        dataset, settings = BatchedImages(dataset, in_batches, device), _memory_settings()
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         drop_last=_drops_last(sampler, batch_size) if drop_last is None else drop_last,
-        **_loader_settings(dataset, num_workers, pin_memory, collate_fn),
+        **settings,
     )
     if sampler is not None and not len(loader):
         raise InputError(
@@ -131,11 +135,15 @@ def create_eval_loader(
     """
     dataset.transform = create_transform(defaults)  # type: ignore[attr-defined]
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
+    settings = _loader_settings(dataset, num_workers, pin_memory, fast_collate)
+    size = defaults.input_size[1:]
+    if isinstance(dataset, MemoryImages) and defaults.crop_pct == 1 and dataset.images.shape[1:3] == size:
+        dataset, settings = BatchedImages(dataset, device=device), _memory_settings()
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None,
-        **_loader_settings(dataset, num_workers, pin_memory, fast_collate),
+        **settings,
     )
     return PrefetchLoader(
         loader,
@@ -149,6 +157,15 @@ def create_eval_loader(
 def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
     """Whether the last batch cannot be trained on; unknowable, hence yes, for a stream."""
     return sampler is None or (batch_size > 1 and len(sampler) % batch_size == 1)  # type: ignore[arg-type]
+
+
+def _memory_settings() -> dict[str, Any]:
+    """A batch is ready when it is fetched, on the device."""
+    return dict(num_workers=0, collate_fn=_as_it_is, generator=torch.Generator())
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _loader_settings(

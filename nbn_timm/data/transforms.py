@@ -99,7 +99,7 @@ def _timm_transform(
         no_aug=augment.no_aug,
         scale=augment.scale,
         ratio=augment.ratio,
-        hflip=_hflip(defaults, augment),
+        hflip=hflip_probability(defaults, augment),
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
@@ -169,7 +169,8 @@ def _pad_and_crop(defaults: DataDefaults, interpolation: str) -> list[Callable[[
     ]
 
 
-def _hflip(defaults: DataDefaults, augment: AugmentSettings) -> float:
+def hflip_probability(defaults: DataDefaults, augment: AugmentSettings) -> float:
+    """Of the horizontal flip; digits are not flipped unless asked for."""
     if augment.hflip is not None:
         return augment.hflip
     return 0.0 if defaults.train_transform == 'digits' else 0.5
