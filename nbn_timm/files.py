@@ -27,8 +27,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
         handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        os.chmod(temporary, 0o666 & ~_umask())
         write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())  # afterwards, as safetensors replaces the file by one of its own
         with open(temporary, 'rb') as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -13,6 +13,7 @@ from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABI
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
 from nbn_timm.engine.distributed import World, close_world, init_world
 from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
+from nbn_timm.engine.trained import recorded_training
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate, logit_offset, shifted_accuracy
 from nbn_timm.layers import ExpertHead, RectifiedLinear, fold_nbn, merge_experts
@@ -120,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def validate(args: argparse.Namespace, world: World) -> None:
     """Build data and model, evaluate, report."""
-    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else {}
-    trained_with = training_arguments(checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint) if args.checkpoint else recorded_training(args.model)
+    trained_with = training_arguments(checkpoint) or checkpoint.get('settings', {})
     if args.use_ema and 'state_dict_ema' not in checkpoint:
         raise InputError('there are no averaged weights to evaluate: give a checkpoint of a run with --model-ema, '
                          'or leave out --use-ema')
@@ -258,7 +259,8 @@ def read_class_counts(
         return ClassCounts.from_file(counts_file)
     if source == 'checkpoint' and checkpoint.get('class_counts'):
         counts = ClassCounts.from_dict(checkpoint['class_counts'])
-        return replace(counts, source=f"checkpoint '{checkpoint_file}' ({counts.source})")
+        where = f"checkpoint '{checkpoint_file}'" if checkpoint_file else 'record of the weights'
+        return replace(counts, source=f'{where} ({counts.source})')
     reason = '--class-counts was not given' if source == 'file' else 'the checkpoint records none'
     raise InputError(f'the training images per class are not known, since {reason}: {HOW_TO_GIVE_COUNTS}')
 

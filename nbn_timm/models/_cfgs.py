@@ -3,6 +3,8 @@ from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ._pretrained import shipped_file
+
 __all__ = ['cifar_cfgs', 'imagenet_cfgs']
 
 Classifier = str | tuple[str, ...]
@@ -16,6 +18,7 @@ _CIFAR: dict[str, dict[str, Any]] = {
     'cifar100_lt': dict(num_classes=100),
     'cifar10_lt': dict(num_classes=10),
 }
+_DIGITS = dict(num_classes=10, input_size=(3, 16, 16), pool_size=(4, 4), mean=(0.306,) * 3, std=(0.324,) * 3)
 
 
 def imagenet_cfgs(arch: str, classifier: Classifier = 'fc', **released: str) -> dict[str, dict[str, Any]]:
@@ -28,10 +31,12 @@ def imagenet_cfgs(arch: str, classifier: Classifier = 'fc', **released: str) -> 
             for tag, dataset in _IMAGENET_LIKE.items()}
 
 
-def cifar_cfgs(arch: str, classifier: Classifier = 'fc') -> dict[str, dict[str, Any]]:
-    """Cfgs of one architecture for 32 pixels, a tag per dataset."""
+def cifar_cfgs(arch: str, classifier: Classifier = 'fc', digits: bool = False) -> dict[str, dict[str, Any]]:
+    """Cfgs of one architecture for 32 pixels, a tag per dataset; with `digits` also for the quick start's 16 pixels."""
+    datasets = {**_CIFAR, 'digits_lt': _DIGITS} if digits else _CIFAR
     common = dict(
         input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, interpolation='bilinear',
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),  # of CIFAR-10; the field uses them for both
         first_conv='conv1', classifier=classifier, license='apache-2.0', url='')
-    return {f'{arch}.{tag}': dict(common, **dataset) for tag, dataset in _CIFAR.items()}
+    return {name: dict(common, **dataset, file=shipped_file(name))
+            for tag, dataset in datasets.items() for name in [f'{arch}.{tag}']}

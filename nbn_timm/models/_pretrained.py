@@ -1,4 +1,4 @@
-"""Where pretrained weights come from: a folder or mirror of yours, the cache, the Hugging Face Hub, the authors."""
+"""Where pretrained weights come from: a folder or mirror of yours, this package, the cache, the Hub, the authors."""
 import json
 import logging
 import os
@@ -18,7 +18,14 @@ import torch.nn as nn
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors.torch import save_file
-from timm.models import DefaultCfg, build_model_with_cfg, is_model, register_model, resolve_pretrained_cfg
+from timm.models import (
+    DefaultCfg,
+    build_model_with_cfg,
+    get_pretrained_cfg,
+    is_model,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch.hub import download_url_to_file, get_dir
 
 from nbn_timm.errors import InputError
@@ -28,7 +35,7 @@ from ._convert import Recognized, checkpoint_filter_fn, convert_checkpoint, reco
 from .checkpoint import read_state_dict
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
-           'register_aliases', 'write_zoo_file']
+           'register_aliases', 'shipped_file', 'shipped_names', 'weights_record', 'write_zoo_file']
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +55,9 @@ class HubFile:
 
 # Published weights by 'arch.tag'. An entry needs its digest.
 HUB_FILES: dict[str, HubFile] = {}
+
+# Weights that come with the package, each with a record of how they were trained beside it.
+_SHIPPED = Path(__file__).parents[1] / 'weights'
 
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -69,11 +79,12 @@ def build_zoo_model(
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-        named_by_caller = cfg.source or cfg.file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
+        file = None if cfg.file == shipped_file(f'{variant}.{cfg.tag}') else cfg.file
+        named_by_caller = cfg.source or file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
         if not named_by_caller:
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
-        elif cfg.file and not cfg.source:
-            overlay['file'] = cfg.file
+        elif file and not cfg.source:
+            overlay['file'] = file
         if 'file' in overlay:
             recognized = recognize(read_state_dict(overlay['file']))
             if recognized is not None:
@@ -141,8 +152,8 @@ def cache_dir() -> Path:
 def find_weights(name: str, archive_url: str = '') -> Path:
     """The local file with the weights of a zoo entry, downloaded if need be.
 
-    Tried in this order: the folder or address in the environment variable NBN_TIMM_WEIGHTS, the cache, the Hugging
-    Face Hub (entries of `HUB_FILES`), the authors' archive.
+    Tried in this order: the folder or address in the environment variable NBN_TIMM_WEIGHTS, the files that come with
+    the package, the cache, the Hugging Face Hub (entries of `HUB_FILES`), the authors' archive.
 
     Args:
         name: `arch.tag`.
@@ -152,7 +163,7 @@ def find_weights(name: str, archive_url: str = '') -> Path:
         InputError: No source has the weights; the message lists what was tried and the command that helps.
     """
     tried: list[str] = []
-    for source in (_from_named_source, _from_cache, _from_hub):
+    for source in (_from_named_source, _from_package, _from_cache, _from_hub):
         path = source(name, tried)
         if path is not None:
             return path
@@ -163,6 +174,30 @@ def find_weights(name: str, archive_url: str = '') -> Path:
         f"no weights for '{name}' could be had (tried: {'; '.join(tried)}): get a released checkpoint and run "
         f"`nbn-convert CHECKPOINT.pth.tar '{cache_dir() / _filename(name)}'`, or put {_filename(name)} into a folder "
         f'and set {WEIGHTS_VARIABLE} to it, or use pretrained=False')
+
+
+def shipped_names() -> list[str]:
+    """`arch.tag` of the weights that come with the package."""
+    return sorted(path.name.removesuffix('.safetensors') for path in _SHIPPED.glob('*.safetensors'))
+
+
+def shipped_file(name: str) -> str | None:
+    """The file of weights that come with the package, by `arch.tag`; None where there is none."""
+    path = _SHIPPED / _filename(name)
+    return str(path) if path.is_file() else None
+
+
+def weights_record(name: str) -> dict[str, Any] | None:
+    """How the weights behind a zoo name, tagged or an alias, were trained; None where the package ships none for it.
+
+    Returns:
+        'model', 'class_counts' (of `ClassCounts.to_dict`), 'settings' (training arguments), 'epoch', 'test' (accuracies
+        in percent), 'hardware', 'date'.
+    """
+    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    if cfg is None or not cfg.file or Path(cfg.file).parent != _SHIPPED:
+        return None
+    return json.loads(Path(cfg.file).with_suffix('.json').read_text())
 
 
 def _filename(name: str) -> str:
@@ -191,6 +226,14 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
     if found:
         return found[0]
     tried.append(f"no {_filename(name)} and no checkpoint of this kind in '{folder}'")
+    return None
+
+
+def _from_package(name: str, tried: list[str]) -> Path | None:
+    path = shipped_file(name)
+    if path is not None:
+        return Path(path)
+    tried.append('this package ships none')
     return None
 
 

@@ -1,0 +1,78 @@
+"""Put the weights of a finished run into the package, with a record of how they were trained and what they reach.
+
+    python benchmarks/ship_weights.py output/zoo/nbn_bs-s42 resnet32_nbn.cifar100_lt --data-dir /data/cifar100_png
+
+writes `nbn_timm/weights/resnet32_nbn.cifar100_lt.safetensors` and, beside it, `.json`. The accuracy in it is what
+`validate.py` gives for the written file, in float32; the run's own was evaluated as it was trained, in bfloat16.
+"""
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from nbn_timm.files import write_text_atomic
+from nbn_timm.models._pretrained import write_zoo_file
+from nbn_timm.models.checkpoint import read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = ROOT / 'nbn_timm' / 'weights'
+ABOUT_THE_MACHINE = ('data_dir', 'output', 'experiment', 'resume', 'config', 'device', 'workers', 'pin_mem')
+
+
+def main() -> None:
+    args = _parse()
+    checkpoint = args.run / args.checkpoint
+    target = WEIGHTS / f'{args.name}.safetensors'
+    WEIGHTS.mkdir(exist_ok=True)
+    write_zoo_file(checkpoint, target)
+    record = {**_record(args.name, checkpoint), **_hardware(args.run)}
+    write_text_atomic(target.with_suffix('.json'), _text(record))
+    record['test'] = _validated(args)
+    write_text_atomic(target.with_suffix('.json'), _text(record))
+    print(f'{args.name}: {target.stat().st_size / 1e6:.2f} MB, {record["test"]}')
+
+
+def _record(name: str, checkpoint: Path) -> dict[str, Any]:
+    saved = read_checkpoint(checkpoint)
+    settings = {key: value for key, value in saved['args'].items() if key not in ABOUT_THE_MACHINE}
+    for key in ('train_list', 'val_list', 'test_list'):
+        if settings.get(key):
+            settings[key] = Path(settings[key]).name  # looked for in the data folder
+    return {'model': name, 'class_counts': saved['class_counts'], 'settings': settings, 'epoch': saved['epoch'] + 1}
+
+
+def _hardware(run: Path) -> dict[str, Any]:
+    path = run / 'hardware.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _validated(args: argparse.Namespace) -> dict[str, Any]:
+    """Accuracies of the written file in percent, as validate.py gives them."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, 'results.json')
+        data = ['--data-dir', args.data_dir] if args.data_dir else []
+        subprocess.run([sys.executable, str(ROOT / 'validate.py'), '--model', args.name, '--pretrained', *data,
+                        '--workers', '0', '--device', 'cpu', '--results-file', str(results)], check=True)
+        found = json.loads(results.read_text())
+    return {'split': found['split'], 'images': found['num_samples'],
+            **{key: found[key] for key in ('top1', 'top5', 'mean_class', 'many', 'medium', 'few')}}
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=1, default=list) + '\n'
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('run', type=Path, help='folder of a run of train.py')
+    parser.add_argument('name', help='arch.tag')
+    parser.add_argument('--data-dir', help='folder of the images and their lists')
+    parser.add_argument('--checkpoint', default='last.pth.tar', help='file in the folder (default: last.pth.tar)')
+    return parser.parse_args()
+
+
+if __name__ == '__main__':
+    main()

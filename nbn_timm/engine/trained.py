@@ -1,0 +1,168 @@
+"""A trained model from wherever it lies, with what is known of its classes, its input and its training."""
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from nbn_timm.data import ClassCounts, DataDefaults
+from nbn_timm.data.defaults import OWN_IMAGES
+from nbn_timm.engine.model import create_model, model_settings, training_arguments
+from nbn_timm.errors import InputError
+from nbn_timm.models._convert import recognize, rename_experts
+from nbn_timm.models._pretrained import weights_record
+from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.stages import restore_stages
+
+HUB, FOLDER = 'hf-hub:', 'local-dir:'
+RECORD_KEY = 'nbn_timm'  # in timm's config.json
+
+_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in eval mode on the CPU, and what goes with it.
+
+    Attributes:
+        model: With its weights.
+        name: For `timm.create_model`: an architecture, or what was asked for.
+        model_args: Constructor arguments beyond the number of classes.
+        nbn: NBN was put into a model of timm's with `add_nbn`.
+        input: Format of its images.
+        class_counts: Class names and training images per class, where they are known.
+        record: What else is known: 'settings' (training arguments), 'epoch' (of the weights, from 1), 'test'
+            (accuracies in percent), 'hardware', 'date'.
+    """
+
+    model: nn.Module
+    name: str
+    model_args: Mapping[str, Any]
+    nbn: bool
+    input: DataDefaults
+    class_counts: ClassCounts | None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def open_trained(
+        source: str,
+        *,
+        use_ema: bool = False,
+        model: str | None = None,
+        class_counts_file: str | None = None,
+        all_experts: bool = False,
+) -> TrainedModel:
+    """Open a trained model.
+
+    Args:
+        source: A checkpoint file of this package, of timm or of the released code; a folder with timm's config.json,
+            also as 'local-dir:FOLDER'; 'hf-hub:user/repo'; or a name with pretrained weights, of this package's or of
+            timm's.
+        use_ema: Take the averaged weights of a checkpoint.
+        model: Architecture of a checkpoint that does not record it.
+        class_counts_file: Training images per class, instead of those that are recorded.
+        all_experts: Leave out the router of a routed checkpoint.
+
+    Raises:
+        InputError: It is not there, or its parts do not fit.
+    """
+    if Path(source).is_file():
+        opened = _from_checkpoint(source, use_ema, model, all_experts)
+    elif use_ema or model:
+        raise InputError(f"'{source}' is no checkpoint file, so there is no architecture to give and there are no "
+                         'averaged weights: leave out --use-ema and the architecture, or correct the path')
+    else:
+        opened = _from_name(f'{FOLDER}{source}' if Path(source, 'config.json').is_file() else source)
+    if class_counts_file is None:
+        return opened
+    counts = ClassCounts.from_file(class_counts_file)
+    if counts.num_classes != _num_classes(opened.model):
+        raise InputError(f"'{class_counts_file}' counts {counts.num_classes} classes and the model has "
+                         f'{_num_classes(opened.model)}: give the counts of the data that it was trained on')
+    return TrainedModel(**{**vars(opened), 'class_counts': counts})
+
+
+def recorded_training(name: str | None) -> dict[str, Any]:
+    """What is known of the training of pretrained weights: of the package's, or of a folder or repository.
+
+    Returns:
+        See `TrainedModel.record`, and 'class_counts' of `ClassCounts.to_dict`; empty where nothing is known.
+    """
+    if name is None:
+        return {}
+    if name.startswith((HUB, FOLDER)):
+        return dict(read_config(name).get(RECORD_KEY) or {})
+    return weights_record(name) or {}
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
+
+    Raises:
+        InputError: There is none.
+    """
+    scheme, _, place = source.partition(':')
+    try:
+        if f'{scheme}:' == FOLDER:
+            path = Path(place, 'config.json')
+        else:
+            repo_id, _, revision = place.partition('@')
+            path = Path(hf_hub_download(repo_id, 'config.json', revision=revision or None))
+        config = json.loads(path.read_text())
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
+                         'connection') from error
+    if not isinstance(config, dict):
+        raise InputError(f"the config.json of '{source}' is no object: give a model of timm's format")
+    return config
+
+
+def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: bool) -> TrainedModel:
+    checkpoint = read_checkpoint(path)
+    if use_ema and 'state_dict_ema' not in checkpoint:
+        raise InputError(f"'{path}' has no averaged weights: give a checkpoint of a run with --model-ema, or leave out "
+                         '--use-ema')
+    weights = rename_experts(read_state_dict(path, use_ema))
+    found = recognize(weights)
+    settings = training_arguments(checkpoint)
+    known = model or settings.get('model') or checkpoint.get('arch')
+    inferred = found.model_args if found is not None and known in (None, found.arch) else {}
+    name, nbn, kwargs = model_settings(known or (found.arch if found else None), None, dict(inferred), checkpoint,
+                                       'the architecture with it')
+    counts = checkpoint.get('class_counts')
+    class_counts = ClassCounts.from_dict(counts) if isinstance(counts, dict) else None
+    num_classes = class_counts.num_classes if class_counts else found.num_classes if found else None
+    network = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights,
+                             without=('routing',) if all_experts else ())
+    load_weights(network, path, use_ema)
+    record: dict[str, Any] = {}
+    if settings:
+        record['settings'] = settings
+    if isinstance(checkpoint.get('epoch'), int):
+        record['epoch'] = checkpoint['epoch'] + 1
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), class_counts, record)
+
+
+def _from_name(name: str) -> TrainedModel:
+    network = create_model(name, pretrained=True)
+    record = recorded_training(name)
+    counts = record.pop('class_counts', None)
+    settings = record.get('settings') or {}
+    args = read_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
+    args = {key: value for key, value in (args or {}).items() if key != 'num_classes'}
+    return TrainedModel(network.eval(), name, args, False, _input(network, settings),
+                        ClassCounts.from_dict(counts) if counts else None, record)
+
+
+def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:
+    """The format that the model was trained with, else the one it is configured for."""
+    return OWN_IMAGES.for_model(model.pretrained_cfg).override(**{key: settings.get(key) for key in _FORMAT})
+
+
+def _num_classes(model: Any) -> int:
+    return int(model.num_classes)

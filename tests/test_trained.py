@@ -1,0 +1,99 @@
+"""Opening trained models from files, folders and names."""
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+
+import nbn_timm
+from nbn_timm.cli.train import main as train
+from nbn_timm.engine.trained import RECORD_KEY, open_trained, read_config, recorded_training
+from nbn_timm.errors import InputError
+from nbn_timm.models import _pretrained
+
+IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def same_weights(first, second):
+    first, second = first.state_dict(), second.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('run')
+    train(['--config', 'quickstart', '--epochs', '1', '--warmup-epochs', '0', '--batch-size', '64', '--model-ema',
+           '--device', 'cpu', '--output', str(folder), '--experiment', 'run'])
+    return folder / 'run'
+
+
+def test_a_checkpoint_brings_its_classes_its_input_and_its_training(run):
+    opened = open_trained(str(run / 'last.pth.tar'))
+    saved = torch.load(run / 'last.pth.tar', weights_only=True)
+    assert opened.name == 'resnet20_nbn' and not opened.nbn and not opened.model.training
+    assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.306, 0.306, 0.306)
+    assert opened.class_counts.num_classes == 10 and opened.class_counts.total == sum(saved['class_counts']['counts'])
+    assert opened.record['epoch'] == 1 and opened.record['settings']['loss'] == 'balanced_softmax'
+    assert torch.equal(opened.model.fc.weight, saved['state_dict']['fc.weight'])
+    averaged = open_trained(str(run / 'last.pth.tar'), use_ema=True).model
+    assert torch.equal(averaged.fc.weight, saved['state_dict_ema']['fc.weight'])
+    assert not torch.equal(averaged.fc.weight, opened.model.fc.weight)
+
+
+def test_bare_weights_are_recognised(tmp_path):
+    model = timm.create_model('resnet32_ride_nbn', num_classes=7, num_experts=2)
+    save_file(model.state_dict(), tmp_path / 'model.safetensors')
+    opened = open_trained(str(tmp_path / 'model.safetensors'))
+    assert (opened.name, opened.model_args['num_experts'], opened.model.num_classes) == ('resnet32_ride_nbn', 2, 7)
+    assert same_weights(opened.model, model) and opened.class_counts is None and opened.record == {}
+
+
+def test_a_folder_in_timms_format_brings_its_record(tmp_path):
+    model = timm.create_model('resnet20_nbn', num_classes=3)
+    save_for_hf(model, tmp_path, model_config={RECORD_KEY: {
+        'class_counts': {'counts': [5, 3, 1], 'names': ['a', 'b', 'c'], 'source': 'somewhere'},
+        'settings': {'input_size': [3, 16, 16], 'mean': [0.1, 0.2, 0.3]}, 'epoch': 7}},
+        model_args={'gradient': 'released'})
+    for source in (str(tmp_path), f'local-dir:{tmp_path}'):
+        opened = open_trained(source)
+        assert same_weights(opened.model, model)
+        assert opened.class_counts.counts == (5, 3, 1) and opened.record['epoch'] == 7
+        assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.1, 0.2, 0.3)
+        assert opened.model_args['gradient'] == 'released' and 'num_classes' not in opened.model_args
+        assert not nbn_timm.layers.convert.nbn_layers(opened.model)[0].cap_gradient
+
+
+def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):
+    name = _pretrained.shipped_names()[0]
+    opened = open_trained(name)
+    record = recorded_training(name)
+    assert opened.name == name and opened.record == {k: v for k, v in record.items() if k != 'class_counts'}
+    assert list(opened.class_counts.counts) == record['class_counts']['counts']
+    assert recorded_training(name.replace('.', '_')) == record
+    assert recorded_training('resnet50_nbn') == recorded_training('resnet18') == recorded_training(None) == {}
+
+
+def test_given_counts_replace_the_recorded_ones(run, tmp_path):
+    (tmp_path / 'counts.json').write_text(json.dumps({'counts': list(range(1, 11))}))
+    opened = open_trained(str(run / 'last.pth.tar'), class_counts_file=str(tmp_path / 'counts.json'))
+    assert opened.class_counts.counts == tuple(range(1, 11))
+    (tmp_path / 'counts.json').write_text(json.dumps({'counts': [1, 2]}))
+    with pytest.raises(InputError, match='counts 2 classes and the model has 10'):
+        open_trained(str(run / 'last.pth.tar'), class_counts_file=str(tmp_path / 'counts.json'))
+
+
+def test_what_is_not_there_is_said_in_one_sentence(run, tmp_path):
+    with pytest.raises(InputError, match="unknown --model 'resnet20_nbm'"):
+        open_trained('resnet20_nbm')
+    with pytest.raises(InputError, match='is no checkpoint file'):
+        open_trained('missing.pth.tar', use_ema=True)
+    with pytest.raises(InputError, match='has no config.json'):
+        read_config(f'local-dir:{tmp_path}')
+    (tmp_path / 'config.json').write_text('[1]')
+    with pytest.raises(InputError, match='is no object'):
+        read_config(f'local-dir:{tmp_path}')
+    torch.save({'weight': torch.ones(3)}, tmp_path / 'other.pth')
+    with pytest.raises(InputError, match='does not record its architecture'):
+        open_trained(str(tmp_path / 'other.pth'))
