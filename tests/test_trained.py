@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 
-import nbn_timm
+import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import main as train
 from nbn_timm.engine.trained import RECORD_KEY, open_trained, read_config, recorded_training
 from nbn_timm.errors import InputError
+from nbn_timm.layers.convert import nbn_layers
 from nbn_timm.models import _pretrained
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -62,7 +63,7 @@ def test_a_folder_in_timms_format_brings_its_record(tmp_path):
         assert opened.class_counts.counts == (5, 3, 1) and opened.record['epoch'] == 7
         assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.1, 0.2, 0.3)
         assert opened.model_args['gradient'] == 'released' and 'num_classes' not in opened.model_args
-        assert not nbn_timm.layers.convert.nbn_layers(opened.model)[0].cap_gradient
+        assert not any(layer.cap_gradient for layer in nbn_layers(opened.model).values())
 
 
 def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):
