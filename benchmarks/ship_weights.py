@@ -3,7 +3,8 @@
     python benchmarks/ship_weights.py output/zoo/nbn_bs-s42 resnet32_nbn.cifar100_lt --data-dir /data/cifar100_png
 
 writes `nbn_timm/weights/resnet32_nbn.cifar100_lt.safetensors` and, beside it, `.json`. The accuracy in it is what
-`validate.py` gives for the written file, in float32; the run's own was evaluated as it was trained, in bfloat16.
+`validate.py` gives for the written file, in float32; the run's own was evaluated as it was trained, in bfloat16. The
+table of docs/weights.md is made anew from all records.
 """
 import argparse
 import json
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.files import write_text_atomic
-from nbn_timm.models._pretrained import write_zoo_file
+from nbn_timm.models._pretrained import shipped_file, shipped_names, weights_record, write_zoo_file
 from nbn_timm.models.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / 'nbn_timm' / 'weights'
+BEGIN, END = '<!-- shipped -->', '<!-- /shipped -->'
 ABOUT_THE_MACHINE = ('data_dir', 'output', 'experiment', 'resume', 'config', 'device', 'workers', 'pin_mem')
 
 
@@ -32,7 +34,22 @@ def main() -> None:
     write_text_atomic(target.with_suffix('.json'), _text(record))
     record['test'] = _validated(args)
     write_text_atomic(target.with_suffix('.json'), _text(record))
+    write_table(ROOT / 'docs' / 'weights.md')
     print(f'{args.name}: {target.stat().st_size / 1e6:.2f} MB, {record["test"]}')
+
+
+def write_table(page: Path) -> None:
+    """Put what is shipped between the markers of a page."""
+    rows = ['| name | trained with | epochs | all | many | medium | few | file |', '|---|---|---|---|---|---|---|---|']
+    for name in shipped_names():
+        record, file = weights_record(name), shipped_file(name)
+        assert record is not None and file is not None
+        settings = record['settings']
+        accuracy = ' | '.join(f'{record["test"][key]:.2f}' for key in ('top1', 'many', 'medium', 'few'))
+        rows.append(f'| `{name}` | `{settings["loss"]}`, seed {settings["seed"]} | {record["epoch"]} | {accuracy} '
+                    f'| {Path(file).stat().st_size / 1e6:.1f} MB |')
+    before, _, rest = page.read_text().partition(BEGIN)
+    write_text_atomic(page, '\n'.join([before + BEGIN, *rows, END]) + rest.partition(END)[2])
 
 
 def _record(name: str, checkpoint: Path) -> dict[str, Any]:
