@@ -1,0 +1,440 @@
+"""The results of docs/zoo.md, tables and plots, made from the logs of runs and from nothing else.
+
+    python benchmarks/results_page.py collect output/nbn-s0 output/nbn-s1   # a run's logs, into results/cifar100_lt
+    python benchmarks/results_page.py build                                # tables and plots from results/cifar100_lt
+    python benchmarks/results_page.py build --check                        # fails unless they are what the logs give
+
+A run is called `<method>-s<seed>`. Runs of one method must agree in every setting but the seed; what is reported is
+their test accuracy after the last epoch, mean and sample standard deviation. Plots need `pip install '.[plots]'`.
+"""
+import argparse
+import csv
+import hashlib
+import itertools
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from nbn_timm.engine.model import create_model
+from nbn_timm.errors import InputError, run_cli
+from nbn_timm.files import atomic_write, write_text_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
+HARDWARE = 'hardware.json'  # of cifar_zoo.py: {"hardware": "in words", "torch": version, "command": ...}
+BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
+SHOTS = ('many', 'medium', 'few')
+DIGEST = 'Digest'  # key of a plot's PNG text: of the numbers that it shows
+
+# Settings that say where and how conveniently a run was done, not what it computed.
+WHEREABOUTS = {'seed', 'experiment', 'output', 'data_dir', 'download', 'workers', 'device', 'pin_mem', 'resume',
+               'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'config'}
+# What a published number is never without a word about; a run with one of these is compared with none.
+EXTRAS = ('stage', 'kd_checkpoint', 'aa', 'mixup', 'cutmix', 'remix', 'cmo')
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of a run's test_per_class.csv."""
+
+    name: str
+    train_images: int
+    shot: str
+    test_images: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        return 100 * self.correct / self.test_images
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the logs of a finished run say."""
+
+    name: str
+    settings: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]  # one entry per epoch
+    classes: Sequence[ClassRow]
+    done_with: Mapping[str, str]  # hardware, torch, command; empty if that was not recorded
+
+    @property
+    def hardware(self) -> str:
+        """In words, with the version of torch."""
+        parts = [self.done_with.get('hardware', 'not recorded')]
+        return ', '.join([*parts, f'torch {self.done_with["torch"]}'] if 'torch' in self.done_with else parts)
+
+    @property
+    def method(self) -> str:
+        return re.sub(r'-s\d+$', '', self.name)
+
+    @property
+    def seed(self) -> int:
+        return self.settings['seed']
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds in training steps: without evaluation, and without the pauses of a resumed run."""
+        images = sum(row.train_images for row in self.classes)
+        return sum(images / entry['train_images_per_second'] for entry in self.log)
+
+    def accuracy(self, shot: str | None = None) -> float:
+        """Test accuracy in percent over the images of all classes, or of the many-, medium- or few-shot ones."""
+        rows = [row for row in self.classes if shot in (None, row.shot)]
+        return 100 * sum(row.correct for row in rows) / sum(row.test_images for row in rows)
+
+    def what_it_computes(self) -> dict[str, Any]:
+        """The settings that runs of one method share; a first stage's run may have a seed of its own too."""
+        return {key: re.sub(r'-s\d+(?=/)', '', value) if isinstance(value, str) else value
+                for key, value in self.settings.items() if key not in WHEREABOUTS}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seeds only."""
+
+    name: str
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.runs[0].settings
+
+    def accuracies(self, shot: str | None = None) -> list[float]:
+        """Test accuracy of each run."""
+        return [run.accuracy(shot) for run in self.runs]
+
+    def class_accuracies(self) -> list[float]:
+        """Test accuracy of each class, mean over the runs."""
+        return [statistics.mean(row.accuracy for row in rows)
+                for rows in zip(*(run.classes for run in self.runs), strict=True)]
+
+    def curve(self, key: str) -> list[float]:
+        """A number of the log after each epoch, mean over the runs."""
+        return [statistics.mean(entry[key] for entry in entries)
+                for entries in zip(*(run.log for run in self.runs), strict=True)]
+
+
+# Reading runs -------------------------------------------------------------------------------------------------------
+
+def read_run(folder: Path) -> Run:
+    """Read the logs of a run.
+
+    Raises:
+        InputError: A file is missing or damaged, the run is not finished, or what it evaluated is not its last epoch.
+    """
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"'{folder}' is no finished run of train.py (no {missing[0]}): give another folder")
+    try:
+        settings = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+        log = [json.loads(line) for line in (folder / 'log.jsonl').read_text(encoding='utf-8').splitlines()]
+        test = json.loads((folder / 'test.json').read_text(encoding='utf-8'))
+        with open(folder / 'test_per_class.csv', newline='', encoding='utf-8') as file:
+            classes = [ClassRow(row['name'], int(row['train_images']), row['shot'], int(row['test_images']),
+                                int(row['correct'])) for row in csv.DictReader(file)]
+        done_with = json.loads((folder / HARDWARE).read_text(encoding='utf-8')) if (folder / HARDWARE).is_file() else {}
+        run = Run(settings.get('experiment') or folder.name, settings, log, classes, dict(done_with))
+        epochs = [entry['epoch'] for entry in log]
+        stated = [test[name] for name in ('top1', *SHOTS)]
+        found = [round(run.accuracy(shot), 6) for shot in (None, *SHOTS)]
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, yaml.YAMLError) as error:
+        raise InputError(f"the logs in '{folder}' cannot be read ({type(error).__name__}: {error}): repeat the run"
+                         ) from error
+    if epochs != list(range(settings['epochs'])):
+        raise InputError(f"'{folder}' has logged {len(epochs)} epochs of {settings['epochs']}: let the run finish")
+    if 'chosen by' in test['checkpoint']:
+        raise InputError(f"'{folder}' reports {test['checkpoint']}: the page shows last epochs only, so give a run "
+                         'without a validation split')
+    if stated != found:
+        raise InputError(f"test.json and test_per_class.csv in '{folder}' differ ({stated} and {found}): they are of "
+                         'two runs')
+    return run
+
+
+def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
+    """All runs below a folder by method, in the order of `labels` and then of their names.
+
+    Raises:
+        InputError: There are none, runs of one method differ in a setting, or two have the same seed.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.glob('*/args.yaml'))]
+    if not runs:
+        raise InputError(f"there are no runs in '{folder}': put some there with `results_page.py collect RUN ...`")
+    classes = [[(row.name, row.train_images, row.shot) for row in run.classes] for run in runs]
+    for run, of_run in zip(runs, classes, strict=True):
+        if of_run != classes[0]:
+            raise InputError(f"runs '{runs[0].name}' and '{run.name}' were trained on other numbers of images per "
+                             'class: keep results of different training sets in different folders')
+    methods = []
+    order = {name: position for position, name in enumerate(labels)}
+    for name in sorted({run.method for run in runs}, key=lambda name: (order.get(name, len(order)), name)):
+        own = sorted((run for run in runs if run.method == name), key=lambda run: run.seed)
+        check_same(own)
+        methods.append(Method(name, labels.get(name, name.replace('_', ' ')), own))
+    return methods
+
+
+def check_same(runs: Sequence[Run]) -> None:
+    """Refuse to average runs that differ in more than their seed, or not even in that."""
+    first = runs[0].what_it_computes()
+    for before, run in itertools.pairwise(runs):
+        other = run.what_it_computes()
+        changed = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
+        if changed:
+            key = changed[0]
+            raise InputError(f"runs '{runs[0].name}' and '{run.name}' differ in {key} ({first.get(key)} and "
+                             f'{other.get(key)}): give them different method names')
+        if run.seed == before.seed:
+            raise InputError(f"runs '{before.name}' and '{run.name}' have the same seed {run.seed}: keep one")
+
+
+# Collecting runs ----------------------------------------------------------------------------------------------------
+
+def collect(run_folder: Path, target: Path, data_dir: str) -> Path:
+    """Copy the logs of a run, without checkpoints and without the paths of the machine that it was done on.
+
+    Args:
+        run_folder: Of a finished run.
+        target: Parent of the folder to write.
+        data_dir: Stands for the run's image root in its settings.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        InputError: See `read_run`.
+    """
+    run = read_run(run_folder)
+    folder = target / run.name
+    texts = {name: (run_folder / name).read_text(encoding='utf-8') for name in NEEDED}
+    if run.done_with:
+        record = {key: value.replace(str(run.settings['data_dir']), data_dir) for key, value in run.done_with.items()}
+        texts[HARDWARE] = json.dumps(record, indent=2) + '\n'
+    comment = ''.join(line for line in texts['args.yaml'].splitlines(keepends=True) if line.startswith('#'))
+    settings = neutral_settings(run.settings, data_dir)
+    texts['args.yaml'] = comment + yaml.safe_dump(settings, sort_keys=False)
+    for name, text in texts.items():
+        write_text_atomic(folder / name, text)
+    return folder
+
+
+def neutral_settings(settings: Mapping[str, Any], data_dir: str) -> dict[str, Any]:
+    """Settings whose paths begin with `data_dir` or 'output', or are mere file names."""
+    places = {settings.get('data_dir'): data_dir, settings.get('output'): 'output'}
+
+    def neutral(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: neutral(part) for key, part in value.items()}
+        if not isinstance(value, str) or not os.path.isabs(value):
+            return value
+        for place, name in places.items():
+            if place and Path(value).is_relative_to(place):
+                return (Path(name) / Path(value).relative_to(place)).as_posix()
+        return Path(value).name
+    return {**neutral(dict(settings)), 'output': 'output'}
+
+
+# The page -----------------------------------------------------------------------------------------------------------
+
+def read_published(path: Path) -> dict[str, Any]:
+    """The published numbers and the labels of our methods."""
+    return yaml.safe_load(path.read_text(encoding='utf-8'))
+
+
+def published_beside(settings: Mapping[str, Any], published: Mapping[str, Any]) -> str:
+    """The published accuracy of a run's method, or an empty string."""
+    if any(settings.get(name) for name in EXTRAS) or settings['sampler'] != 'instance_balanced':
+        return ''
+    flat = {**settings, **(settings.get('model_kwargs') or {}), **(settings.get('loss_kwargs') or {})}
+    return next((shown(entry) for entry in published['entries']
+                 if 'beside' in entry and all(flat.get(key) in value for key, value in entry['beside'].items())), '')
+
+
+def shown(entry: Mapping[str, Any]) -> str:
+    """A published accuracy: over all classes and, in parentheses, over many, medium and few."""
+    splits = ' / '.join(str(entry[shot]) for shot in SHOTS if shot in entry)
+    return str(entry['all']) + (f' ({splits})' if splits else '')
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean ± sample standard deviation; of a single value, the value."""
+    mean = f'{statistics.mean(values):.{digits}f}'
+    return mean if len(values) == 1 else f'{mean} ± {statistics.stdev(values):.{digits}f}'
+
+
+def recipe(settings: Mapping[str, Any]) -> str:
+    """What was trained and how, from the settings themselves."""
+    kwargs = [f'{key}={value}' for key, value in (settings.get('model_kwargs') or {}).items()]
+    model = f'`{settings["model"]}`' + (f' ({", ".join(kwargs)})' if kwargs else '')
+    extras = [f'{name} {settings[name]}' for name in EXTRAS if settings.get(name) and name != 'kd_checkpoint']
+    parts = [model, settings['loss'].replace('_', ' '),
+             '' if settings['sampler'] == 'instance_balanced' else f'{settings["sampler"].replace("_", " ")} draws',
+             'distilled' if settings.get('kd_checkpoint') else '', *extras]
+    return ', '.join(part for part in parts if part)
+
+
+def size_of(settings: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image in evaluation (convolutions and linear layers)."""
+    model: Any = create_model(settings['model'], num_classes, nbn=bool(settings.get('add_nbn')),
+                              **(settings.get('model_kwargs') or {})).eval()
+    channels, height, width = model.pretrained_cfg['input_size']
+    side = settings.get('img_size')
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, channels, side or height, side or width))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+
+
+def command(run: Run, results: str) -> str:
+    """What repeats a run: the command as it was given, or with the settings that were recorded."""
+    settings = f'{results.removeprefix("../")}/{run.name}/args.yaml'
+    return run.done_with.get('command') or f'python train.py --config {settings}'
+
+
+def duration(seconds: float) -> str:
+    return f'{seconds:.0f} s' if seconds < 120 else f'{seconds / 60:.1f} min' if seconds < 7200 else \
+        f'{seconds / 3600:.1f} h'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(str(cell).replace('|', r'\|') for cell in line) + ' |' for line in lines)
+
+
+def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: str, images: str) -> str:
+    """What stands between the markers.
+
+    Args:
+        methods: Ours.
+        published: See `read_published`.
+        results, images: Folders as the page names them in links.
+    """
+    classes = methods[0].runs[0].classes
+    sizes = ', '.join(f'{sum(row.shot == shot for row in classes)} {shot}' for shot in SHOTS)
+    accuracy = table(
+        ['method', 'seeds', 'epochs', 'all', *SHOTS, f'published, {published["epochs"]} epochs'],
+        ([method.label, len(method.runs), method.settings['epochs'],
+          *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
+          published_beside(method.settings, published)] for method in methods))
+    cost = table(
+        ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'hardware', 'logs, by seed'],
+        ([method.label, recipe(method.settings), f'{parameters:,}', f'{multiply_adds / 1e6:.1f} M',
+          duration(statistics.mean(run.train_seconds for run in method.runs)),
+          '; '.join(dict.fromkeys(run.hardware for run in method.runs)),
+          ', '.join(f'[{run.seed}]({results}/{run.name})' for run in method.runs)]
+         for method in methods for parameters, multiply_adds in [size_of(method.settings, len(classes))]))
+    commands = '\n'.join(command(method.runs[0], results) for method in methods)
+    others = table(
+        ['published', 'accuracy', 'source'],
+        ([entry['method'], shown(entry), entry['source']] for entry in published['entries']))
+    plots = '\n\n'.join(f'![{caption}]({images}/{name})' for name, caption in PLOTS.items())
+    return '\n\n'.join([
+        f'{sum(row.train_images for row in classes):,} training images of {len(classes)} classes, the largest with '
+        f'{max(row.train_images for row in classes)} and the smallest with '
+        f'{min(row.train_images for row in classes)} ({sizes}); {sum(row.test_images for row in classes):,} test '
+        'images. Test accuracy in percent after the last epoch, mean ± sample standard deviation over seeds; in '
+        'parentheses many / medium / few.',
+        accuracy, published['note'].strip(), plots, cost,
+        'Training is the mean time of a run in training steps, without evaluation. The commands, for the first seed of '
+        'each method:', f'```\n{commands}\n```',
+        'Published numbers, at their best setting:', others])
+
+
+PLOTS = {
+    'cifar100_lt_classes.png': 'Accuracy of each class against its number of training images',
+    'cifar100_lt_splits.png': 'Accuracy over many-, medium- and few-shot classes',
+    'cifar100_lt_training.png': 'Training loss and learning rate',
+}
+
+
+def between_markers(page: str, text: str, path: Path) -> str:
+    """The page with `text` between its markers."""
+    if not re.search(f'{re.escape(BEGIN)}.*{re.escape(END)}', page, re.DOTALL):
+        raise InputError(f"'{path}' has no lines '{BEGIN}' and '{END}': put them where the results belong")
+    before, rest = page.split(BEGIN, 1)
+    return f'{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}'
+
+
+def digest_of(methods: Sequence[Method]) -> str:
+    """SHA-256 of everything that the plots show."""
+    shown = [[method.label, method.curve('train_loss'), method.curve('lr'), [
+        [asdict(row) for row in run.classes] for run in method.runs]] for method in methods]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def build(results: Path, page: Path, images: Path, published: Mapping[str, Any], check: bool) -> None:
+    """Write page and plots, or check that they are what the logs give.
+
+    Raises:
+        InputError: The logs are not in order, or on `check` something is out of date.
+    """
+    methods = read_methods(results, published['labels'])
+    digest = digest_of(methods)
+    old = page.read_text(encoding='utf-8')
+    text = page_text(methods, published, os.path.relpath(results, page.parent), os.path.relpath(images, page.parent))
+    new = between_markers(old, text, page)
+    if check:
+        stale = [str(path) for path in (images / name for name in PLOTS) if digest_in(path) != digest]
+        stale = ([str(page)] if old != new else []) + stale
+        if stale:
+            raise InputError(f"{', '.join(stale)} is not what the logs in '{results}' give: run "
+                             '`python benchmarks/results_page.py build`')
+        return
+    try:
+        import results_plots
+    except ImportError as error:
+        raise InputError(f"plots need matplotlib ({error}): pip install '.[plots]'") from error
+    figures = (results_plots.classes(methods), results_plots.splits(methods), results_plots.training(methods))
+    for name, figure in zip(PLOTS, figures, strict=True):
+        atomic_write(images / name, lambda path, figure=figure: figure.savefig(
+            path, format='png', dpi=150, metadata={DIGEST: digest, 'Software': None}))
+    write_text_atomic(page, new)
+
+
+def digest_in(plot: Path) -> str | None:
+    """The digest that a plot carries, None without a plot."""
+    if not plot.is_file():
+        return None
+    with Image.open(plot) as image:
+        return image.info.get(DIGEST)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True)
+    command = commands.add_parser('collect', help='copy the logs of runs')
+    command.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='run folders of train.py')
+    command.add_argument('--data-dir', default='/data/cifar100_png', metavar='DIR',
+                         help="what to write in place of the image root (default: /data/cifar100_png)")
+    command.add_argument('--results', type=Path, default=ROOT / 'results' / 'cifar100_lt', metavar='DIR')
+    command = commands.add_parser('build', help='make tables and plots of all collected logs')
+    command.add_argument('--check', action='store_true', help='write nothing, fail if something would change')
+    command.add_argument('--results', type=Path, default=ROOT / 'results' / 'cifar100_lt', metavar='DIR')
+    command.add_argument('--page', type=Path, default=ROOT / 'docs' / 'zoo.md', metavar='FILE')
+    command.add_argument('--images', type=Path, default=ROOT / 'docs' / 'images', metavar='DIR')
+    command.add_argument('--published', type=Path, default=ROOT / 'benchmarks' / 'published.yaml', metavar='FILE')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.command == 'collect':
+        for run in args.runs:
+            print(f"wrote '{collect(run, args.results, args.data_dir)}'")
+    else:
+        build(args.results, args.page, args.images, read_published(args.published), args.check)
+
+
+if __name__ == '__main__':
+    raise SystemExit(run_cli(main, 'results_page.py'))

@@ -1,0 +1,233 @@
+"""benchmarks/results_page.py on made-up runs: its numbers, its refusals, and that the repository's page is current."""
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from nbn_timm.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+COUNTS = (200, 120, 60, 30, 9, 3)
+SHOTS = ('many', 'many', 'medium', 'medium', 'few', 'few')
+PUBLISHED = {
+    'epochs': 200, 'note': 'Another draw.', 'labels': {'ce': 'cross entropy'},
+    'entries': [{'method': 'CE', 'all': '38 to 41', 'source': 'a paper',
+                 'beside': {'model': ['resnet20'], 'loss': ['cross_entropy']}},
+                {'method': 'two experts', 'all': 48.6, 'many': 67.0, 'medium': 49.9, 'few': 25.7, 'source': 'a zoo',
+                 'beside': {'loss': ['ride'], 'num_experts': [2, 3]}}]}
+
+
+@pytest.fixture(scope='module')
+def results_page():
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    try:
+        import results_page
+        yield results_page
+    finally:
+        sys.path.remove(str(ROOT / 'benchmarks'))
+
+
+def write_run(parent: Path, name: str, correct, seed: int, hardware=None, **settings) -> Path:
+    """A run folder as train.py leaves it, with ten test images per class."""
+    folder = parent / name
+    folder.mkdir(parents=True)
+    settings = {
+        'dataset': 'cifar100_lt', 'data_dir': '/home/me/pictures', 'train_list': '/home/me/pictures/lists/a.txt',
+        'model': 'resnet20', 'model_kwargs': {}, 'add_nbn': False, 'loss': 'cross_entropy', 'loss_kwargs': {},
+        'sampler': 'instance_balanced', 'stage': None, 'initial_checkpoint': None, 'epochs': 2, 'seed': seed,
+        'output': '/home/me/runs', 'experiment': name, 'workers': seed, **settings}
+    (folder / 'args.yaml').write_text('# Settings of this run.\n' + yaml.safe_dump(settings, sort_keys=False))
+    # 422 training images: 1 s and 2 s, whatever pause lay between the epochs.
+    (folder / 'log.jsonl').write_text(''.join(json.dumps(
+        {'epoch': epoch, 'time': f'2026-11-2{epoch}T00:00:00+00:00', 'train_loss': 3.0 - epoch + seed,
+         'train_images_per_second': rate, 'lr': 0.1}) + '\n' for epoch, rate in enumerate((422.0, 211.0))))
+    with open(folder / 'test_per_class.csv', 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['class', 'name', 'train_images', 'shot', 'test_images', 'correct', 'accuracy'])
+        for label, hits in enumerate(correct):
+            writer.writerow([label, f'class{label}', COUNTS[label], SHOTS[label], 10, hits, 10.0 * hits])
+    accuracy = {shot: 5.0 * sum(hits for hits, of in zip(correct, SHOTS, strict=True) if of == shot) for shot in SHOTS}
+    (folder / 'test.json').write_text(json.dumps(
+        {'checkpoint': 'epoch 2 (last.pth.tar), the last one, since there is no validation split to choose by',
+         'top1': round(sum(correct) / 0.6, 6), **accuracy}))
+    (folder / 'last.pth.tar').write_text('large')
+    if hardware:
+        (folder / 'hardware.json').write_text(json.dumps({
+            'hardware': hardware, 'torch': '2.14',
+            'command': f'python train.py --data-dir /home/me/pictures --seed {seed}'}))
+    return folder
+
+
+@pytest.fixture
+def place(results_page, tmp_path) -> dict:
+    """Two methods, the first with two seeds, collected; and a page to write them to."""
+    runs = [write_run(tmp_path / 'runs', 'ce-s0', (9, 8, 5, 4, 1, 0), 0, 'one core'),
+            write_run(tmp_path / 'runs', 'ce-s1', (9, 8, 7, 4, 1, 0), 1, 'one core'),
+            write_run(tmp_path / 'runs', 'two_experts-s7', (8, 8, 6, 5, 3, 2), 7, model='resnet32_ride', loss='ride',
+                      model_kwargs={'num_experts': 2})]
+    for run in runs:
+        results_page.collect(run, tmp_path / 'results', '/data/pictures')
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'zoo.md').write_text(f'# Zoo\n\n{results_page.BEGIN}\nold\n{results_page.END}\n\nThe end.\n')
+    return {'results': tmp_path / 'results', 'page': tmp_path / 'docs' / 'zoo.md',
+            'images': tmp_path / 'docs' / 'images', 'published': PUBLISHED}
+
+
+def rows_of(page: Path) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip('|').split('|')]
+            for line in page.read_text().splitlines() if line.startswith('|')]
+
+
+def test_numbers_are_those_of_the_logs(results_page, place):
+    pytest.importorskip('matplotlib')
+    results_page.build(**place, check=False)
+    rows = rows_of(place['page'])
+    # 27/60 and 29/60; medium 9/20 and 11/20: the sample deviation of two values is their distance over root two.
+    assert ['cross entropy', '2', '2',
+            '46.67 ± 2.36', '85.00 ± 0.00', '50.00 ± 7.07', '5.00 ± 0.00', '38 to 41'] in rows
+    assert ['two experts', '1', '2', '53.33', '80.00', '55.00', '25.00', '48.6 (67.0 / 49.9 / 25.7)'] in rows
+    cost = {row[0]: row[1:] for row in rows if len(row) == 7 and row[0] != 'method'}
+    assert cost['cross entropy'] == [
+        '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', 'one core, torch 2.14',
+        '[0](../results/ce-s0), [1](../results/ce-s1)']
+    assert cost['two experts'][0] == '`resnet32_ride` (num_experts=2), ride'
+    assert cost['two experts'][4:] == ['not recorded', '[7](../results/two_experts-s7)']
+    page = place['page'].read_text()
+    assert '\npython train.py --data-dir /data/pictures --seed 0\n' in page
+    assert '\npython train.py --config results/two_experts-s7/args.yaml\n' in page
+    assert page.startswith('# Zoo\n') and page.endswith('The end.\n') and 'old' not in page
+    assert '422 training images of 6 classes' in page and '(2 many, 2 medium, 2 few)' in page
+    assert 'Another draw.' in page
+    for name in results_page.PLOTS:
+        with Image.open(place['images'] / name) as plot:
+            assert plot.width > 1000 and len(plot.convert('L').getcolors()) > 10
+        assert f'](images/{name})' in page
+
+
+def test_check_fails_where_page_or_plots_are_not_what_the_logs_give(results_page, place):
+    pytest.importorskip('matplotlib')
+    with pytest.raises(InputError, match='zoo.md'):
+        results_page.build(**place, check=True)
+    results_page.build(**place, check=False)
+    written = place['page'].read_text()
+    results_page.build(**place, check=True)
+    place['page'].write_text(written.replace('46.67', '47.67'))
+    with pytest.raises(InputError, match='zoo.md is not what the logs'):
+        results_page.build(**place, check=True)
+    place['page'].write_text(written)
+    # A curve is on a plot only, so the page stays right and the plots do not.
+    log = place['results'] / 'ce-s0' / 'log.jsonl'
+    log.write_text(log.read_text().replace('"train_loss": 3.0', '"train_loss": 3.5'))
+    with pytest.raises(InputError, match='_training.png') as caught:
+        results_page.build(**place, check=True)
+    assert 'zoo.md is' not in str(caught.value)
+    assert place['page'].read_text() == written  # a check writes nothing
+
+
+def test_collected_logs_name_no_place_on_the_machine(results_page, place):
+    folder = place['results'] / 'ce-s1'
+    assert sorted(path.name for path in folder.iterdir()) == [
+        'args.yaml', 'hardware.json', 'log.jsonl', 'test.json', 'test_per_class.csv']
+    assert not any('/home/me' in path.read_text() for path in place['results'].rglob('*') if path.is_file())
+    text = (folder / 'args.yaml').read_text()
+    settings = yaml.safe_load(text)
+    assert text.startswith('# Settings')
+    assert settings['data_dir'] == '/data/pictures' and settings['train_list'] == '/data/pictures/lists/a.txt'
+    assert settings['output'] == 'output'
+
+
+def test_paths_of_first_stages_are_neutral_too(results_page):
+    settings = results_page.neutral_settings(
+        {'data_dir': '/home/me/pictures', 'output': '/home/me/runs',
+         'kd_checkpoint': '/home/me/runs/big-s0/last.pth.tar',
+         'class_counts': '/home/me/counts.json', 'epochs': 3, 'model_kwargs': {'file': '/home/me/pictures/w.pth'}},
+        '/data/pictures')
+    assert settings == {'data_dir': '/data/pictures', 'output': 'output', 'kd_checkpoint': 'output/big-s0/last.pth.tar',
+                        'class_counts': 'counts.json', 'epochs': 3, 'model_kwargs': {'file': '/data/pictures/w.pth'}}
+
+
+@pytest.mark.parametrize('name, settings, message', [
+    ('ce-s2', {'seed': 2, 'lr': 0.2}, 'differ in lr'),
+    ('ce-s2', {'seed': 1}, 'same seed 1'),
+])
+def test_runs_that_are_no_repetitions_are_not_averaged(results_page, place, tmp_path, name, settings, message):
+    write_run(place['results'], name, (1, 1, 1, 1, 1, 1), settings.pop('seed'), data_dir='/data/pictures',
+              train_list='/data/pictures/lists/a.txt', output='output', **settings)
+    with pytest.raises(InputError, match=message):
+        results_page.build(**place, check=True)
+
+
+def test_runs_of_another_training_set_are_refused(results_page, place):
+    path = write_run(place['results'], 'nbn-s0', (1, 1, 1, 1, 1, 1), 0) / 'test_per_class.csv'
+    path.write_text(path.read_text().replace(',120,', ',130,'))
+    with pytest.raises(InputError, match='numbers of images per class'):
+        results_page.build(**place, check=True)
+
+
+def spoil(folder: Path, file: str, old: str, new: str) -> None:
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize('file, old, new, message', [
+    ('args.yaml', 'epochs: 2', 'epochs: 3', 'logged 2 epochs of 3'),
+    ('test.json', 'the last one', 'chosen by validation top1', 'last epochs only'),
+    ('test_per_class.csv', '10,9,', '10,8,', 'differ'),
+    ('test.json', '"many"', '"most"', 'cannot be read'),
+    ('log.jsonl', '{"epoch": 1', '{"epo', 'cannot be read'),
+])
+def test_logs_that_are_not_in_order_are_refused(results_page, tmp_path, file, old, new, message):
+    folder = write_run(tmp_path, 'ce-s0', (9, 8, 5, 4, 1, 0), 0)
+    results_page.read_run(folder)
+    spoil(folder, file, old, new)
+    with pytest.raises(InputError, match=message):
+        results_page.read_run(folder)
+
+
+def test_folder_without_runs_is_refused(results_page, tmp_path):
+    with pytest.raises(InputError, match='collect'):
+        results_page.read_methods(tmp_path, {})
+    with pytest.raises(InputError, match='args.yaml'):
+        results_page.read_run(tmp_path)
+
+
+def test_page_without_markers_is_refused(results_page, place):
+    place['page'].write_text('# Zoo\n')
+    with pytest.raises(InputError, match='no lines'):
+        results_page.build(**place, check=False)
+
+
+@pytest.mark.parametrize('change, expected', [
+    ({}, '38 to 41'), ({'loss': 'focal'}, ''), ({'stage': 'crt'}, ''), ({'mixup': 0.2}, ''),
+    ({'sampler': 'class_aware'}, ''), ({'model': 'resnet20_nbn'}, '')])
+def test_published_numbers_stand_beside_their_own_recipe_only(results_page, change, expected):
+    settings = {'model': 'resnet20', 'loss': 'cross_entropy', 'sampler': 'instance_balanced', **change}
+    assert results_page.published_beside(settings, PUBLISHED) == expected
+
+
+def test_published_file_fits_the_shipped_recipes(results_page):
+    """Each entry that stands beside a run of ours does so for the config of that recipe."""
+    from nbn_timm.cli.train_args import build_parser
+    from nbn_timm.config import parse_args, shipped_configs
+
+    published = results_page.read_published(ROOT / 'benchmarks' / 'published.yaml')
+    expected = {
+        'resnet32': '38 to 41', 'resnet32_balanced_softmax': '43 to 46.5', 'resnet32_ldam_drw': '42.0 to 42.9',
+        'resnet32_logit_adjusted': '44 to 45', 'resnet32_ride': '48.6 (67.0 / 49.9 / 25.7)',
+        'resnet32_ride_balanced_softmax': '48.6 (67.0 / 49.9 / 25.7)',
+        'resnet32_nbn': '', 'resnet32_ride_nbn_lr': '', 'resnet32_cmo': '', 'resnet32_ldam': ''}
+    for name, accuracy in expected.items():
+        path = str(shipped_configs()[f'cifar100_lt/{name}'])
+        settings = vars(parse_args(build_parser(), ['--config', path]))
+        assert results_page.published_beside(settings, published) == accuracy, name
+
+
+def test_page_of_the_repository_is_current(results_page):
+    if not (ROOT / 'results' / 'cifar100_lt').is_dir():
+        pytest.skip('no results have been collected')
+    results_page.main(['build', '--check'])
