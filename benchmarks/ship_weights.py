@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.files import write_text_atomic
-from nbn_timm.models._pretrained import shipped_file, shipped_names, weights_record, write_zoo_file
+from nbn_timm.models._pretrained import shipped_names, write_zoo_file
 from nbn_timm.models.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +42,12 @@ def write_table(page: Path) -> None:
     """Put what is shipped between the markers of a page."""
     rows = ['| name | trained with | epochs | all | many | medium | few | file |', '|---|---|---|---|---|---|---|---|']
     for name in shipped_names():
-        record, file = weights_record(name), shipped_file(name)
-        assert record is not None and file is not None
+        file = WEIGHTS / f'{name}.safetensors'
+        record = json.loads(file.with_suffix('.json').read_text())
         settings = record['settings']
         accuracy = ' | '.join(f'{record["test"][key]:.2f}' for key in ('top1', 'many', 'medium', 'few'))
         rows.append(f'| `{name}` | `{settings["loss"]}`, seed {settings["seed"]} | {record["epoch"]} | {accuracy} '
-                    f'| {Path(file).stat().st_size / 1e6:.1f} MB |')
+                    f'| {file.stat().st_size / 1e6:.1f} MB |')
     before, _, rest = page.read_text().partition(BEGIN)
     write_text_atomic(page, '\n'.join([before + BEGIN, *rows, END]) + rest.partition(END)[2])
 
