@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 import torch
 import torch.nn as nn
@@ -135,12 +135,11 @@ def run(args: argparse.Namespace, found: FoundImages, device: torch.device) -> i
     tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
          + (f'from {counts.source}' if counts else 'not known'))
     if found.skipped:
-        files = 'file' if found.skipped == 1 else 'files'
-        tell(f'{found.skipped} {files} skipped in the folders: hidden, or without an image extension')
+        tell(f'{number(found.skipped, "file")} skipped in the folders: hidden, or without an image extension')
     begun = time.perf_counter()
     unreadable = write_whole(args.output, write) if args.output else write(forgiving(sys.stdout))
     seconds = time.perf_counter() - begun
-    tell(f'{len(dataset) - unreadable} images in {seconds:.1f} s on {device.type}'
+    tell(f'{number(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
          + (f", written to '{args.output}'" if args.output else ''))
     return unreadable
 
@@ -154,12 +153,13 @@ def without_routing(model: nn.Module, source: str) -> nn.Module:
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
     """Names of all classes, from what the model records, for ImageNet's from timm; else their numbers."""
-    counts, num_classes = trained.class_counts, trained.model.num_classes
+    counts, model = trained.class_counts, cast(Any, trained.model)
+    num_classes: int = model.num_classes
     if counts is not None and any(not name.isdecimal() for name in counts.names):
         return counts.names
-    cfg = trained.model.pretrained_cfg
-    if len(cfg.get('label_names') or ()) == num_classes:
-        return tuple(cfg['label_names'])
+    label_names = tuple(model.pretrained_cfg.get('label_names') or ())
+    if len(label_names) == num_classes:
+        return label_names
     tag, settings = trained.name.partition('.')[2], trained.record.get('settings') or {}
     timms_own = counts is None and not settings and re.search(r'(^|_)in\d+k(_|$)', tag)
     subset = infer_imagenet_subset({'num_classes': num_classes})
@@ -195,6 +195,10 @@ def forgiving(stream: TextIO) -> TextIO:
     """The stream, writing as \\xNN what it cannot encode: file names may hold any bytes, class names any letters."""
     stream.reconfigure(errors='backslashreplace')  # type: ignore[attr-defined]
     return stream
+
+
+def number(amount: int, thing: str) -> str:
+    return f'{amount} {thing}' + ('' if amount == 1 else 's')
 
 
 def tell(message: str) -> None:

@@ -34,7 +34,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> FoundImages:
     """
     files: list[str] = []
     skipped = 0
-    for path in map(os.fspath, paths):
+    for path in [os.fspath(path) for path in paths]:
         if not os.path.isdir(path):
             files.append(path)
             continue
