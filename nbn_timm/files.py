@@ -1,8 +1,9 @@
 """Files that are written whole or not at all, and the digests that identify them."""
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -49,6 +50,54 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding='utf-8')
 
     atomic_write(path, write)
+
+
+def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: Collection[str] = ()) -> None:
+    """Write a folder through a temporary neighbour, so that it appears whole or not at all.
+
+    Args:
+        folder: Destination; the folder it lies in is created.
+        fill: Called with the temporary folder, which it must fill with files.
+        replaceable: Names of files that an older folder in that place may have, and nothing else; it is replaced.
+
+    Raises:
+        InputError: There is a folder with other content, or the file system refused; what was there is untouched.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"'{folder}' is a file: choose another output folder")
+    _check_replaceable(folder, replaceable)
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.tmp', dir=folder.parent))
+        new, old = temporary / 'new', temporary / 'old'
+        new.mkdir()
+        fill(new)
+        for path in new.iterdir():
+            os.chmod(path, 0o666 & ~_umask())  # safetensors makes its files private
+            with open(path, 'rb') as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise InputError(
+            f"cannot write '{folder}' ({reason}): free some space or choose another output folder") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_replaceable(folder: Path, replaceable: Collection[str]) -> None:
+    there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    foreign = next((name for name in there if name not in replaceable), None)
+    if foreign is not None:
+        remedy = 'choose another output folder' if replaceable else 'choose another output folder or add --overwrite'
+        raise InputError(f"the folder '{folder}' is not empty (it has '{foreign}'): {remedy}")
 
 
 def file_sha256(path: str | Path) -> str:

@@ -11,12 +11,12 @@ import torch.nn as nn
 
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
+from nbn_timm.deploy import deployed
 from nbn_timm.engine.distributed import World, close_world, init_world
 from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
 from nbn_timm.engine.trained import recorded_training
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate, logit_offset, shifted_accuracy
-from nbn_timm.layers import ExpertHead, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._convert import rename_experts
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
@@ -297,15 +297,6 @@ def prepare_model(
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     return torch.compile(model, backend=compile_backend) if compile_backend else model  # type: ignore[return-value]
-
-
-def deployed(model: nn.Module) -> nn.Module:
-    """A copy with NBN and rectification folded, and the heads of experts in one where that is possible."""
-    model = fold_nbn(model)
-    heads = [module for module in model.modules() if isinstance(module, ExpertHead)]
-    linear = all(type(part) in (nn.Linear, RectifiedLinear) for head in heads for part in head)
-    mergeable = heads and linear and not isinstance(model, RoutedExperts)
-    return merge_experts(model, inplace=True) if mergeable else model
 
 
 def console() -> int:

@@ -1,0 +1,11 @@
+"""From a trained network to files that run elsewhere: folding, formats, their verification and timing."""
+from .export import ExportedFile, ExportReport, ExportSettings, export_model
+from .fold import Preprocessed, deployed
+from .formats import FORMATS, Artefact, Format
+from .images import CheckImages, checkpoint_images, folder_images, generated_images
+from .timing import Timing, interleaved
+
+__all__ = [
+    'FORMATS', 'Artefact', 'CheckImages', 'ExportReport', 'ExportSettings', 'ExportedFile', 'Format', 'Preprocessed',
+    'Timing', 'checkpoint_images', 'deployed', 'export_model', 'folder_images', 'generated_images', 'interleaved',
+]

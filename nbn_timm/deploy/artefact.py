@@ -1,0 +1,36 @@
+"""What a format is given to write."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from nbn_timm.engine.trained import TrainedModel
+from nbn_timm.errors import InputError
+
+__all__ = ['METADATA_FILE', 'Artefact', 'FormatUnavailable']
+
+METADATA_FILE = 'nbn_timm.json'  # inside .pt and .pt2 archives
+
+
+class FormatUnavailable(InputError):
+    """A format cannot be written of this network, or by this installation."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A network and what goes with it.
+
+    Attributes:
+        trained: As it was opened.
+        network: Folded, with one classifier, normalisation inside if wanted; in eval mode, without gradients.
+        example: Input of `network`, [2, C, H, W].
+        metadata: Plain data that go into the files: the model's name, its input format, class names and training
+            images per class, and the record of its training.
+    """
+
+    trained: TrainedModel
+    network: nn.Module
+    example: torch.Tensor
+    metadata: Mapping[str, Any]

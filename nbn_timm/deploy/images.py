@@ -1,0 +1,83 @@
+"""The images that an exported file is checked with."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timm.data import get_img_extensions
+
+from nbn_timm.data import DataDefaults, DataSettings, ImageSamples, create_splits
+from nbn_timm.data.dataset import LabelledImages
+from nbn_timm.data.transforms import create_transform
+from nbn_timm.errors import InputError
+
+__all__ = ['CheckImages', 'checkpoint_images', 'folder_images', 'generated_images']
+
+
+@dataclass(frozen=True)
+class CheckImages:
+    """Images of a network's input size.
+
+    Attributes:
+        pixels: uint8 [N, 3, H, W].
+        source: Where they come from, in words for people.
+        real: They are photographs or whatever the network is for, and not generated.
+    """
+
+    pixels: torch.Tensor
+    source: str
+    real: bool
+
+
+def folder_images(folder: str | Path, count: int, input_format: DataDefaults) -> CheckImages:
+    """Images of a folder and its subfolders, evenly spaced over their sorted names, under the evaluation transform.
+
+    Raises:
+        InputError: The folder has no images, or one cannot be read.
+    """
+    folder = Path(folder)
+    extensions = get_img_extensions()
+    paths = sorted(str(path) for path in folder.rglob('*') if path.suffix.lower() in extensions and path.is_file())
+    if not paths:
+        raise InputError(f"'{folder}' has no images: give a folder of image files, in subfolders or not, or leave out "
+                         '--images')
+    return _of_dataset(ImageSamples(paths, [0] * len(paths)), count, input_format, f"'{folder}'")
+
+
+def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: DataDefaults) -> CheckImages:
+    """Test images of the data that a network was trained on.
+
+    Args:
+        settings: Training arguments, as a checkpoint records them.
+        count: Of the images wanted.
+        input_format: Of the network.
+
+    Raises:
+        InputError: The data are not recorded, or not there.
+    """
+    if not settings.get('dataset'):
+        raise InputError('the data set is not recorded: give --images DIR')
+    known = {name: settings[name] for name in DataSettings.__dataclass_fields__ if settings.get(name) is not None}
+    known |= {'train_list': None, 'class_counts_file': None, 'download': False}
+    test = create_splits(DataSettings(**known), ('test',)).test
+    if not isinstance(test, LabelledImages):
+        raise InputError(f"the test images of {settings['dataset']} are not at hand: give --images DIR")
+    return _of_dataset(test, count, input_format, f"the test split of {settings['dataset']}")
+
+
+def generated_images(count: int, input_format: DataDefaults) -> CheckImages:
+    """Smooth random images from a fixed seed, for where no real ones are at hand."""
+    channels, height, width = input_format.input_size
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, channels, 8, 8, generator=generator)
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode='bicubic', align_corners=False)
+    return CheckImages((255 * smooth).round().clamp(0, 255).to(torch.uint8), 'generated from seed 0', False)
+
+
+def _of_dataset(dataset: LabelledImages, count: int, input_format: DataDefaults, source: str) -> CheckImages:
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
+    dataset.transform = create_transform(input_format)
+    pixels = torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in chosen.tolist()])
+    return CheckImages(pixels, source, True)

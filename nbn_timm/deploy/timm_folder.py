@@ -1,0 +1,100 @@
+"""A folder with `config.json` and `model.safetensors`, which timm's `local-dir:` and `hf-hub:` load."""
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn as nn
+from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
+
+from nbn_timm.engine.trained import TrainedModel
+from nbn_timm.layers import fold_nbn
+
+from .artefact import Artefact, FormatUnavailable
+
+FILES = ('model.safetensors', 'config.json')
+
+# timm's architectures that ours fold to, and arguments that make them so. Its only ResNet-10 has another stem.
+COUNTERPARTS: dict[str, tuple[str, dict[str, Any]]] = {
+    'resnet10_nbn': ('resnet18', {'layers': [1, 1, 1, 1]}),
+    'resnet50_nbn': ('resnet50', {}),
+    'resnet101_nbn': ('resnet101', {}),
+    'resnet152_nbn': ('resnet152', {}),
+    'resnext50_nbn': ('resnext50_32x4d', {}),
+    'resnext101_nbn': ('resnext101_32x4d', {}),
+}
+_FOLDED_ARGS = ('nbn', 'gradient', 'share_alpha')  # arguments that have no meaning once NBN is folded
+
+
+def write(artefact: Artefact, folder: Path) -> None:
+    """Fold, load into the plain architecture, and save that with timm's own function.
+
+    Raises:
+        FormatUnavailable: No registered architecture is of the folded form.
+    """
+    plain = plain_model(artefact.trained)
+    metadata = artefact.metadata
+    about: dict[str, Any] = {'nbn_timm': metadata['nbn_timm']}
+    if 'label_names' in metadata:
+        about['label_names'] = metadata['label_names']
+    save_for_hf(plain, str(folder), model_config=about, data_config=metadata['input'], safe_serialization=True)
+
+
+def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The folder as timm loads it."""
+    return timm.create_model(f'local-dir:{folder}', pretrained=True).eval()
+
+
+def plain_model(trained: TrainedModel) -> nn.Module:
+    """The folded network as a model of the plain architecture.
+
+    Raises:
+        FormatUnavailable: No registered architecture is of the folded form.
+    """
+    weights = fold_nbn(trained.model).state_dict()
+    plain = fresh_model(trained)
+    if plain is None or _shapes(weights) != _shapes(plain.state_dict()):
+        raise FormatUnavailable(
+            f"'{trained.name}' folds to no architecture that timm could build by name, because of its "
+            f'{_classifier(trained.model)}, so there is no folder for timm: choose other --formats')
+    plain.load_state_dict(weights)
+    return plain
+
+
+def fresh_model(trained: TrainedModel) -> nn.Module | None:
+    """The architecture that the network folds to with new weights; None if it has a head that timm's has not."""
+    architecture, arguments = plain_architecture(trained)
+    if 'head' in arguments and not needs_package(architecture):
+        return None
+    model: Any = trained.model
+    cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True) | {'architecture': architecture}
+    return timm.create_model(architecture, pretrained_cfg=cfg, **arguments).eval()
+
+
+def plain_architecture(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of the architecture that the network folds to; timm's own wherever it has one."""
+    model: Any = trained.model
+    architecture: str = model.pretrained_cfg['architecture']
+    arguments = get_model_args(model) | dict(trained.model_args)
+    if needs_package(architecture):
+        base = architecture.removesuffix('_lr')
+        architecture, extra = COUNTERPARTS.get(base, (base.removesuffix('_nbn'), {}))
+        arguments = {key: value for key, value in arguments.items() if key not in _FOLDED_ARGS} | extra
+        if arguments.get('head') in ('linear', 'rectified'):
+            del arguments['head']
+    return architecture, arguments
+
+
+def needs_package(architecture: str) -> bool:
+    """Whether an architecture is this package's, so that loading it takes `import nbn_timm`."""
+    return timm.model_entrypoint(architecture).__module__.startswith('nbn_timm.')
+
+
+def _shapes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in state_dict.items()}
+
+
+def _classifier(model: Any) -> str:
+    classifier = model.get_classifier()
+    return type(classifier[0] if isinstance(classifier, nn.ModuleList) else classifier).__name__
