@@ -39,6 +39,7 @@ def create_model(
     Raises:
         InputError: Unknown model, tag or argument; no pretrained weights to be had; no BatchNorm for NBN.
     """
+    name = name.removeprefix('timm/')  # as on the Hub
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")

@@ -7,7 +7,6 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from torch import nn
 
 from nbn_timm.data import ClassCounts, DataDefaults
 from nbn_timm.data.defaults import OWN_IMAGES
@@ -39,7 +38,7 @@ class TrainedModel:
             (accuracies in percent), 'hardware', 'date'.
     """
 
-    model: nn.Module
+    model: Any  # an nn.Module with the attributes that timm's models have
     name: str
     model_args: Mapping[str, Any]
     nbn: bool

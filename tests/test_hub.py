@@ -1,0 +1,168 @@
+"""Pushing to the Hub and pulling from it, against a server on loopback; the clients are processes of their own, because
+huggingface_hub reads its environment when it is imported."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from hub_server import READ_ONLY_TOKEN, TOKEN, hub_server
+from safetensors.torch import load
+
+from nbn_timm.cli.push import main as push
+from nbn_timm.data import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.models._pretrained import shipped_file
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTS = ClassCounts((90, 30, 4), ('ant', 'bee', 'cat'), "train split of '/home/somebody/pictures'")
+PULL = '''
+import sys, timm, torch, nbn_timm
+from nbn_timm.engine.trained import open_trained
+model = timm.create_model(sys.argv[1], pretrained=True)
+torch.save(model.state_dict(), sys.argv[2])
+opened = open_trained(sys.argv[1])
+print(type(model).__name__, opened.class_counts and opened.class_counts.counts, opened.record.get('epoch'))
+'''
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """(run a client: arguments of Python -> finished process, the hub)."""
+    with hub_server() as (address, content):
+        def client(*arguments, token=TOKEN, endpoint=address, **environment):
+            known = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1',
+                     'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
+            known |= {'HF_TOKEN': token} if token else {}
+            kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'NBN_'))}
+            return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
+                                  cwd=tmp_path, env={**kept, **known})
+        yield client, content
+
+
+def checkpoint(folder, name='resnet20_nbn', **kwargs):
+    """A checkpoint as training writes it, and its weights."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=3, **kwargs)
+    torch.save({'arch': name, 'epoch': 4, 'state_dict': model.state_dict(), 'class_counts': COUNTS.to_dict(),
+                'args': {'model': name, 'model_kwargs': kwargs, 'dataset': 'folder',
+                         'data_dir': '/home/somebody/pictures',
+                         'input_size': (3, 32, 32), 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6), 'lr': 0.1,
+                         'epochs': 5, 'loss': 'balanced_softmax', 'sampler': 'class_aware', 'seed': 1}},
+               folder / 'last.pth.tar')
+    (folder / 'test.json').write_text(json.dumps({
+        'checkpoint': 'epoch 5 (last.pth.tar)', 'split': 'test', 'num_samples': 30, 'num_classes': 3, 'top1': 61.25,
+        'top5': 99.0, 'mean_class': 61.25, 'many': None, 'medium': 70.0, 'few': 43.75}))
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(('name', 'kwargs'), [
+    ('resnet20_nbn', {}), ('resnet32_ride_nbn_lr', {'num_experts': 2, 'reduced': True}),
+    ('resnet20_nbn', {'head': 'cosine'})])
+def test_a_checkpoint_comes_back_bit_for_bit(hub, tmp_path, name, kwargs):
+    client, content = hub
+    weights = checkpoint(tmp_path, name, **kwargs)
+    pushed = client('-m', 'nbn_timm.cli.push', 'last.pth.tar', 'someone/tail')
+    assert pushed.returncode == 0, pushed.stderr
+    _, files = content.find('someone/tail', 'main')
+    assert set(files) == {'config.json', 'model.safetensors', 'README.md'}
+    sent = load(files['model.safetensors'])
+    assert sent.keys() == weights.keys() and all(torch.equal(sent[key], weights[key]) for key in weights)
+    assert b'somebody' not in files['config.json'] + files['README.md']
+    pulled = client('-c', PULL, 'hf-hub:someone/tail', 'pulled.pt', token=None)
+    assert pulled.returncode == 0, pulled.stderr
+    assert pulled.stdout.strip().endswith('(90, 30, 4) 5')
+    back = torch.load(tmp_path / 'pulled.pt', weights_only=True)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+def test_the_card_and_the_config_say_what_it_is(hub, tmp_path):
+    client, content = hub
+    checkpoint(tmp_path)
+    assert client('-m', 'nbn_timm.cli.push', 'last.pth.tar', 'someone/tail').returncode == 0
+    _, files = content.find('someone/tail', 'main')
+    config = json.loads(files['config.json'])
+    assert config['architecture'] == 'resnet20_nbn' and config['label_names'] == ['ant', 'bee', 'cat']
+    assert config['pretrained_cfg']['mean'] == [0.1, 0.2, 0.3] and config['nbn_timm']['test']['few'] == 43.75
+    card = files['README.md'].decode()
+    assert card.startswith('---\n') and 'library_name: timm' in card
+    for said in ('61.25', '70.00', '43.75', '124', 'balanced_softmax', 'class_aware', '2501.03122', 'import nbn_timm',
+                 'hf-hub:someone/tail'):
+        assert said in card, said
+
+
+def test_shipped_weights_go_to_a_private_repository_and_a_branch(hub, tmp_path):
+    client, content = hub
+    name = 'resnet20_nbn.digits_lt'
+    pushed = client('-m', 'nbn_timm.cli.push', name, 'someone/secret', '--private', '--revision', 'v2')
+    assert pushed.returncode == 0, pushed.stderr
+    assert content.repos['someone/secret']['private'] and not content.find('someone/secret', 'main')[1]
+    assert client('-c', PULL, 'hf-hub:someone/secret@v2', 'x.pt', token=None).returncode != 0
+    pulled = client('-c', PULL, 'hf-hub:someone/secret@v2', 'x.pt')
+    assert pulled.returncode == 0, pulled.stderr
+    back, weights = torch.load(tmp_path / 'x.pt', weights_only=True), load(Path(shipped_file(name)).read_bytes())
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+def test_validation_of_a_pushed_model_finds_its_data_and_its_counts(hub, tmp_path):
+    client, _ = hub
+    assert client('-m', 'nbn_timm.cli.push', 'resnet20_nbn.digits_lt', 'someone/digits').returncode == 0
+    done = client(ROOT / 'validate.py', '--model', 'hf-hub:someone/digits', '--pretrained', '--workers', '0',
+                  '--device', 'cpu', '--results-file', 'found.json')
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / 'found.json').read_text())['top1'] == 93.5
+
+
+def test_a_mirror_of_the_zoo_is_one_variable(hub, tmp_path):
+    """NBN_TIMM_WEIGHTS may be an http address: of a repository with the files by their names, for instance."""
+    client, content = hub
+    name = 'resnet20_nbn.digits_lt'
+    content.repos['someone/mirror'] = {'private': False, 'revisions': {}}
+    content.commit('someone/mirror', 'main', {f'{name}.safetensors': Path(shipped_file(name)).read_bytes()})
+    fetch = f'import timm, nbn_timm; timm.create_model({name!r}, pretrained=True)'
+    mirror = client('-c', 'import os; print(os.environ["HF_ENDPOINT"])').stdout.strip() + '/someone/mirror/resolve/main'
+    done = client('-c', fetch, NBN_TIMM_WEIGHTS=mirror, TORCH_HOME=str(tmp_path / 'torch'))
+    assert done.returncode == 0, done.stderr
+    assert ('GET', f'/someone/mirror/resolve/main/{name}.safetensors') in content.seen
+
+
+@pytest.mark.parametrize(('arguments', 'settings', 'said'), [
+    (['someone/tail'], {'token': None}, 'there is no token'),
+    (['someone/tail'], {'token': 'hf_wrong'}, 'does not accept the token'),
+    (['someone/tail'], {'token': READ_ONLY_TOKEN}, 'may not write'),
+    (['another/tail'], {}, "may not write to 'another/tail'"),
+    (['some one/tail'], {}, 'no name of a repository'),
+    (['someone/tail'], {'endpoint': 'http://127.0.0.1:9'}, 'cannot be reached'),
+])
+def test_what_the_hub_refuses_is_said_in_one_sentence(hub, tmp_path, arguments, settings, said):
+    client, content = hub
+    checkpoint(tmp_path)
+    done = client('-m', 'nbn_timm.cli.push', 'last.pth.tar', *arguments, **settings)
+    assert done.returncode == 1 and not content.repos
+    assert said in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_folder_is_written_without_any_hub(tmp_path, capsys):
+    weights = checkpoint(tmp_path)
+    push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
+    model = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    for arguments, said in ((['x', '--output', 'o', '--private'], '--private'), (['x'], 'USER/NAME')):
+        with pytest.raises(InputError, match=said):
+            push(arguments)
+
+
+def test_added_nbn_is_folded(tmp_path):
+    import nbn_timm
+    model = timm.create_model('resnet18', num_classes=3)
+    nbn_timm.add_nbn(model)
+    torch.save({'arch': 'resnet18', 'state_dict': model.state_dict(), 'class_counts': COUNTS.to_dict(),
+                'args': {'model': 'resnet18', 'add_nbn': True}}, tmp_path / 'last.pth.tar')
+    push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
+    plain = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(plain(images), model.eval()(images), atol=1e-5)
