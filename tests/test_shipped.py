@@ -72,3 +72,9 @@ def test_a_shipped_network_takes_another_number_of_classes():
     model = timm.create_model(name, pretrained=True, num_classes=3)
     weights = load_file(shipped_file(name))
     assert model.fc.out_features == 3 and torch.equal(model.conv1.weight, weights['conv1.weight'])
+
+
+def test_the_quick_starts_weights_do_not_change_what_a_bare_name_is():
+    model = timm.create_model('resnet20_nbn')
+    assert (model.pretrained_cfg['tag'], model.num_classes) == ('cifar100_lt', 100)
+    assert '*' not in ''.join(timm.list_models('resnet*_nbn*', include_tags=True))

@@ -34,9 +34,11 @@ def imagenet_cfgs(arch: str, classifier: Classifier = 'fc', **released: str) -> 
 def cifar_cfgs(arch: str, classifier: Classifier = 'fc', digits: bool = False) -> dict[str, dict[str, Any]]:
     """Cfgs of one architecture for 32 pixels, a tag per dataset; with `digits` also for the quick start's 16 pixels."""
     datasets = {**_CIFAR, 'digits_lt': _DIGITS} if digits else _CIFAR
+    # timm would take the first tag with weights for the default, and the star says which one it is instead.
+    default = next(iter(_CIFAR))
     common = dict(
         input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, interpolation='bilinear',
         mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010),  # of CIFAR-10; the field uses them for both
         first_conv='conv1', classifier=classifier, license='apache-2.0', url='')
-    return {name: dict(common, **dataset, file=shipped_file(name))
-            for tag, dataset in datasets.items() for name in [f'{arch}.{tag}']}
+    return {f'{arch}.{tag}{"*" if tag == default else ""}': dict(common, **dataset, file=shipped_file(f'{arch}.{tag}'))
+            for tag, dataset in datasets.items()}
