@@ -33,8 +33,8 @@ def imagenet_cfgs(arch: str, classifier: Classifier = 'fc', **released: str) -> 
 
 def cifar_cfgs(arch: str, classifier: Classifier = 'fc', digits: bool = False) -> dict[str, dict[str, Any]]:
     """Cfgs of one architecture for 32 pixels, a tag per dataset; with `digits` also for the quick start's 16 pixels."""
-    datasets = {**_CIFAR, 'digits_lt': _DIGITS} if digits else _CIFAR
-    # timm would take the first tag with weights for the default, and the star says which one it is instead.
+    datasets = {'digits_lt': _DIGITS, **_CIFAR} if digits else _CIFAR
+    # timm takes a tag with weights for the default unless a later one has the star.
     default = next(iter(_CIFAR))
     common = dict(
         input_size=(3, 32, 32), pool_size=(8, 8), crop_pct=1.0, interpolation='bilinear',
