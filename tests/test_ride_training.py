@@ -377,7 +377,10 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
                    str(ROOT / 'validate.py'), *flags, '--results-file', str(tmp_path / f'{run}2.json')]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / f'{run}1.json').read_text() == (tmp_path / f'{run}2.json').read_text()
+        one, two = (json.loads((tmp_path / f'{run}{processes}.json').read_text()) for processes in (1, 2))
+        # Batches of another size round the float32 logits otherwise, and this loss is in the thousands.
+        assert one.pop('loss') == pytest.approx(two.pop('loss'), rel=1e-5)
+        assert one == two
     routed = json.loads((tmp_path / 'routing1.json').read_text())
     assert routed['routed'] and sum(routed['routing']['experts_used']) == 4
     flags = ['--checkpoint', str(tmp_path / 'routing' / LAST), '--workers', '0', '--device', 'cpu']
