@@ -1,0 +1,275 @@
+"""The model card: what a model was trained on and how, how accurate it is, how to load it and whom to cite."""
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from timm.models import model_entrypoint
+
+from nbn_timm.data import ClassCounts
+from nbn_timm.data.cifar_lt import CIFAR_CLASSES
+from nbn_timm.engine.trained import FOLDER, TrainedModel
+from nbn_timm.hub.record import METRICS
+from nbn_timm.layers import RectifiedLinear
+from nbn_timm.layers.convert import nbn_layers
+from nbn_timm.models.ride import MultiExpert
+
+# Benchmark: its name for people, and the Hub's name of the data set that it is drawn from.
+_BENCHMARKS: dict[str, tuple[str, str | None]] = {
+    'imagenet_lt': ('ImageNet-LT', 'ILSVRC/imagenet-1k'),
+    'places_lt': ('Places-LT', None),
+    'inat18': ('iNaturalist 2018', None),
+    'cifar10_lt': ('CIFAR-10-LT', 'uoft-cs/cifar10'),
+    'cifar100_lt': ('CIFAR-100-LT', 'uoft-cs/cifar100'),
+    'digits_lt': ("long-tailed handwritten digits (scikit-learn's)", None),
+}
+_METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
+                 'few': 'few'}
+_CITATIONS = {
+    'nbn': '''@article{bao2024nbn,
+  title = {Normalizing Batch Normalization for Long-Tailed Recognition},
+  author = {Bao, Yuxiang and others},
+  journal = {IEEE Transactions on Image Processing},
+  year = {2024},
+  note = {arXiv:2501.03122}
+}''',
+    'ride': '''@inproceedings{wang2021ride,
+  title = {Long-tailed Recognition by Routing Diverse Distribution-Aware Experts},
+  author = {Wang, Xudong and Lian, Long and Miao, Zhongqi and Liu, Ziwei and Yu, Stella X.},
+  booktitle = {International Conference on Learning Representations},
+  year = {2021},
+  note = {arXiv:2010.01809}
+}''',
+    'timm': '''@misc{rw2019timm,
+  title = {PyTorch Image Models},
+  author = {Wightman, Ross},
+  year = {2019},
+  publisher = {GitHub},
+  doi = {10.5281/zenodo.4414861},
+  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}}
+}''',
+}
+
+
+def model_card(trained: TrainedModel, location: str, license: str) -> str:
+    """README.md of a model repository: metadata for the Hub and text for people, in Markdown.
+
+    Args:
+        trained: As `portable` gives it; its record may have 'test', see `summarize_results`.
+        location: The name it is to be loaded by, 'hf-hub:user/name' or 'local-dir:FOLDER'.
+        license: Of the weights, an identifier of the Hub's.
+    """
+    settings = trained.record.get('settings') or {}
+    dataset = settings.get('dataset')
+    set_name, _ = _BENCHMARKS.get(str(dataset), (dataset, None))
+    trained_on = f', trained on {set_name}' if set_name else ''
+    architecture = trained.model.pretrained_cfg['architecture']
+    parts = [
+        f'# {architecture}{trained_on}',
+        _summary(trained, architecture),
+        '## Model\n\n' + _table(('', ''), _facts(trained, architecture)),
+        '## Data\n\n' + _data(trained.class_counts, settings) if settings or trained.class_counts else '',
+        '## Recipe\n\n' + _recipe(trained.record) if settings else '',
+        '## Results\n\n' + _results(trained.record['test'], trained) if trained.record.get('test') else '',
+        '## How to load\n\n' + _loading(trained, location),
+        '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{_CITATIONS[key]}\n```' for key in _methods(trained)),
+    ]
+    return f'---\n{_metadata(trained, license, set_name)}\n---\n' + '\n\n'.join(filter(None, parts)) + '\n'
+
+
+def needs_this_package(trained: TrainedModel) -> bool:
+    """Whether the architecture is this package's, so that timm alone does not know it."""
+    return model_entrypoint(trained.model.pretrained_cfg['architecture']).__module__.startswith('nbn_timm.')
+
+
+def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
+    settings = trained.record.get('settings') or {}
+    dataset = settings.get('dataset')
+    source = _BENCHMARKS[dataset][1] if dataset in _BENCHMARKS else None
+    test = trained.record.get('test')
+    tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_this_package(trained) else []),
+            *(['long-tailed-recognition'] if trained.class_counts or dataset in _BENCHMARKS else [])]
+    results = None
+    if test and set_name:
+        results = [EvalResult(
+            task_type='image-classification', dataset_type=source or str(dataset), dataset_name=set_name,
+            dataset_split=test['split'], metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
+            metric_value=round(test[key], 2)) for key in METRICS if test.get(key) is not None]
+    return ModelCardData(
+        license=license, library_name='timm', pipeline_tag='image-classification', tags=tags,
+        datasets=[source] if source else None, metrics=['accuracy'] if results else None,
+        model_name=trained.model.pretrained_cfg['architecture'] if results else None, eval_results=results).to_yaml()
+
+
+def _summary(trained: TrainedModel, architecture: str) -> str:
+    kind = 'An image classifier'
+    if isinstance(trained.model, MultiExpert):
+        kind = f'RIDE, an image classifier of {trained.model.num_experts} experts'
+    methods = []
+    if nbn_layers(trained.model):
+        methods.append('normalised batch normalisation (NBN)')
+    if any(isinstance(module, RectifiedLinear) for module in trained.model.modules()):
+        methods.append('logit rectification')
+    owner = '[timm](https://github.com/huggingface/pytorch-image-models)'
+    if needs_this_package(trained):
+        owner = f'`nbn_timm`, an extension of {owner}'
+    added = f" with {' and '.join(methods)}" if methods else ''
+    text = f'{kind}{added}: the architecture `{architecture}` of {owner}.'
+    if trained.record.get('folded'):
+        text += ('\n\nIt was trained with NBN in its last stage, which is folded here into plain BatchNorm: in '
+                 'evaluation it computes the same, up to rounding. Do not train on from these weights.')
+    return text
+
+
+def _facts(trained: TrainedModel, architecture: str) -> list[tuple[str, Any]]:
+    model, image = trained.model, trained.input
+    arguments = {key: value for key, value in trained.model_args.items() if value is not None}
+    return [
+        ('architecture', f'`{architecture}`'),
+        *([('arguments', ', '.join(f'`{key}={value!r}`' for key, value in arguments.items()))] if arguments else []),
+        ('parameters', f'{sum(parameter.numel() for parameter in model.parameters()):,}'),
+        ('classes', model.num_classes),
+        ('image size', ' x '.join(map(str, image.input_size))),
+        ('mean, std', f'{_numbers(image.mean)}; {_numbers(image.std)}'),
+        ('resampling', f'{image.interpolation}, crop of {image.crop_pct:g}'),
+    ]
+
+
+def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
+    dataset = settings.get('dataset')
+    name, source = _BENCHMARKS.get(str(dataset), (dataset, None))
+    rows: list[tuple[str, Any]] = []
+    if name:
+        rows.append(('set', name + (f' (images of [{source}](https://huggingface.co/datasets/{source}))'
+                                    if source else '')))
+    draw = _draw(settings)
+    if draw:
+        rows.append(('draw', draw))
+    if counts is not None:
+        present = [(count, counts.names[label]) for label, count in enumerate(counts.counts) if count]
+        (largest, head), (smallest, tail) = max(present), min(present)
+        rows += [
+            ('training images', f'{counts.total:,} in {counts.num_classes} classes'),
+            ('imbalance factor', f'{counts.imbalance_factor:.4g}'),
+            ('largest class', f'{largest:,} images ({head})'),
+            ('smallest class', f'{smallest:,} image{"s" if smallest > 1 else ""} ({tail})'),
+        ]
+    text = _table(('', ''), rows)
+    if dataset in CIFAR_CLASSES and settings.get('train_list'):
+        text += ("\n\nThe long-tailed draw comes from that list and is not the one of LDAM's code that papers commonly "
+                 'use, so the accuracies are not comparable with theirs to the last points.')
+    return text
+
+
+def _draw(settings: Mapping[str, Any]) -> str:
+    """How the long tail came about, where that is known."""
+    dataset = settings.get('dataset')
+    if settings.get('train_list'):
+        return f'list file `{settings["train_list"]}`'
+    if dataset in CIFAR_CLASSES or dataset == 'digits_lt' or settings.get('imbalance_factor'):
+        return (f'by the rule of LDAM (Cao et al., NeurIPS 2019): {settings.get("imbalance_profile") or "exp"} '
+                f'profile, seed {settings.get("imbalance_seed") or 0}')
+    return 'the published lists' if dataset in ('imagenet_lt', 'places_lt', 'inat18') else ''
+
+
+def _recipe(record: Mapping[str, Any]) -> str:
+    settings = record['settings']
+    epochs, reached = settings.get('epochs'), record.get('epoch')
+    milestones = settings.get('decay_milestones') if settings.get('sched') == 'multistep' else None
+    schedule = [str(settings['sched'])] if settings.get('sched') else []
+    if milestones:
+        schedule.append(f'at epochs {", ".join(map(str, milestones))}, times {settings.get("decay_rate"):g} each')
+    if settings.get('warmup_epochs'):
+        schedule.append(f'{settings["warmup_epochs"]} epochs of warm-up')
+    augmentation = [f'{name} {value}' for name, key in (
+        ('rotation of up to', 'rotation'), ('policy', 'aa'), ('colour jitter', 'color_jitter'), ('mixup', 'mixup'),
+        ('CutMix', 'cutmix'), ('remix', 'remix'), ('CMO', 'cmo'), ('random erasing', 'reprob'),
+        ('label smoothing', 'smoothing')) if (value := settings.get(key))]
+    batch = settings.get('global_batch_size') or (settings.get('batch_size') or 0) * (settings.get('world_size') or 1)
+    rows = [
+        ('loss', _with_arguments(settings.get('loss'), settings.get('loss_kwargs'))),
+        ('sampler', settings.get('sampler')),
+        ('second stage', _with_arguments(settings.get('stage'), settings.get('stage_kwargs'))),
+        ('epochs', f'{reached} of {epochs}' if reached and reached != epochs else epochs),
+        ('batch size', batch or None),
+        ('optimizer', settings.get('opt')),
+        ('learning rate', settings.get('lr')),
+        ('schedule', ', '.join(schedule)),
+        ('momentum', settings.get('momentum')),
+        ('weight decay', settings.get('weight_decay')),
+        ('augmentation', ', '.join(filter(None, [settings.get('train_transform'), *augmentation]))),
+        ('averaged weights', f'decay {settings.get("model_ema_decay")}' if settings.get('model_ema') else None),
+        ('starting point', settings.get('initial_checkpoint')
+         or ('pretrained weights' if settings.get('pretrained') else None)),
+        ('teacher', settings.get('kd_checkpoint')),
+        ('precision', settings.get('amp_dtype') if settings.get('amp') else 'float32'),
+        ('seed', settings.get('seed')),
+        ('hardware', record.get('hardware')),
+        ('torch', record.get('torch')),
+        ('date', record.get('date')),
+    ]
+    text = _table(('', ''), [(name, value) for name, value in rows if value not in (None, '', 0)])
+    command = record.get('command')
+    return text + (f'\n\n    {command}' if command else '') + (
+        '\n\nAll settings are in `config.json` under `nbn_timm`.')
+
+
+def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
+    keys = [key for key in METRICS if test.get(key) is not None]
+    precision = f', computed in {test["precision"]}' if test.get('precision') else ''
+    text = f'Accuracy in percent on the {test["split"]} split, {test["images"]:,} images{precision}:\n\n'
+    text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
+    counts = trained.class_counts
+    if counts is not None and test.get('many') is not None:
+        limits = test.get('splits') or {'many_above': 100, 'few_below': 20}
+        split = counts.shot_split(limits['many_above'], limits['few_below'])
+        text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
+                 f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '
+                 f'than {split.few_below}.')
+    if trained.record.get('folded'):
+        text += ' Measured before folding.'
+    return text
+
+
+def _loading(trained: TrainedModel, location: str) -> str:
+    ours = needs_this_package(trained)
+    lines = ['import timm', *(['import nbn_timm  # registers the architecture'] if ours else []), '',
+             f"model = timm.create_model('{location}', pretrained=True).eval()",
+             'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))', '',
+             'logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB']
+    names = "model.pretrained_cfg['label_names']"
+    counts = trained.class_counts
+    if counts is not None and counts.names != tuple(map(str, range(counts.num_classes))):
+        lines.append(f'print({names}[logits.argmax().item()])')
+    text = '```python\n' + '\n'.join(lines) + '\n```'
+    if not ours:
+        text += '\n\ntimm alone loads it.'
+    if location.startswith(FOLDER):
+        text += '\n\nThe name is that of the folder; give its path from where you are.'
+    if trained.record.get('settings', {}).get('dataset'):
+        text += ('\n\nTo evaluate it on the benchmark, with `nbn_timm`:\n\n'
+                 f'    nbn-validate --model {location} --pretrained --data-dir DIR')
+    return text
+
+
+def _methods(trained: TrainedModel) -> list[str]:
+    """Keys of the papers to cite."""
+    rectified = any(isinstance(module, RectifiedLinear) for module in trained.model.modules())
+    nbn = nbn_layers(trained.model) or rectified or trained.record.get('folded')
+    ride = isinstance(trained.model, MultiExpert)
+    return [*(['nbn'] if nbn else []), *(['ride'] if ride else []), 'timm']
+
+
+def _with_arguments(name: str | None, arguments: Mapping[str, Any] | None) -> str | None:
+    if not name or not arguments:
+        return name
+    shown = ', '.join(f'{key}={value}' for key, value in arguments.items())
+    return f'{name} ({shown})'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ['---'] * len(head), *rows]
+    return '\n'.join('| ' + ' | '.join(str(cell).replace('|', '\\|') for cell in line) + ' |' for line in lines)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ', '.join(f'{value:g}' for value in values)

@@ -1,0 +1,119 @@
+"""What is told of a training: its settings without anything about the machine, and its accuracies."""
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from nbn_timm.data import ClassCounts
+from nbn_timm.errors import InputError
+
+METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few')
+
+# Settings about the machine, not about what was computed, of train.py and of timm's script.
+_MACHINE = {'data_dir', 'data', 'output', 'experiment', 'resume', 'device', 'workers', 'pin_mem', 'local_rank',
+            'no_prefetcher', 'log_interval', 'log_tensorboard', 'log_wandb', 'wandb_project', 'download'}
+_FILES = {'train_list', 'val_list', 'test_list', 'class_counts', 'initial_checkpoint', 'kd_checkpoint'}
+# Post-hoc changes of what validate.py evaluated that do not travel with the weights.
+_CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment'}
+
+
+def public_record(record: Mapping[str, Any], class_counts: ClassCounts | None) -> dict[str, Any]:
+    """What is known of a training, as plain data for config.json; paths are reduced to the names of their files.
+
+    Args:
+        record: See `TrainedModel.record`.
+        class_counts: Training images per class, where they are known.
+
+    Returns:
+        The same, with 'class_counts' of `ClassCounts.to_dict`; `recorded_training` reads it back.
+    """
+    public: dict[str, Any] = {}
+    if class_counts is not None:
+        public['class_counts'] = {**class_counts.to_dict(), 'source': _without_folders(class_counts.source)}
+    for key, value in record.items():
+        if key == 'settings':
+            value = {name: PurePosixPath(setting).name if name in _FILES and isinstance(setting, str) else setting
+                     for name, setting in value.items() if name not in _MACHINE}
+        public[key] = _plain(value)
+    return public
+
+
+def results_beside(checkpoint: str, use_ema: bool, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights."""
+    path = Path(checkpoint)
+    beside = path.parent / 'test.json'
+    if not path.is_file() or not beside.is_file() or use_ema != bool(settings.get('model_ema')):
+        return None
+    results = _read(beside)
+    # A run of a second stage may have asked only some experts for an image.
+    if f'({path.name})' not in str(results.get('checkpoint')) or 'mean_experts' in results:
+        return None
+    precision = settings.get('amp_dtype') if settings.get('amp') else 'float32'
+    return summarize_results({**results, 'precision': precision})
+
+
+def results_of(path: str, use_ema: bool) -> dict[str, Any]:
+    """Accuracies in a results file of validate.py or in a test.json of train.py.
+
+    Raises:
+        InputError: The file is none of these, or is of something else than the weights by themselves.
+    """
+    results = _read(Path(path))
+    changed = [flag for key, flag in _CHANGES.items() if results.get(key)]
+    if results.get('routed') or 'mean_experts' in results:
+        changed.append('a router')
+    if changed:
+        raise InputError(f"the results file '{path}' is of an evaluation with {' and '.join(changed)}, which does not "
+                         'travel with the weights: evaluate without it')
+    if 'use_ema' in results and results['use_ema'] != use_ema:
+        kind = 'averaged' if results['use_ema'] else 'plain'
+        raise InputError(f"the results file '{path}' is of the {kind} weights and the others are pushed: "
+                         f"{'add' if results['use_ema'] else 'leave out'} --use-ema or evaluate again")
+    return summarize_results(results)
+
+
+def summarize_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the entries of a results file those that a record keeps as 'test'."""
+    splits = results.get('splits')
+    return {
+        'split': results.get('split', 'test'),
+        'images': results['num_samples'],
+        **{key: results[key] for key in METRICS if key in results},
+        **({'splits': {key: splits[key] for key in ('many_above', 'few_below')}} if splits else {}),
+        **({'precision': results['precision']} if results.get('precision') else {}),
+        'classes': results['num_classes'],
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise InputError(f"the results file '{path}' cannot be read ({error}): give a file of validate.py "
+                         '--results-file, or a test.json of train.py') from error
+    needed = ('top1', 'num_samples', 'num_classes')
+    if not isinstance(results, dict) or not all(isinstance(results.get(key), int | float) for key in needed):
+        raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): give a file of "
+                         'validate.py --results-file, or a test.json of train.py')
+    return results
+
+
+def _plain(value: Any) -> Any:
+    """JSON-able data without absolute paths."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, str | Path):
+        text = str(value)
+        for flavour in (PurePosixPath, PureWindowsPath):
+            if flavour(text).is_absolute():
+                return flavour(text).name
+        return text
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _without_folders(text: str) -> str:
+    """Words for people in which quoted paths are reduced to the names of their files."""
+    return re.sub(r"'([^']*[/\\])([^'/\\]+)'", r"'\2'", text)
