@@ -15,7 +15,10 @@ from safetensors.torch import load
 from nbn_timm.cli.push import main as push
 from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.models._pretrained import shipped_file
+from nbn_timm.models import RoutedExperts
+from nbn_timm.models._pretrained import shipped_file, shipped_names
+from nbn_timm.stages.classifier import replace_module
+from nbn_timm.stages.ncm import CentroidLinear
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ClassCounts((90, 30, 4), ('ant', 'bee', 'cat'), "train split of '/home/somebody/pictures'")
@@ -34,7 +37,7 @@ def hub(tmp_path):
     """(run a client: arguments of Python -> finished process, the hub)."""
     with hub_server() as (address, content):
         def client(*arguments, token=TOKEN, endpoint=address, **environment):
-            known = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1',
+            known = {'HF_ENDPOINT': endpoint, 'HF_HOME': str(tmp_path / 'hf'),
                      'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
             known |= {'HF_TOKEN': token} if token else {}
             kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'NBN_'))}
@@ -48,8 +51,9 @@ def checkpoint(folder, name='resnet20_nbn', **kwargs):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=3, **kwargs)
     torch.save({'arch': name, 'epoch': 4, 'state_dict': model.state_dict(), 'class_counts': COUNTS.to_dict(),
-                'args': {'model': name, 'model_kwargs': kwargs, 'dataset': 'folder',
-                         'data_dir': '/home/somebody/pictures',
+                'args': {'model': name, 'model_kwargs': kwargs, 'dataset': 'list',
+                         'data_dir': '/home/somebody/pictures', 'train_list': '/home/somebody/lists/tail.txt',
+                         'initial_checkpoint': '../somebody/first.pth.tar',
                          'input_size': (3, 32, 32), 'mean': (0.1, 0.2, 0.3), 'std': (0.4, 0.5, 0.6), 'lr': 0.1,
                          'epochs': 5, 'loss': 'balanced_softmax', 'sampler': 'class_aware', 'seed': 1}},
                folder / 'last.pth.tar')
@@ -75,6 +79,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(hub, tmp_path, name, kwargs):
     pulled = client('-c', PULL, 'hf-hub:someone/tail', 'pulled.pt', token=None)
     assert pulled.returncode == 0, pulled.stderr
     assert pulled.stdout.strip().endswith('(90, 30, 4) 5')
+    assert any(path.startswith('/storage/') for _, path in content.seen)
     back = torch.load(tmp_path / 'pulled.pt', weights_only=True)
     assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
 
@@ -89,7 +94,8 @@ def test_the_card_and_the_config_say_what_it_is(hub, tmp_path):
     assert config['pretrained_cfg']['mean'] == [0.1, 0.2, 0.3] and config['nbn_timm']['test']['few'] == 43.75
     card = files['README.md'].decode()
     assert card.startswith('---\n') and 'library_name: timm' in card
-    for said in ('61.25', '70.00', '43.75', '124', 'balanced_softmax', 'class_aware', '2501.03122', 'import nbn_timm',
+    for said in ('tail.txt', 'first.pth.tar', '61.25', '70.00', '43.75', '124', 'balanced_softmax',
+                 'class_aware', '2501.03122', 'import nbn_timm',
                  'hf-hub:someone/tail'):
         assert said in card, said
 
@@ -145,6 +151,77 @@ def test_what_the_hub_refuses_is_said_in_one_sentence(hub, tmp_path, arguments, 
     assert said in done.stderr and 'Traceback' not in done.stderr
 
 
+def test_a_public_repository_is_not_taken_for_a_private_one_nor_any_license_accepted(hub, tmp_path):
+    client, content = hub
+    checkpoint(tmp_path)
+    assert client('-m', 'nbn_timm.cli.push', 'last.pth.tar', 'someone/tail').returncode == 0
+    before = content.find('someone/tail', 'main')
+    for flags, said in (['--private'], 'exists and is public'), (['--license', 'gpl-9'], '"license" must be one of'):
+        done = client('-m', 'nbn_timm.cli.push', 'last.pth.tar', 'someone/tail', *flags)
+        assert done.returncode == 1 and said in done.stderr and 'Traceback' not in done.stderr
+        assert content.find('someone/tail', 'main') == before
+
+
+@pytest.mark.parametrize('name', shipped_names())
+def test_all_shipped_weights_come_back_from_a_folder(tmp_path, name):
+    push([name, '--output', str(tmp_path / 'out'), 'someone/shipped'])
+    model, weights = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True), load(
+        Path(shipped_file(name)).read_bytes())
+    here = model.state_dict()
+    assert here.keys() == weights.keys() and all(torch.equal(here[key], weights[key]) for key in weights)
+    assert 'hf-hub:someone/shipped' in (tmp_path / 'out' / 'README.md').read_text()
+
+
+def test_a_folder_is_replaced_on_demand_only(tmp_path):
+    checkpoint(tmp_path)
+    arguments = [str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')]
+    push(arguments)
+    (tmp_path / 'out' / 'README.md').write_text('mine')
+    with pytest.raises(InputError, match='add --overwrite'):
+        push(arguments)
+    assert (tmp_path / 'out' / 'README.md').read_text() == 'mine'
+    push([*arguments, '--overwrite', '--license', 'mit'])
+    assert 'license: mit' in (tmp_path / 'out' / 'README.md').read_text()
+    (tmp_path / 'out' / 'notes.txt').write_text('mine')
+    with pytest.raises(InputError, match='notes.txt'):
+        push([*arguments, '--overwrite'])
+
+
+def with_centroids(model):
+    replace_module(model, 'fc', CentroidLinear(64, 3))
+    return model
+
+
+def test_what_timm_cannot_make_again_is_refused(tmp_path):
+    """A router, and a classifier that a second stage has put in: no folder is left behind."""
+    for name, change, said in (
+            ('resnet32_ride', lambda model: RoutedExperts(model, top_k=2), 'has a router'),
+            ('resnet20', with_centroids, 'timm cannot make')):
+        model = change(timm.create_model(name, num_classes=3))
+        torch.save({'arch': name, 'state_dict': model.state_dict(), 'class_counts': COUNTS.to_dict(),
+                    'args': {'model': name}}, tmp_path / 'last.pth.tar')
+        with pytest.raises(InputError, match=said):
+            push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
+        assert not (tmp_path / 'out').exists() and not list(tmp_path.glob('.out*'))
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    ({'tau_norm': 1.0}, '--tau-norm'), ({'logit_adjustment': 1.0}, '--logit-adjustment'), ({'routed': True}, 'router'),
+    ({'use_ema': True}, 'add --use-ema'), ({'num_classes': 7}, 'of 7 classes'), ({'top1': None}, 'no results file')])
+def test_results_of_something_else_do_not_get_into_the_card(tmp_path, change, said):
+    checkpoint(tmp_path)
+    results = {'split': 'val', 'num_samples': 8, 'num_classes': 3, 'top1': 12.5, 'top5': 100.0, 'mean_class': 12.5}
+    (tmp_path / 'found.json').write_text(json.dumps(results | change))
+    arguments = [str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out'), '--results-file',
+                 str(tmp_path / 'found.json')]
+    with pytest.raises(InputError, match=said):
+        push(arguments)
+    (tmp_path / 'found.json').write_text(json.dumps(results))
+    push(arguments)
+    card = (tmp_path / 'out' / 'README.md').read_text()
+    assert '12.50' in card and 'on the val split, 8 images' in card and '61.25' not in card
+
+
 def test_a_folder_is_written_without_any_hub(tmp_path, capsys):
     weights = checkpoint(tmp_path)
     push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
@@ -162,6 +239,7 @@ def test_added_nbn_is_folded(tmp_path):
     torch.save({'arch': 'resnet18', 'state_dict': model.state_dict(), 'class_counts': COUNTS.to_dict(),
                 'args': {'model': 'resnet18', 'add_nbn': True}}, tmp_path / 'last.pth.tar')
     push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
+    assert 'folded here into plain BatchNorm' in (tmp_path / 'out' / 'README.md').read_text()
     plain = timm.create_model(f'local-dir:{tmp_path / "out"}', pretrained=True).eval()
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():

@@ -114,6 +114,15 @@ def test_a_mirror_is_asked_once(weights_cache, model, server, monkeypatch):
     assert not list(weights_cache.rglob('*.tmp'))
 
 
+def test_mirrors_of_one_host_do_not_mix(weights_cache, model, server, monkeypatch):
+    address, folder, _ = server
+    for place, weights in (('first', model), ('second', timm.create_model('resnet10_nbn'))):
+        (folder / place).mkdir()
+        save_file(weights.state_dict(), folder / place / f'{NAME}.safetensors')
+        monkeypatch.setenv('NBN_TIMM_WEIGHTS', f'{address}/{place}')
+        assert same_weights(timm.create_model(NAME, pretrained=True), weights)
+
+
 @pytest.mark.parametrize('kind', ['zip', 'tar', 'bare'])
 def test_the_authors_archive_is_unpacked_recognised_converted_and_cached(weights_cache, model, server, kind, tmp_path):
     address, folder, requested = server

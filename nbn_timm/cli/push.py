@@ -9,9 +9,16 @@ from huggingface_hub import HfApi
 
 from nbn_timm.engine.trained import FOLDER, HUB, TrainedModel, open_trained
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.hub import model_card, portable, push_files, results_beside, results_of, write_folder
-from nbn_timm.hub.folder import FILES
-from nbn_timm.hub.push import check_destination
+from nbn_timm.hub import (
+    FILES,
+    check_destination,
+    model_card,
+    portable,
+    push_files,
+    results_beside,
+    results_of,
+    write_model_folder,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,6 +31,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('repo_id', nargs='?', metavar='USER/NAME', help='repository, created if need be')
     parser.add_argument('--output', type=Path, metavar='DIR', help="write the folder for 'local-dir:DIR' and push "
                         'nothing')
+    parser.add_argument('--overwrite', action='store_true', help='replace an earlier folder in DIR')
 
     group = parser.add_argument_group('model')
     group.add_argument('--use-ema', action='store_true', help="the checkpoint's averaged weights")
@@ -42,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument('--private', action='store_true', help='create a private repository')
     group.add_argument('--revision', metavar='BRANCH', help='branch, created if need be')
     group.add_argument('--commit-message', default='Add model', metavar='TEXT')
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError('give USER/NAME to push to, or --output DIR to write the folder only')
     if args.output is not None and (args.private or args.revision):
         raise InputError('--private and --revision are of a push, and --output pushes nothing: leave one out')
+    if args.output is None and args.overwrite:
+        raise InputError('--overwrite is of --output DIR, and a push is a new commit anyway: leave it out')
     if args.output is None:
         check_destination(args.repo_id, HfApi())
     trained = open_trained(args.source, use_ema=args.use_ema, model=args.model, class_counts_file=args.class_counts,
@@ -64,12 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     license = args.license or trained.model.pretrained_cfg.get('license') or 'apache-2.0'
     card = model_card(trained, _location(args), license)
     if args.output is not None:
-        write_folder(trained, args.output, card)
+        write_model_folder(trained, args.output, card, args.overwrite)
         print(f"wrote {', '.join(FILES)} to '{args.output}'")
         print(f"load it with {_call(f'{FOLDER}{args.output}')}")
         return
     with TemporaryDirectory() as folder:
-        write_folder(trained, folder, card)
+        write_model_folder(trained, folder, card)
         size = sum(Path(folder, name).stat().st_size for name in FILES)
         url = push_files(folder, FILES, args.repo_id, private=args.private, revision=args.revision,
                          message=args.commit_message)

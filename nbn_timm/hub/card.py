@@ -3,12 +3,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from timm.models import model_entrypoint
 
 from nbn_timm.data import ClassCounts
 from nbn_timm.data.cifar_lt import CIFAR_CLASSES
+from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.engine.trained import FOLDER, TrainedModel
-from nbn_timm.hub.record import METRICS
+from nbn_timm.hub.record import METRICS, has_names
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.convert import nbn_layers
 from nbn_timm.models.ride import MultiExpert
@@ -24,6 +24,7 @@ _BENCHMARKS: dict[str, tuple[str, str | None]] = {
 }
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
                  'few': 'few'}
+_TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop, flip', 'digits': 'padding, crop'}
 _CITATIONS = {
     'nbn': '''@article{bao2024nbn,
   title = {Normalizing Batch Normalization for Long-Tailed Recognition},
@@ -62,11 +63,10 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
     dataset = settings.get('dataset')
     set_name, _ = _BENCHMARKS.get(str(dataset), (dataset, None))
     trained_on = f', trained on {set_name}' if set_name else ''
-    architecture = trained.model.pretrained_cfg['architecture']
     parts = [
-        f'# {architecture}{trained_on}',
-        _summary(trained, architecture),
-        '## Model\n\n' + _table(('', ''), _facts(trained, architecture)),
+        f'# {_architecture(trained)}{trained_on}',
+        _summary(trained),
+        '## Model\n\n' + _table(('', ''), _facts(trained)),
         '## Data\n\n' + _data(trained.class_counts, settings) if settings or trained.class_counts else '',
         '## Recipe\n\n' + _recipe(trained.record) if settings else '',
         '## Results\n\n' + _results(trained.record['test'], trained) if trained.record.get('test') else '',
@@ -76,17 +76,12 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
     return f'---\n{_metadata(trained, license, set_name)}\n---\n' + '\n\n'.join(filter(None, parts)) + '\n'
 
 
-def needs_this_package(trained: TrainedModel) -> bool:
-    """Whether the architecture is this package's, so that timm alone does not know it."""
-    return model_entrypoint(trained.model.pretrained_cfg['architecture']).__module__.startswith('nbn_timm.')
-
-
 def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
     settings = trained.record.get('settings') or {}
     dataset = settings.get('dataset')
     source = _BENCHMARKS[dataset][1] if dataset in _BENCHMARKS else None
     test = trained.record.get('test')
-    tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_this_package(trained) else []),
+    tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_package(_architecture(trained)) else []),
             *(['long-tailed-recognition'] if trained.class_counts or dataset in _BENCHMARKS else [])]
     results = None
     if test and set_name:
@@ -97,10 +92,10 @@ def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
     return ModelCardData(
         license=license, library_name='timm', pipeline_tag='image-classification', tags=tags,
         datasets=[source] if source else None, metrics=['accuracy'] if results else None,
-        model_name=trained.model.pretrained_cfg['architecture'] if results else None, eval_results=results).to_yaml()
+        model_name=_architecture(trained) if results else None, eval_results=results).to_yaml()
 
 
-def _summary(trained: TrainedModel, architecture: str) -> str:
+def _summary(trained: TrainedModel) -> str:
     kind = 'An image classifier'
     if isinstance(trained.model, MultiExpert):
         kind = f'RIDE, an image classifier of {trained.model.num_experts} experts'
@@ -110,21 +105,21 @@ def _summary(trained: TrainedModel, architecture: str) -> str:
     if any(isinstance(module, RectifiedLinear) for module in trained.model.modules()):
         methods.append('logit rectification')
     owner = '[timm](https://github.com/huggingface/pytorch-image-models)'
-    if needs_this_package(trained):
+    if needs_package(_architecture(trained)):
         owner = f'`nbn_timm`, an extension of {owner}'
     added = f" with {' and '.join(methods)}" if methods else ''
-    text = f'{kind}{added}: the architecture `{architecture}` of {owner}.'
-    if trained.record.get('folded'):
+    text = f'{kind}{added}: the architecture `{_architecture(trained)}` of {owner}.'
+    if _is_folded(trained):
         text += ('\n\nIt was trained with NBN in its last stage, which is folded here into plain BatchNorm: in '
                  'evaluation it computes the same, up to rounding. Do not train on from these weights.')
     return text
 
 
-def _facts(trained: TrainedModel, architecture: str) -> list[tuple[str, Any]]:
+def _facts(trained: TrainedModel) -> list[tuple[str, Any]]:
     model, image = trained.model, trained.input
     arguments = {key: value for key, value in trained.model_args.items() if value is not None}
     return [
-        ('architecture', f'`{architecture}`'),
+        ('architecture', f'`{_architecture(trained)}`'),
         *([('arguments', ', '.join(f'`{key}={value!r}`' for key, value in arguments.items()))] if arguments else []),
         ('parameters', f'{sum(parameter.numel() for parameter in model.parameters()):,}'),
         ('classes', model.num_classes),
@@ -145,19 +140,25 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
     if draw:
         rows.append(('draw', draw))
     if counts is not None:
-        present = [(count, counts.names[label]) for label, count in enumerate(counts.counts) if count]
-        (largest, head), (smallest, tail) = max(present), min(present)
+        largest, smallest = max(counts.counts), min(count for count in counts.counts if count)
         rows += [
             ('training images', f'{counts.total:,} in {counts.num_classes} classes'),
             ('imbalance factor', f'{counts.imbalance_factor:.4g}'),
-            ('largest class', f'{largest:,} images ({head})'),
-            ('smallest class', f'{smallest:,} image{"s" if smallest > 1 else ""} ({tail})'),
+            ('largest class', _images(largest, counts)),
+            ('smallest class', _images(smallest, counts)),
         ]
     text = _table(('', ''), rows)
     if dataset in CIFAR_CLASSES and settings.get('train_list'):
         text += ("\n\nThe long-tailed draw comes from that list and is not the one of LDAM's code that papers commonly "
                  'use, so the accuracies are not comparable with theirs to the last points.')
     return text
+
+
+def _images(size: int, counts: ClassCounts) -> str:
+    """How many images, and which classes have that many."""
+    names = [name for name, count in zip(counts.names, counts.counts, strict=True) if count == size]
+    more = f' and {len(names) - 5} others' if len(names) > 5 else ''
+    return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
 
 
 def _draw(settings: Mapping[str, Any]) -> str:
@@ -180,6 +181,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
         schedule.append(f'at epochs {", ".join(map(str, milestones))}, times {settings.get("decay_rate"):g} each')
     if settings.get('warmup_epochs'):
         schedule.append(f'{settings["warmup_epochs"]} epochs of warm-up')
+    transform = _TRANSFORMS.get(settings.get('train_transform'))
     augmentation = [f'{name} {value}' for name, key in (
         ('rotation of up to', 'rotation'), ('policy', 'aa'), ('colour jitter', 'color_jitter'), ('mixup', 'mixup'),
         ('CutMix', 'cutmix'), ('remix', 'remix'), ('CMO', 'cmo'), ('random erasing', 'reprob'),
@@ -196,12 +198,12 @@ def _recipe(record: Mapping[str, Any]) -> str:
         ('schedule', ', '.join(schedule)),
         ('momentum', settings.get('momentum')),
         ('weight decay', settings.get('weight_decay')),
-        ('augmentation', ', '.join(filter(None, [settings.get('train_transform'), *augmentation]))),
+        ('augmentation', 'none' if settings.get('no_aug') else ', '.join(filter(None, [transform, *augmentation]))),
         ('averaged weights', f'decay {settings.get("model_ema_decay")}' if settings.get('model_ema') else None),
         ('starting point', settings.get('initial_checkpoint')
          or ('pretrained weights' if settings.get('pretrained') else None)),
         ('teacher', settings.get('kd_checkpoint')),
-        ('precision', settings.get('amp_dtype') if settings.get('amp') else 'float32'),
+        ('precision', f'autocast to {settings.get("amp_dtype")}' if settings.get('amp') else 'float32'),
         ('seed', settings.get('seed')),
         ('hardware', record.get('hardware')),
         ('torch', record.get('torch')),
@@ -225,20 +227,20 @@ def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
                  f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '
                  f'than {split.few_below}.')
-    if trained.record.get('folded'):
+    if _is_folded(trained):
         text += ' Measured before folding.'
     return text
 
 
 def _loading(trained: TrainedModel, location: str) -> str:
-    ours = needs_this_package(trained)
+    ours = needs_package(_architecture(trained))
     lines = ['import timm', *(['import nbn_timm  # registers the architecture'] if ours else []), '',
              f"model = timm.create_model('{location}', pretrained=True).eval()",
              'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))', '',
              'logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB']
     names = "model.pretrained_cfg['label_names']"
     counts = trained.class_counts
-    if counts is not None and counts.names != tuple(map(str, range(counts.num_classes))):
+    if counts is not None and has_names(counts):
         lines.append(f'print({names}[logits.argmax().item()])')
     text = '```python\n' + '\n'.join(lines) + '\n```'
     if not ours:
@@ -251,10 +253,21 @@ def _loading(trained: TrainedModel, location: str) -> str:
     return text
 
 
+def _architecture(trained: TrainedModel) -> str:
+    return trained.model.pretrained_cfg['architecture']
+
+
+def _is_folded(trained: TrainedModel) -> bool:
+    """Whether the model was trained with NBN and has none any more."""
+    settings = trained.record.get('settings') or {}
+    with_nbn = settings.get('add_nbn') or '_nbn' in str(settings.get('model'))
+    return bool(with_nbn) and not nbn_layers(trained.model)
+
+
 def _methods(trained: TrainedModel) -> list[str]:
     """Keys of the papers to cite."""
     rectified = any(isinstance(module, RectifiedLinear) for module in trained.model.modules())
-    nbn = nbn_layers(trained.model) or rectified or trained.record.get('folded')
+    nbn = nbn_layers(trained.model) or rectified or _is_folded(trained)
     ride = isinstance(trained.model, MultiExpert)
     return [*(['nbn'] if nbn else []), *(['ride'] if ride else []), 'timm']
 

@@ -1,20 +1,16 @@
 """A trained model as a folder in timm's format: config.json, model.safetensors and README.md."""
-import shutil
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import timm
 import torch
 from timm.models import save_for_hf
-from torch import nn
 
 from nbn_timm.engine.trained import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write, write_text_atomic
-from nbn_timm.hub.record import public_record
+from nbn_timm.files import write_folder
+from nbn_timm.hub.record import has_names, public_counts, public_record
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
 
@@ -24,9 +20,9 @@ _FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
-    """The model in a form that timm can make from a name and arguments.
+    """The model in a form that timm can make from a name and arguments, and that tells nothing about the machine.
 
-    A model of timm's with NBN added is folded into a plain one, with 'folded' in its record.
+    A model of timm's with NBN added is folded into a plain one; paths in what is known are reduced to file names.
 
     Raises:
         InputError: The model has a router.
@@ -34,42 +30,50 @@ def portable(trained: TrainedModel) -> TrainedModel:
     if isinstance(trained.model, RoutedExperts):
         raise InputError(f"the checkpoint of '{trained.name}' has a router, which a model of timm's format cannot "
                          'carry: add --all-experts to push the network that asks every expert')
-    if not trained.nbn:
-        return trained
-    return replace(trained, model=fold_nbn(trained.model), nbn=False, record={**trained.record, 'folded': True})
+    counts = trained.class_counts
+    return replace(
+        trained, model=fold_nbn(trained.model) if trained.nbn else trained.model, nbn=False,
+        record=public_record(trained.record), class_counts=None if counts is None else public_counts(counts))
 
 
-def write_folder(trained: TrainedModel, folder: str | Path, card: str) -> None:
+def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, overwrite: bool = False) -> None:
     """Write a model that `timm.create_model('local-dir:FOLDER', pretrained=True)` gives back bit for bit.
 
-    Before anything appears in the folder, the model is loaded back and compared, weights and outputs.
+    Before the folder appears, the model is loaded back and compared, weights and outputs.
 
     Args:
         trained: As `portable` gives it.
-        folder: Created if need be; other files in it stay.
+        folder: To write; it must not exist, be empty, or with `overwrite` hold nothing but such files.
         card: Text of README.md.
+        overwrite: Replace an older folder.
 
     Raises:
         InputError: timm would make another model from what it records, or the folder cannot be written.
     """
-    model, counts = trained.model, trained.class_counts
-    config: dict[str, Any] = {RECORD_KEY: public_record(trained.record, counts)}
-    if counts is not None and counts.names != tuple(map(str, range(counts.num_classes))):
+    def fill(temporary: Path) -> None:
+        _save(trained, temporary)
+        _compare(trained, temporary)
+        (temporary / FILES[2]).write_text(card, encoding='utf-8')
+
+    write_folder(folder, fill, replaceable=FILES if overwrite else ())
+
+
+def _save(trained: TrainedModel, folder: Path) -> None:
+    counts = trained.class_counts
+    record = dict(trained.record) if counts is None else {'class_counts': counts.to_dict(), **trained.record}
+    config: dict[str, Any] = {RECORD_KEY: record}
+    if counts is not None and has_names(counts):
         config['label_names'] = list(counts.names)
-    with TemporaryDirectory() as temporary:
-        try:
-            save_for_hf(model, temporary, model_config=config, safe_serialization=True, data_config={
-                key: value for key, value in asdict(trained.input).items() if key in _FORMAT})
-        except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
-            raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
-                             'arguments') from error
-        _compare(model, Path(temporary), trained)
-        for name in FILES[:2]:
-            atomic_write(Path(folder, name), partial(shutil.copyfile, Path(temporary, name)))
-    write_text_atomic(Path(folder, FILES[2]), card)
+    try:
+        save_for_hf(
+            trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
+            data_config={key: getattr(trained.input, key) for key in _FORMAT}, safe_serialization=True)
+    except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
+        raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
+                         'arguments') from error
 
 
-def _compare(model: nn.Module, folder: Path, trained: TrainedModel) -> None:
+def _compare(trained: TrainedModel, folder: Path) -> None:
     """Refuse a folder from which timm makes another model, as of a classifier that a second stage put in."""
     remedy = ("so timm's format cannot carry it: push a model whose layers are those of its architecture, or fold it "
               'into one first')
@@ -80,10 +84,10 @@ def _compare(model: nn.Module, folder: Path, trained: TrainedModel) -> None:
         raise InputError(f"timm cannot make '{trained.name}' again from its name and arguments ({reason}), "
                          f'{remedy}') from error
     images = torch.rand(2, *trained.input.input_size, generator=torch.Generator().manual_seed(0))
-    here, there = model.state_dict(), rebuilt.state_dict()
+    here, there = trained.model.state_dict(), rebuilt.state_dict()
     with torch.inference_mode():
         same = here.keys() == there.keys() and all(_equal(here[key], there[key]) for key in here) and _equal(
-            model(images), rebuilt(images))
+            trained.model(images), rebuilt(images))
     if not same:
         raise InputError(f"timm makes another model than this one from the name '{trained.name}' and its arguments, "
                          f'{remedy}')

@@ -1,5 +1,6 @@
 """Files to a model repository on the Hugging Face Hub, or on a mirror that HF_ENDPOINT names, as one commit."""
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
@@ -8,10 +9,13 @@ from huggingface_hub.utils import validate_repo_id
 
 from nbn_timm.errors import InputError
 
+_HUB = 'https://huggingface.co'
+
 # A refused answer is a HfHubHTTPError; what goes wrong before there is an answer is an error of the HTTP library, which
 # differs by release: requests' are OSErrors, httpx's have a base class in common with HfHubHTTPError.
-_HTTP_ERRORS: tuple[type[Exception], ...] = tuple(base for base in HfHubHTTPError.__mro__
-                     if issubclass(base, Exception) and base not in (Exception, HfHubHTTPError))
+_HTTP_ERRORS: tuple[type[Exception], ...] = tuple(
+    base for base in HfHubHTTPError.__mro__
+    if issubclass(base, Exception) and base not in (Exception, HfHubHTTPError))
 
 _FAILURES: tuple[type[Exception], ...] = (*_HTTP_ERRORS, RuntimeError, ValueError)
 
@@ -67,7 +71,7 @@ def push_files(
                              'its settings, or give another name')
         if revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        files = [CommitOperationAdd(name, str(Path(folder, name))) for name in names]
+        files = [CommitOperationAdd(name, _content(Path(folder, name), api)) for name in names]
         return api.create_commit(repo_id, files, commit_message=message, revision=revision).commit_url
     except InputError:
         raise
@@ -75,12 +79,17 @@ def push_files(
         raise InputError(_sentence(error, repo_id, str(api.endpoint))) from error
 
 
+def _content(path: Path, api: HfApi) -> str | BytesIO:
+    # What has no path goes by plain HTTP (git LFS), which mirrors know; few have the Hub's Xet storage.
+    return str(path) if api.endpoint == _HUB else BytesIO(path.read_bytes())
+
+
 def _sentence(error: Exception, repo_id: str, endpoint: str) -> str:
     # A failed upload comes wrapped in a RuntimeError.
     cause = error.__cause__ if type(error) is RuntimeError and isinstance(error.__cause__, Exception) else error
     response = getattr(cause, 'response', None)
     status = getattr(response, 'status_code', None)
-    reason = _one_line(cause)
+    reason = _one_line(getattr(cause, 'server_message', None) or cause)
     if status == 401:
         return f'{endpoint} does not accept the token ({reason}): set HF_TOKEN to a valid one with write access'
     if status == 403:
@@ -93,12 +102,12 @@ def _sentence(error: Exception, repo_id: str, endpoint: str) -> str:
     if isinstance(cause, ValueError):
         return f"'{repo_id}' was refused ({reason}): correct what it names"
     if isinstance(cause, _HTTP_ERRORS):
-        return (f'{endpoint} cannot be reached ({reason}): check the connection and HF_ENDPOINT, and set '
-                'HF_HUB_DISABLE_XET=1 for a mirror without Xet storage, or write the folder with --output')
-    return (f"the upload to '{repo_id}' on {endpoint} failed ({reason}): set HF_HUB_DISABLE_XET=1 if it is a mirror "
-            'without Xet storage, else try again later')
+        return (f'{endpoint} cannot be reached ({reason}): check the connection and HF_ENDPOINT, or write the folder '
+                'with --output')
+    return (f"the upload to '{repo_id}' on {endpoint} failed ({reason}): try again, with HF_HUB_DISABLE_XET=1 if the "
+            "Hub's Xet storage cannot be reached from here")
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: Exception | str) -> str:
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f'{text[:297]}...'

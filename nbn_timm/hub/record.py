@@ -2,6 +2,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -18,25 +19,24 @@ _FILES = {'train_list', 'val_list', 'test_list', 'class_counts', 'initial_checkp
 _CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment'}
 
 
-def public_record(record: Mapping[str, Any], class_counts: ClassCounts | None) -> dict[str, Any]:
-    """What is known of a training, as plain data for config.json; paths are reduced to the names of their files.
-
-    Args:
-        record: See `TrainedModel.record`.
-        class_counts: Training images per class, where they are known.
-
-    Returns:
-        The same, with 'class_counts' of `ClassCounts.to_dict`; `recorded_training` reads it back.
-    """
-    public: dict[str, Any] = {}
-    if class_counts is not None:
-        public['class_counts'] = {**class_counts.to_dict(), 'source': _without_folders(class_counts.source)}
-    for key, value in record.items():
-        if key == 'settings':
-            value = {name: PurePosixPath(setting).name if name in _FILES and isinstance(setting, str) else setting
-                     for name, setting in value.items() if name not in _MACHINE}
-        public[key] = _plain(value)
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, see `TrainedModel.record`, as plain data in which paths are reduced to the names of their files."""
+    public = {key: _plain(value) for key, value in record.items()}
+    if 'settings' in public:
+        public['settings'] = {
+            name: PurePosixPath(setting).name if name in _FILES and isinstance(setting, str) else setting
+            for name, setting in public['settings'].items() if name not in _MACHINE}
     return public
+
+
+def public_counts(counts: ClassCounts) -> ClassCounts:
+    """Class counts whose source, in words, names files without their folders."""
+    return replace(counts, source=re.sub(r"'[^']*[/\\]([^'/\\]+)'", r"'\1'", counts.source))
+
+
+def has_names(counts: ClassCounts) -> bool:
+    """Whether the classes have names beyond their numbers."""
+    return counts.names != tuple(map(str, range(counts.num_classes)))
 
 
 def results_beside(checkpoint: str, use_ema: bool, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -112,8 +112,3 @@ def _plain(value: Any) -> Any:
                 return flavour(text).name
         return text
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def _without_folders(text: str) -> str:
-    """Words for people in which quoted paths are reduced to the names of their files."""
-    return re.sub(r"'([^']*[/\\])([^'/\\]+)'", r"'\2'", text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from urllib.error import URLError
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
 import torch.nn as nn
 from huggingface_hub import hf_hub_download
@@ -265,7 +265,8 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
 
 def _download(url: str, name: str, tried: list[str]) -> Path | None:
     """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix."""
-    target = cache_dir() / 'mirrors' / urlparse(url).netloc.replace(':', '_') / _filename(name)
+    address = url.rpartition('/')[0].partition('://')[2]  # a host may have several, as repositories of a Hub
+    target = cache_dir() / 'mirrors' / quote(address, safe='') / _filename(name)
     if target.is_file():
         return target
     try:
