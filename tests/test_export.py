@@ -28,6 +28,12 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 QUICK = ('--repeats', '1', '--num-images', '9')
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """Two threads wait for each other whenever the machine is busy."""
+    torch.set_num_threads(1)
+
+
 def trained_like(name: str, size: int, nbn: bool = False, **kwargs) -> nn.Module:
     """A network whose NBN vectors, statistics and logits are not those of initialisation."""
     torch.manual_seed(0)
@@ -269,7 +275,7 @@ def test_images_of_a_folder(work, tmp_path, capsys):
     arguments = [str(work / 'last.pth.tar'), str(tmp_path / 'out'), *QUICK, '--formats', 'timm']
     command.main([*arguments, '--images', str(work)])
     report = json.loads((tmp_path / 'out' / 'report.json').read_text())
-    assert report['images'] == f"'{work}'" and list(report['formats']) == ['timm']
+    assert report['images'] == f"folder '{work.name}'" and list(report['formats']) == ['timm']
     assert 'max diff' in capsys.readouterr().out
 
 
@@ -331,10 +337,35 @@ def test_routing_is_exported_with_all_experts_only(tmp_path):
     images, settings = generated_images(2, trained.input), ExportSettings(('torchscript', 'timm'), repeats=1)
     with pytest.raises(InputError, match='--all-experts'):
         export_model(trained, tmp_path / 'out', images, settings)
-    report = export_model(command.with_all_experts(trained), tmp_path / 'out', images, settings)
-    assert max(item.max_abs_diff for item in report.exported) < 1e-4
-    with pytest.raises(InputError, match='router'):
-        command.with_all_experts(command.with_all_experts(trained))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_routed_checkpoint_with_all_experts(tmp_path, monkeypatch, capsys):
+    """The command refuses the router's checkpoint, and takes it as the network that asks every expert."""
+    network = trained_like('resnet32_ride', 16, num_experts=2)
+    torch.save({'arch': 'resnet32_ride', 'class_counts': COUNTS.to_dict(), 'version': 2,
+                'state_dict': RoutedExperts(network, top_k=3).state_dict(),
+                'args': {'model': 'resnet32_ride', 'img_size': 16, 'model_kwargs': {'num_experts': 2}}},
+               tmp_path / 'routed.pth.tar')
+    arguments = [tmp_path / 'routed.pth.tar', tmp_path / 'out', *QUICK, '--formats', 'torchscript']
+    assert '--all-experts' in fails(arguments, monkeypatch, capsys)
+    command.main([*map(str, arguments), '--all-experts'])
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        assert (FORMATS['torchscript'].load(tmp_path / 'out')(images) - network(images)).abs().max() < 1e-4
+
+
+def test_nothing_of_the_machine_travels(exported, work):
+    """Neither the record in the folder nor the metadata in the files name a place on this machine."""
+    properties = {entry.key: entry.value for entry in onnx.load(exported / 'model.onnx').metadata_props}
+    extra = {'nbn_timm.json': ''}
+    torch.export.load(exported / 'model.pt2', extra_files=extra)
+    for text in ((exported / 'config.json').read_text(), (exported / 'report.json').read_text(),
+                 json.dumps(properties), extra['nbn_timm.json']):
+        assert str(work) not in text
+    config = json.loads((exported / 'config.json').read_text())
+    assert config['nbn_timm']['settings']['lr'] == 0.1 and config['nbn_timm']['epoch'] == 4
+    assert config['nbn_timm']['folded'] is True
 
 
 def test_missing_packages_are_named(work, tmp_path, monkeypatch, capsys):
@@ -347,7 +378,7 @@ def test_missing_packages_are_named(work, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(('extra', 'said'), [
     (['--images', '/no/such/folder'], '/no/such/folder'),
-    (['--all-experts'], 'router'),
+    (['--arch', 'resnet32_nbn'], 'resnet32_nbn'),
 ])
 def test_sentences_for_bad_input(work, extra, said, tmp_path, monkeypatch, capsys):
     assert said in fails([work / 'last.pth.tar', tmp_path / 'out', *QUICK, *extra], monkeypatch, capsys)

@@ -17,7 +17,6 @@ from nbn_timm.deploy import (
 )
 from nbn_timm.engine.trained import TrainedModel, open_trained
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.models import RoutedExperts
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -25,13 +24,14 @@ def create_parser() -> argparse.ArgumentParser:
         prog='nbn-export', allow_abbrev=False, description='Write a network, with NBN folded and experts averaged in '
         'one, as a folder for timm (model.safetensors), TorchScript (.pt), torch.export (.pt2) and ONNX. Each file is '
         'read back, compared with the original network on images, and timed on the CPU.')
-    parser.add_argument('source', metavar='SOURCE', help='checkpoint of train.py, name of the zoo or of timm with '
-                        'weights, hf-hub:USER/REPO or local-dir:DIR')
+    parser.add_argument('source', metavar='SOURCE', help="a name with pretrained weights, a checkpoint file, "
+                        "'hf-hub:USER/REPO' or 'local-dir:DIR'")
     parser.add_argument('folder', type=Path, metavar='OUT', help='folder to write')
-    parser.add_argument('--model', '-m', metavar='NAME', help="architecture of a checkpoint that does not record it")
+    parser.add_argument('--arch', metavar='NAME', help='of a file of bare weights: the timm model that they are for')
     parser.add_argument('--use-ema', action='store_true', help="the checkpoint's averaged weights")
-    parser.add_argument('--all-experts', action='store_true', help='of a checkpoint with routing, ask every expert')
-    parser.add_argument('--class-counts', metavar='FILE', help='class names and training images, if not recorded')
+    parser.add_argument('--all-experts', action='store_true', help='of a network with routing, ask every expert')
+    parser.add_argument('--class-counts', metavar='FILE', help='class names and training images, in '
+                        'place of those that the model records')
     parser.add_argument('--img-size', type=POSITIVE_INT, metavar='N', help="pixels; default: the network's own")
     parser.add_argument('--formats', nargs='+', choices=FORMATS, metavar='NAME',
                         help=f"of {', '.join(FORMATS)}; default: all that can be written")
@@ -60,10 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     args = create_parser().parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    trained = open_trained(
-        args.source, use_ema=args.use_ema, model=args.model, class_counts_file=args.class_counts)
-    if args.all_experts:
-        trained = with_all_experts(trained)
+    trained = open_trained(args.source, use_ema=args.use_ema, model=args.arch, class_counts_file=args.class_counts,
+                           all_experts=args.all_experts)
     if args.img_size:
         size = (trained.input.input_size[0], args.img_size, args.img_size)
         trained = replace(trained, input=trained.input.override(input_size=size))
@@ -73,17 +71,6 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{trained.name}: comparing on {len(images.pixels)} images, {images.source}{reason}", flush=True)
     report = export_model(trained, args.folder, images, settings)
     print('\n'.join([*report.notes, '', report.table(), '', f"wrote '{args.folder}'"]))
-
-
-def with_all_experts(trained: TrainedModel) -> TrainedModel:
-    """The network without its router.
-
-    Raises:
-        InputError: It has none.
-    """
-    if not isinstance(trained.model, RoutedExperts):
-        raise InputError(f"'{trained.name}' has no router that could be left out: leave out --all-experts")
-    return replace(trained, model=trained.model.network)
 
 
 def check_images(trained: TrainedModel, folder: Path | None, count: int) -> tuple[CheckImages, str]:

@@ -10,9 +10,10 @@ import timm
 import torch
 
 from nbn_timm.engine.model import check_input_size
-from nbn_timm.engine.trained import TrainedModel
+from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
+from nbn_timm.hub.record import public_record
 from nbn_timm.models import RoutedExperts
 
 from .artefact import Artefact, FormatUnavailable
@@ -170,9 +171,10 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
     about: dict[str, Any] = {
         'model': trained.name, 'input': {name: getattr(trained.input, name) for name in kept}}
     if counts is not None:
-        about |= {'label_names': list(counts.names), 'training_images': list(counts.counts)}
-    record = {'model': trained.name, 'class_counts': counts.to_dict() if counts else None, **trained.record}
-    return about | {'nbn_timm': {key: value for key, value in record.items() if value is not None}}
+        about['training_images'] = list(counts.counts)
+        if counts.names != tuple(map(str, range(counts.num_classes))):
+            about['label_names'] = list(counts.names)
+    return about | {RECORD_KEY: {**public_record(trained.record, counts), 'folded': True}}
 
 
 def _artefact(trained: TrainedModel, images: CheckImages, settings: ExportSettings) -> Artefact:

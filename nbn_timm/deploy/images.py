@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import get_img_extensions
 
 from nbn_timm.data import DataDefaults, DataSettings, ImageSamples, create_splits
 from nbn_timm.data.dataset import LabelledImages
+from nbn_timm.data.images import find_images
 from nbn_timm.data.transforms import create_transform
 from nbn_timm.errors import InputError
 
@@ -32,18 +32,17 @@ class CheckImages:
 
 
 def folder_images(folder: str | Path, count: int, input_format: DataDefaults) -> CheckImages:
-    """Images of a folder and its subfolders, evenly spaced over their sorted names, under the evaluation transform.
+    """Images of a folder and its subfolders, evenly spaced in their order, under the evaluation transform.
 
     Raises:
         InputError: The folder has no images, or one cannot be read.
     """
-    folder = Path(folder)
-    extensions = get_img_extensions()
-    paths = sorted(str(path) for path in folder.rglob('*') if path.suffix.lower() in extensions and path.is_file())
+    paths = find_images([folder]).files if Path(folder).is_dir() else ()
     if not paths:
-        raise InputError(f"'{folder}' has no images: give a folder of image files, in subfolders or not, or leave out "
+        raise InputError(f"'{folder}' is no folder with images: give one, with or without subfolders, or leave out "
                          '--images')
-    return _of_dataset(ImageSamples(paths, [0] * len(paths)), count, input_format, f"'{folder}'")
+    source = f"folder '{Path(folder).resolve().name}'"
+    return _of_dataset(ImageSamples(paths, [0] * len(paths)), count, input_format, source)
 
 
 def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: DataDefaults) -> CheckImages:
@@ -58,7 +57,9 @@ def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: Dat
         InputError: The data are not recorded, or not there.
     """
     if not settings.get('dataset'):
-        raise InputError('the data set is not recorded: give --images DIR')
+        raise InputError('the data that the network was trained on are not recorded: give --images DIR')
+    if settings['dataset'] != 'digits_lt' and not settings.get('data_dir'):
+        raise InputError(f"where the images of {settings['dataset']} lie is not recorded: give --images DIR")
     known = {name: settings[name] for name in DataSettings.__dataclass_fields__ if settings.get(name) is not None}
     known |= {'train_list': None, 'class_counts_file': None, 'download': False}
     test = create_splits(DataSettings(**known), ('test',)).test

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
-from nbn_timm.engine.trained import TrainedModel
+from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.layers import fold_nbn
 
 from .artefact import Artefact, FormatUnavailable
@@ -35,7 +35,7 @@ def write(artefact: Artefact, folder: Path) -> None:
     """
     plain = plain_model(artefact.trained)
     metadata = artefact.metadata
-    about: dict[str, Any] = {'nbn_timm': metadata['nbn_timm']}
+    about: dict[str, Any] = {RECORD_KEY: metadata[RECORD_KEY]}
     if 'label_names' in metadata:
         about['label_names'] = metadata['label_names']
     save_for_hf(plain, str(folder), model_config=about, data_config=metadata['input'], safe_serialization=True)
