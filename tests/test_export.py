@@ -355,6 +355,18 @@ def test_routed_checkpoint_with_all_experts(tmp_path, monkeypatch, capsys):
         assert (FORMATS['torchscript'].load(tmp_path / 'out')(images) - network(images)).abs().max() < 1e-4
 
 
+def test_an_exported_folder_is_a_source(exported, tmp_path):
+    """Class names, training images and record come along, and no place."""
+    command.main([f'local-dir:{exported}', str(tmp_path / 'again'), *QUICK, '--formats', 'timm', 'export'])
+    first, again = (json.loads((folder / 'config.json').read_text()) for folder in (exported, tmp_path / 'again'))
+    assert first == again
+    assert (exported / 'labels.json').read_bytes() == (tmp_path / 'again' / 'labels.json').read_bytes()
+    assert (exported / 'model.safetensors').read_bytes() == (tmp_path / 'again' / 'model.safetensors').read_bytes()
+    extra = {'nbn_timm.json': ''}
+    torch.export.load(tmp_path / 'again' / 'model.pt2', extra_files=extra)
+    assert json.loads(extra['nbn_timm.json'])['model'] == 'resnet20' and str(exported) not in extra['nbn_timm.json']
+
+
 def test_nothing_of_the_machine_travels(exported, work):
     """Neither the record in the folder nor the metadata in the files name a place on this machine."""
     properties = {entry.key: entry.value for entry in onnx.load(exported / 'model.onnx').metadata_props}

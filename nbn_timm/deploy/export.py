@@ -169,12 +169,18 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
     counts = trained.class_counts
     kept = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
     about: dict[str, Any] = {
-        'model': trained.name, 'input': {name: getattr(trained.input, name) for name in kept}}
+        'model': _public_name(trained), 'input': {name: getattr(trained.input, name) for name in kept}}
     if counts is not None:
         about['training_images'] = list(counts.counts)
         if counts.names != tuple(map(str, range(counts.num_classes))):
             about['label_names'] = list(counts.names)
     return about | {RECORD_KEY: {**public_record(trained.record, counts), 'folded': True}}
+
+
+def _public_name(trained: TrainedModel) -> str:
+    """The name, unless that is a place."""
+    model: Any = trained.model
+    return model.pretrained_cfg['architecture'] if ':' in trained.name else trained.name
 
 
 def _artefact(trained: TrainedModel, images: CheckImages, settings: ExportSettings) -> Artefact:
@@ -234,7 +240,7 @@ def _write_and_check(
         name, FORMATS[name].files, sum((folder / file).stat().st_size for file in FORMATS[name].files), difference,
         timings[name]) for name, difference in differences.items())
     about = {
-        'model': trained.name, 'architecture': architecture, 'model_args': arguments,
+        'model': artefact.metadata['model'], 'architecture': architecture, 'model_args': arguments,
         'input': dict(artefact.metadata['input']),
         'takes': artefact.metadata['takes'], 'images': images.source, 'num_images': len(images.pixels),
         'batch_sizes_checked': list(CHECKED_BATCHES), 'tolerance': settings.tolerance,

@@ -33,11 +33,12 @@ def write(artefact: Artefact, folder: Path) -> None:
     Raises:
         FormatUnavailable: No registered architecture is of the folded form.
     """
-    plain = plain_model(artefact.trained)
+    plain: Any = plain_model(artefact.trained)
     metadata = artefact.metadata
     about: dict[str, Any] = {RECORD_KEY: metadata[RECORD_KEY]}
     if 'label_names' in metadata:
         about['label_names'] = metadata['label_names']
+        plain.pretrained_cfg.pop('label_names', None)  # of a folder that this one is made from
     save_for_hf(plain, str(folder), model_config=about, data_config=metadata['input'], safe_serialization=True)
 
 
