@@ -8,11 +8,12 @@ import torch
 from .artefact import METADATA_FILE, Artefact
 
 FILE = 'model.pt2'
+LARGEST_BATCH = 2 ** 20  # without a limit, torch 2.7 stumbles over guards against the largest integer
 
 
 def trace(artefact: Artefact) -> torch.export.ExportedProgram:
     """The network as a program with a dynamic batch size from 1 on."""
-    batch = torch.export.Dim('batch', min=1)
+    batch = torch.export.Dim('batch', min=1, max=LARGEST_BATCH)
     return torch.export.export(artefact.network, (artefact.example,), dynamic_shapes=({0: batch},), strict=False)
 
 
