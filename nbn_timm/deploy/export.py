@@ -13,7 +13,7 @@ from nbn_timm.engine.model import check_input_size
 from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
-from nbn_timm.hub.record import public_record
+from nbn_timm.hub.record import has_names, public_counts, public_record
 from nbn_timm.models import RoutedExperts
 
 from .artefact import Artefact, FormatUnavailable
@@ -172,9 +172,10 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
         'model': _public_name(trained), 'input': {name: getattr(trained.input, name) for name in kept}}
     if counts is not None:
         about['training_images'] = list(counts.counts)
-        if counts.names != tuple(map(str, range(counts.num_classes))):
+        if has_names(counts):
             about['label_names'] = list(counts.names)
-    return about | {RECORD_KEY: {**public_record(trained.record, counts), 'folded': True}}
+    counted = {} if counts is None else {'class_counts': public_counts(counts).to_dict()}
+    return about | {RECORD_KEY: {**counted, **public_record(trained.record), 'folded': True}}
 
 
 def _public_name(trained: TrainedModel) -> str:
