@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -378,6 +379,14 @@ def test_nothing_of_the_machine_travels(exported, work):
     config = json.loads((exported / 'config.json').read_text())
     assert config['nbn_timm']['settings']['lr'] == 0.1 and config['nbn_timm']['epoch'] == 4
     assert config['nbn_timm']['folded'] is True
+
+
+def test_graphs_do_not_name_the_source_files_of_this_machine(exported):
+    """torch records where the code of each operation stood; TorchScript's own debugging files are left to torch."""
+    sources = str(Path(timm.__file__).parent).encode()
+    assert sources not in (exported / 'model.onnx').read_bytes()
+    with zipfile.ZipFile(exported / 'model.pt2') as archive:
+        assert not any(sources in archive.read(name) for name in archive.namelist())
 
 
 def test_missing_packages_are_named(work, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,10 @@ LARGEST_BATCH = 2 ** 20  # without a limit, torch 2.7 stumbles over guards again
 def trace(artefact: Artefact) -> torch.export.ExportedProgram:
     """The network as a program with a dynamic batch size from 1 on."""
     batch = torch.export.Dim('batch', min=1, max=LARGEST_BATCH)
-    return torch.export.export(artefact.network, (artefact.example,), dynamic_shapes=({0: batch},), strict=False)
+    program = torch.export.export(artefact.network, (artefact.example,), dynamic_shapes=({0: batch},), strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop('stack_trace', None)  # it names source files by their place on this machine
+    return program
 
 
 def write(artefact: Artefact, folder: Path) -> None:
