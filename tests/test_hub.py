@@ -92,6 +92,7 @@ def test_the_card_and_the_config_say_what_it_is(hub, tmp_path):
     config = json.loads(files['config.json'])
     assert config['architecture'] == 'resnet20_nbn' and config['label_names'] == ['ant', 'bee', 'cat']
     assert config['pretrained_cfg']['mean'] == [0.1, 0.2, 0.3] and config['nbn_timm']['test']['few'] == 43.75
+    assert config['pretrained_cfg']['tag'] is None  # none of the weights that are published for the architecture
     card = files['README.md'].decode()
     assert card.startswith('---\n') and 'library_name: timm' in card
     for said in ('tail.txt', 'first.pth.tar', '61.25', '70.00', '43.75', '124', 'balanced_softmax',
@@ -133,6 +134,11 @@ def test_a_mirror_of_the_zoo_is_one_variable(hub, tmp_path):
     done = client('-c', fetch, NBN_TIMM_WEIGHTS=mirror, TORCH_HOME=str(tmp_path / 'torch'))
     assert done.returncode == 0, done.stderr
     assert ('GET', f'/someone/mirror/resolve/main/{name}.safetensors') in content.seen
+    record = f'from nbn_timm.models._pretrained import weights_record; print(weights_record({name!r}))'
+    for commit, known in (None, 'None'), ({f'{name}.json': b'{"epoch": 7}'}, "{'epoch': 7}"):
+        content.commit('someone/mirror', 'main', {**content.find('someone/mirror', 'main')[1], **(commit or {})})
+        done = client('-c', record, NBN_TIMM_WEIGHTS=mirror, TORCH_HOME=str(tmp_path / 'torch'))
+        assert done.stdout.strip() == known, done.stderr
 
 
 @pytest.mark.parametrize(('arguments', 'settings', 'said'), [
@@ -207,7 +213,9 @@ def test_what_timm_cannot_make_again_is_refused(tmp_path):
 
 @pytest.mark.parametrize(('change', 'said'), [
     ({'tau_norm': 1.0}, '--tau-norm'), ({'logit_adjustment': 1.0}, '--logit-adjustment'), ({'routed': True}, 'router'),
-    ({'use_ema': True}, 'add --use-ema'), ({'num_classes': 7}, 'of 7 classes'), ({'top1': None}, 'no results file')])
+    ({'use_ema': True}, 'add --use-ema'), ({'num_classes': 7}, 'of 7 classes'),
+    ({'model': 'resnet20_nbn_lr'}, "of the model 'resnet20_nbn_lr'"),
+    ({'top1': None}, 'no results file')])
 def test_results_of_something_else_do_not_get_into_the_card(tmp_path, change, said):
     checkpoint(tmp_path)
     results = {'split': 'val', 'num_samples': 8, 'num_classes': 3, 'top1': 12.5, 'top5': 100.0, 'mean_class': 12.5}
@@ -216,10 +224,26 @@ def test_results_of_something_else_do_not_get_into_the_card(tmp_path, change, sa
                  str(tmp_path / 'found.json')]
     with pytest.raises(InputError, match=said):
         push(arguments)
-    (tmp_path / 'found.json').write_text(json.dumps(results))
+    (tmp_path / 'found.json').write_text(json.dumps(results | {'model': 'resnet20_nbn_cifar10_lt'}))
     push(arguments)
     card = (tmp_path / 'out' / 'README.md').read_text()
     assert '12.50' in card and 'on the val split, 8 images' in card and '61.25' not in card
+
+
+@pytest.mark.parametrize(('epoch', 'which', 'known'), [
+    (4, 'epoch 5 (last.pth.tar), the last one', True), (4, 'epoch 5 of 9 (last.pth.tar), chosen', True),
+    (6, 'epoch 5 (last.pth.tar), the last one', False), (4, 'epoch 5 of 9 (model_best.pth.tar), chosen', False),
+    (None, 'last.pth.tar, --stage tau_norm', True)])
+def test_a_result_beside_a_checkpoint_counts_if_it_is_of_that_checkpoint(tmp_path, epoch, which, known):
+    """A run that goes on after its end leaves the result of an earlier epoch beside the newer checkpoint."""
+    checkpoint(tmp_path)
+    saved = torch.load(tmp_path / 'last.pth.tar', weights_only=True)
+    del saved['epoch']
+    torch.save(saved if epoch is None else {**saved, 'epoch': epoch}, tmp_path / 'last.pth.tar')
+    result = json.loads((tmp_path / 'test.json').read_text())
+    (tmp_path / 'test.json').write_text(json.dumps({**result, 'checkpoint': which}))
+    push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])
+    assert ('61.25' in (tmp_path / 'out' / 'README.md').read_text()) == known
 
 
 def test_a_folder_is_written_without_any_hub(tmp_path, capsys):

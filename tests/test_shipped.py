@@ -78,3 +78,14 @@ def test_the_quick_starts_weights_do_not_change_what_a_bare_name_is():
     model = timm.create_model('resnet20_nbn')
     assert (model.pretrained_cfg['tag'], model.num_classes) == ('cifar100_lt', 100)
     assert '*' not in ''.join(timm.list_models('resnet*_nbn*', include_tags=True))
+
+
+def test_a_record_is_not_told_of_other_weights_of_the_same_name(tmp_path, monkeypatch):
+    """Of weights that NBN_TIMM_WEIGHTS puts in the place of the package's, a record beside them tells, else nothing."""
+    name = 'resnet20_nbn.digits_lt'
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
+    assert weights_record(name)['epoch'] > 0
+    save_file(timm.create_model(name).state_dict(), tmp_path / f'{name}.safetensors')
+    assert weights_record(name) is None
+    (tmp_path / f'{name}.json').write_text(json.dumps({'epoch': 7}))
+    assert weights_record(name) == weights_record(name.replace('.', '_')) == {'epoch': 7}

@@ -91,11 +91,12 @@ def _with_results(trained: TrainedModel, args: argparse.Namespace) -> TrainedMod
     """The accuracies of the file that was asked for, else the recorded ones, else those beside the checkpoint."""
     test: dict[str, Any] | None
     if args.results_file:
-        test = results_of(args.results_file, args.use_ema)
+        test = results_of(args.results_file, args.use_ema, trained.model.pretrained_cfg['architecture'])
     elif trained.record.get('test') or args.all_experts:
         return trained
     else:
-        test = results_beside(args.source, args.use_ema, trained.record.get('settings') or {})
+        test = results_beside(args.source, args.use_ema, trained.record.get('settings') or {},
+                              trained.record.get('epoch'))
     if test is None:
         return trained
     classes, known = test.pop('classes'), trained.model.num_classes

@@ -28,7 +28,7 @@ _TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop,
 _CITATIONS = {
     'nbn': '''@article{bao2024nbn,
   title = {Normalizing Batch Normalization for Long-Tailed Recognition},
-  author = {Bao, Yuxiang and others},
+  author = {Bao, Yuxiang and Kang, Guoliang and Yang, Linlin and Duan, Xiaoyue and Zhao, Bo and Zhang, Baochang},
   journal = {IEEE Transactions on Image Processing},
   year = {2024},
   note = {arXiv:2501.03122}
@@ -188,6 +188,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
         ('label smoothing', 'smoothing')) if (value := settings.get(key))]
     batch = settings.get('global_batch_size') or (settings.get('batch_size') or 0) * (settings.get('world_size') or 1)
     rows = [
+        ('config', f'`{settings["config"]}`' if settings.get('config') else None),
         ('loss', _with_arguments(settings.get('loss'), settings.get('loss_kwargs'))),
         ('sampler', settings.get('sampler')),
         ('second stage', _with_arguments(settings.get('stage'), settings.get('stage_kwargs'))),

@@ -7,6 +7,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
+from nbn_timm.data import DATASETS
 from nbn_timm.engine.trained import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
@@ -16,6 +17,7 @@ from nbn_timm.models import RoutedExperts
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
 
+_BENCHMARKS = set(DATASETS) - {'list', 'folder'}
 _FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
@@ -64,6 +66,9 @@ def _save(trained: TrainedModel, folder: Path) -> None:
     config: dict[str, Any] = {RECORD_KEY: record}
     if counts is not None and has_names(counts):
         config['label_names'] = list(counts.names)
+    dataset = (trained.record.get('settings') or {}).get('dataset')
+    if dataset:  # else the architecture's default tag would name published weights that these are not
+        config['pretrained_cfg'] = {'tag': dataset if dataset in _BENCHMARKS else None}
     try:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),

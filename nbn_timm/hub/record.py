@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from nbn_timm.data import ClassCounts
+from timm.models import split_model_name_tag
+
+from nbn_timm.data import DATASETS, ClassCounts
 from nbn_timm.errors import InputError
 
 METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few')
@@ -39,27 +41,52 @@ def has_names(counts: ClassCounts) -> bool:
     return counts.names != tuple(map(str, range(counts.num_classes)))
 
 
-def results_beside(checkpoint: str, use_ema: bool, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights."""
+def results_beside(
+        checkpoint: str,
+        use_ema: bool,
+        settings: Mapping[str, Any],
+        epoch: int | None,
+) -> dict[str, Any] | None:
+    """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights.
+
+    Args:
+        checkpoint: The file.
+        use_ema: The averaged weights are meant.
+        settings: Of the training.
+        epoch: Of the checkpoint, from 1; None for a stage of one pass. The result may be older, if the run went on.
+    """
     path = Path(checkpoint)
     beside = path.parent / 'test.json'
     if not path.is_file() or not beside.is_file() or use_ema != bool(settings.get('model_ema')):
         return None
     results = _read(beside)
+    which = str(results.get('checkpoint'))
+    same = which.startswith(f'{path.name},') if epoch is None else bool(
+        re.match(rf'epoch {epoch} .*\({re.escape(path.name)}\)', which))
     # A run of a second stage may have asked only some experts for an image.
-    if f'({path.name})' not in str(results.get('checkpoint')) or 'mean_experts' in results:
+    if not same or 'mean_experts' in results:
         return None
     precision = settings.get('amp_dtype') if settings.get('amp') else 'float32'
     return summarize_results({**results, 'precision': precision})
 
 
-def results_of(path: str, use_ema: bool) -> dict[str, Any]:
+def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
     """Accuracies in a results file of validate.py or in a test.json of train.py.
+
+    Args:
+        path: Of the file.
+        use_ema: The averaged weights are meant.
+        architecture: Of the model that is meant.
 
     Raises:
         InputError: The file is none of these, or is of something else than the weights by themselves.
     """
     results = _read(Path(path))
+    evaluated = str(results.get('model') or architecture)
+    names = {architecture, *(f'{architecture}_{dataset}' for dataset in DATASETS)}  # a model and its aliases
+    if ':' not in evaluated and split_model_name_tag(evaluated)[0] not in names:
+        raise InputError(f"the results file '{path}' is of the model '{evaluated}', and this is '{architecture}': give "
+                         'the results of this model')
     changed = [flag for key, flag in _CHANGES.items() if results.get(key)]
     if results.get('routed') or 'mean_experts' in results:
         changed.append('a router')

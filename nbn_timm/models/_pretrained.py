@@ -188,7 +188,10 @@ def shipped_file(name: str) -> str | None:
 
 
 def weights_record(name: str) -> dict[str, Any] | None:
-    """How the weights behind a zoo name, tagged or an alias, were trained; None where the package ships none for it.
+    """How the weights behind a zoo name, tagged or an alias, were trained; None where that is not known.
+
+    It is known of weights that come with the package. Where NBN_TIMM_WEIGHTS has others under their name, a JSON file
+    of that name beside them says it.
 
     Returns:
         'model', 'class_counts' (of `ClassCounts.to_dict`), 'settings' (training arguments), 'epoch', 'test' (accuracies
@@ -197,7 +200,16 @@ def weights_record(name: str) -> dict[str, Any] | None:
     cfg = get_pretrained_cfg(name) if is_model(name) else None
     if cfg is None or not cfg.file or Path(cfg.file).parent != _SHIPPED:
         return None
-    return json.loads(Path(cfg.file).with_suffix('.json').read_text())
+    shipped = Path(cfg.file)
+    instead = _from_named_source(shipped.stem, [])
+    record = shipped.with_suffix('.json') if instead is None else _record_beside(instead, f'{shipped.stem}.json')
+    return json.loads(record.read_text(encoding='utf-8')) if record is not None and record.is_file() else None
+
+
+def _record_beside(weights: Path, filename: str) -> Path | None:
+    """The record of weights in a folder or mirror of the user's."""
+    place = os.environ[WEIGHTS_VARIABLE]
+    return _download(place, filename, []) if _is_address(place) else weights.with_name(filename)
 
 
 def _filename(name: str) -> str:
@@ -209,8 +221,8 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
     if not place:
         tried.append(f'{WEIGHTS_VARIABLE} is not set')
         return None
-    if urlparse(place).scheme in ('http', 'https'):
-        return _download(f'{place.rstrip("/")}/{_filename(name)}', name, tried)
+    if _is_address(place):
+        return _download(place, _filename(name), tried)
     folder = Path(place).expanduser()
     if not folder.is_dir():
         raise InputError(f"{WEIGHTS_VARIABLE} is '{place}', which is no folder: set it to a folder or an http address")
@@ -263,16 +275,23 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
     return path
 
 
-def _download(url: str, name: str, tried: list[str]) -> Path | None:
+def _is_address(place: str) -> bool:
+    return urlparse(place).scheme in ('http', 'https')
+
+
+def _download(place: str, filename: str, tried: list[str]) -> Path | None:
     """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix."""
-    address = url.rpartition('/')[0].partition('://')[2]  # a host may have several, as repositories of a Hub
-    target = cache_dir() / 'mirrors' / quote(address, safe='') / _filename(name)
+    place = place.rstrip('/')  # a host may have several, as repositories of a Hub
+    target = cache_dir() / 'mirrors' / quote(place.partition('://')[2], safe='') / filename
     if target.is_file():
         return target
+    url = f'{place}/{filename}'
     try:
         atomic_write(target, lambda temporary: download_url_to_file(url, str(temporary), progress=False))
-    except URLError as error:
-        tried.append(f'{url}: {_first_line(error)}')
+    except InputError as error:
+        if not isinstance(error.__cause__, URLError):  # which is an OSError, and so taken for a refused write
+            raise
+        tried.append(f'{url}: {_first_line(error.__cause__)}')
         return None
     return target
 
