@@ -2,7 +2,7 @@
 
     python benchmarks/cifar_zoo.py --data-dir /data/cifar100_png --output output/zoo --jobs 2 \\
         --epochs 12 -- --sched cosine --warmup-epochs 1
-    python benchmarks/cifar_zoo.py --data-dir /data/cifar100_png --output output/zoo --jobs 4 --device cuda
+    python benchmarks/cifar_zoo.py --data-dir /data/cifar100_png --output output/zoo_full --jobs 4 --device cuda
 
 Without `--epochs` the recipes run their 200. What stands behind `--` goes to every `train.py` as it is. A run that has
 its result is left alone and one that was interrupted goes on, so the same command continues after any interruption.
@@ -56,16 +56,12 @@ def main() -> None:
         outcomes = list(pool.map(lambda run: _train(args, *run), runs))
     failed = [f'{name}-s{seed}' for (name, seed), ok in zip(runs, outcomes, strict=True) if not ok]
     if failed:
-        sys.exit(f'failed, see train.txt in their folders: {", ".join(failed)}')
+        sys.exit(f'not done, see above and train.txt in their folders: {", ".join(failed)}')
 
 
 def _train(args: argparse.Namespace, name: str, seed: int) -> bool:
     run = f'{name}-s{seed}'
     folder = Path(args.output, run)
-    if (folder / 'test.json').exists():
-        print(f'{run}: there already', flush=True)
-        return True
-    folder.mkdir(parents=True, exist_ok=True)
     method = METHODS[name]
     flags = ['--config', f'cifar100_lt/{method.config}', '--data-dir', args.data_dir,
              '--train-list', args.train_list, '--test-list', args.test_list, '--seed', str(seed),
@@ -73,17 +69,23 @@ def _train(args: argparse.Namespace, name: str, seed: int) -> bool:
              '--device', args.device,
              *(['--epochs', str(args.epochs)] if args.epochs else []), *args.train_flags]
     command = [sys.executable, str(TRAIN), *flags, '--output', args.output, '--experiment', run, '--resume', 'auto']
+    shown = ' '.join(['python train.py', *('/data/cifar100_png' if flag == args.data_dir else flag for flag in flags)])
+    about = folder / 'hardware.json'
+    if about.exists() and json.loads(about.read_text())['command'] != shown:
+        print(f'{run}: was begun by another command, see {about}; give another --output', flush=True)
+        return False
+    if (folder / 'test.json').exists():
+        print(f'{run}: there already', flush=True)
+        return True
+    write_text_atomic(about, json.dumps({
+        'command': shown, 'hardware': _hardware(args), 'torch': torch.__version__.partition('+')[0],
+        'date': time.strftime('%Y-%m-%d')}, indent=2) + '\n')
     start = time.time()
     with open(folder / 'train.txt', 'a') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
                               env={**os.environ, 'OMP_NUM_THREADS': str(args.threads)}).returncode
     minutes = (time.time() - start) / 60
     print(f'{run}: {"done" if code == 0 else "failed"} after {minutes:.1f} minutes', flush=True)
-    if code == 0:
-        shown = ['/data/cifar100_png' if flag == args.data_dir else flag for flag in flags]
-        write_text_atomic(folder / 'hardware.json', json.dumps({
-            'command': ' '.join(['python train.py', *shown]), 'hardware': _hardware(args),
-            'torch': torch.__version__.partition('+')[0], 'date': time.strftime('%Y-%m-%d')}, indent=2) + '\n')
     return code == 0
 
 

@@ -14,14 +14,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from nbn_timm.data import ClassCounts
+from nbn_timm.engine.record import public_counts, public_record
 from nbn_timm.files import write_text_atomic
+from nbn_timm.hub.results import METRICS
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
 from nbn_timm.models.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / 'nbn_timm' / 'weights'
 BEGIN, END = '<!-- shipped -->', '<!-- /shipped -->'
-ABOUT_THE_MACHINE = ('data_dir', 'output', 'experiment', 'resume', 'config', 'device', 'workers', 'pin_mem')
 
 
 def main() -> None:
@@ -54,11 +56,9 @@ def write_table(page: Path) -> None:
 
 def _record(name: str, checkpoint: Path) -> dict[str, Any]:
     saved = read_checkpoint(checkpoint)
-    settings = {key: value for key, value in saved['args'].items() if key not in ABOUT_THE_MACHINE}
-    for key in ('train_list', 'val_list', 'test_list'):
-        if settings.get(key):
-            settings[key] = Path(settings[key]).name  # looked for in the data folder
-    return {'model': name, 'class_counts': saved['class_counts'], 'settings': settings, 'epoch': saved['epoch'] + 1}
+    counts = public_counts(ClassCounts.from_dict(saved['class_counts']))
+    return {'model': name, 'class_counts': counts.to_dict(), **public_record({'settings': saved['args']}),
+            'epoch': saved['epoch'] + 1}
 
 
 def _hardware(run: Path) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _validated(args: argparse.Namespace) -> dict[str, Any]:
                         '--workers', '0', '--device', 'cpu', '--results-file', str(results)], check=True)
         found = json.loads(results.read_text())
     return {'split': found['split'], 'images': found['num_samples'],
-            **{key: found[key] for key in ('top1', 'top5', 'mean_class', 'many', 'medium', 'few')}}
+            **{key: found[key] for key in METRICS}}
 
 
 def _text(record: dict[str, Any]) -> str:

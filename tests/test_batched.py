@@ -9,11 +9,14 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf
 
+from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train_build import keep_small_images
 from nbn_timm.data import (
     ArraySamples,
     AugmentSettings,
     ImageSamples,
     MemoryImages,
+    Splits,
     create_eval_loader,
     create_train_loader,
     create_transform,
@@ -209,3 +212,20 @@ def test_a_broken_file_is_named_before_the_first_epoch(tmp_path):
     (tmp_path / '3.png').write_bytes(b'no picture')
     with pytest.raises(InputError, match='3.png'):
         keep_in_memory(samples, CIFAR_LT, NONE)
+
+
+@pytest.mark.parametrize(('flags', 'train', 'test'), [
+    ([], True, False), (['--watch-test'], True, True), (['--in-memory'], True, False),
+    (['--no-in-memory', '--watch-test'], False, False), (['--aa', 'cifar10', '--watch-test'], False, False)])
+def test_which_splits_a_run_keeps(tmp_path, flags, train, test):
+    args = parse_train_args(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--workers', '0', *flags])
+    splits = Splits(save(tmp_path), None, save(tmp_path), None, CIFAR_LT)
+    kept = keep_small_images(args, splits, CIFAR_LT)
+    assert (isinstance(kept.train, MemoryImages), isinstance(kept.test, MemoryImages)) == (train, test)
+
+
+def test_a_run_is_told_why_its_images_cannot_be_kept(tmp_path):
+    args = parse_train_args(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--workers', '0', '--in-memory', '--aa',
+                             'cifar10'])
+    with pytest.raises(InputError, match='--in-memory cannot be had.*one image at a time'):
+        keep_small_images(args, Splits(save(tmp_path), None, None, None, CIFAR_LT), CIFAR_LT)

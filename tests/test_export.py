@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
+from pictures import write_test_list
 from PIL import Image
 
 import nbn_timm
@@ -60,14 +61,7 @@ def opened(model: nn.Module, name: str, size: int, nbn: bool = False, **model_ar
 def work(tmp_path_factory) -> Path:
     """Images, a test list, and a checkpoint as the training writes it."""
     folder = tmp_path_factory.mktemp('export')
-    rng = np.random.default_rng(0)
-    (folder / 'images').mkdir()
-    lines = []
-    for index in range(12):
-        name = f'images/{index}.png'
-        Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(folder / name)
-        lines.append(f'{name} {index % 6}\n')
-    (folder / 'test.txt').write_text(''.join(lines))
+    write_test_list(folder, 12)
     torch.save(
         {'arch': 'resnet20_nbn', 'epoch': 3, 'state_dict': trained_like('resnet20_nbn', 16).state_dict(), 'version': 2,
          'class_counts': COUNTS.to_dict(),

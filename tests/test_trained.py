@@ -90,6 +90,12 @@ def test_what_is_not_there_is_said_in_one_sentence(run, tmp_path):
         open_trained('resnet20_nbm')
     with pytest.raises(InputError, match='is no checkpoint file'):
         open_trained('missing.pth.tar', use_ema=True)
+    with pytest.raises(InputError, match=f"there is no file '{tmp_path}/missing.pth.tar'"):
+        open_trained(f'{tmp_path}/missing.pth.tar')
+    with pytest.raises(InputError, match='--all-experts is for a network with routing'):
+        open_trained(str(run / 'last.pth.tar'), all_experts=True)
+    with pytest.raises(InputError, match='no router'):
+        open_trained('resnet20_nbn.digits_lt', all_experts=True)
     with pytest.raises(InputError, match='has no config.json'):
         read_config(f'local-dir:{tmp_path}')
     (tmp_path / 'config.json').write_text('[1]')
@@ -98,3 +104,10 @@ def test_what_is_not_there_is_said_in_one_sentence(run, tmp_path):
     torch.save({'weight': torch.ones(3)}, tmp_path / 'other.pth')
     with pytest.raises(InputError, match='does not record its architecture'):
         open_trained(str(tmp_path / 'other.pth'))
+
+
+def test_timms_own_training_checkpoints_say_their_size_as_img_size(tmp_path):
+    model = timm.create_model('resnet20', num_classes=3)
+    torch.save({'arch': 'resnet20', 'state_dict': model.state_dict(), 'args': {'model': 'resnet20', 'img_size': 24}},
+               tmp_path / 'last.pth.tar')
+    assert open_trained(str(tmp_path / 'last.pth.tar')).input.input_size == (3, 24, 24)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from pictures import write_test_list
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -36,14 +37,7 @@ def one_thread():
 def work(tmp_path_factory) -> Path:
     """37 images in a test list, class counts, and a checkpoint as the training writes it."""
     folder = tmp_path_factory.mktemp('validate')
-    rng = np.random.default_rng(0)
-    (folder / 'images').mkdir()
-    lines = []
-    for index in range(37):
-        name = f'images/{index}.png'
-        Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(folder / name)
-        lines.append(f'{name} {index % 6}\n')
-    (folder / 'test.txt').write_text(''.join(lines))
+    write_test_list(folder, 37)
     (folder / 'counts.json').write_text(json.dumps({'counts': COUNTS.counts, 'names': COUNTS.names}))
     torch.manual_seed(0)
     model = timm.create_model(MODEL, num_classes=6)

@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO
 
 import torch
-import torch.nn as nn
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from nbn_timm.cli.validate import prepare_model
@@ -27,7 +26,6 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
 from nbn_timm.files import atomic_write
-from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import shipped_names
 
 Classes = tuple[PredictedClass, ...]
@@ -103,15 +101,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(args: argparse.Namespace, found: FoundImages, device: torch.device) -> int:
     """Open the model, predict, write; returns how many images could not be read."""
-    trained = open_trained(args.model, use_ema=args.use_ema, model=args.arch, class_counts_file=args.class_counts)
+    trained = open_trained(args.model, use_ema=args.use_ema, model=args.arch, class_counts_file=args.class_counts,
+                           all_experts=args.all_experts)
     counts = trained.class_counts
     if args.logit_adjustment and counts is None:
         raise InputError(f"--logit-adjustment needs the training images per class, which '{args.model}' does not "
                          'record: give --class-counts FILE')
     top_classes = TopClasses(
         class_names(trained), counts, args.topk, logit_offset(counts, args.logit_adjustment) if counts else None)
-    model = without_routing(trained.model, args.model) if args.all_experts else trained.model
-    model = prepare_model(model, device, args.fuse, args.channels_last, None)
+    model = prepare_model(trained.model, device, args.fuse, args.channels_last, None)
     dataset = UnlabelledImages(found.files)
     loader = create_eval_loader(
         dataset, batch_size=args.batch_size, defaults=trained.input, device=device,
@@ -144,16 +142,9 @@ def run(args: argparse.Namespace, found: FoundImages, device: torch.device) -> i
     return unreadable
 
 
-def without_routing(model: nn.Module, source: str) -> nn.Module:
-    """The network of experts that a router was trained for."""
-    if not isinstance(model, RoutedExperts):
-        raise InputError(f"--all-experts is for a network with routing, and '{source}' has none: leave it out")
-    return model.network
-
-
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
     """Names of all classes, from what the model records, for ImageNet's from timm; else their numbers."""
-    counts, model = trained.class_counts, cast(Any, trained.model)
+    counts, model = trained.class_counts, trained.model
     num_classes: int = model.num_classes
     if counts is not None and any(not name.isdecimal() for name in counts.names):
         return counts.names

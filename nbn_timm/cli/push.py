@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group('model')
     group.add_argument('--use-ema', action='store_true', help="the checkpoint's averaged weights")
-    group.add_argument('--model', metavar='NAME', help='architecture of a checkpoint that does not record it')
+    group.add_argument('--arch', metavar='NAME', help='of a file of bare weights: the timm model that they are for')
     group.add_argument('--all-experts', action='store_true', help='of a checkpoint with routing, the network without '
                        'its router')
     group.add_argument('--class-counts', metavar='FILE', help='training images per class, instead of those recorded')
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError('--overwrite is of --output DIR, and a push is a new commit anyway: leave it out')
     if args.output is None:
         check_destination(args.repo_id, HfApi())
-    trained = open_trained(args.source, use_ema=args.use_ema, model=args.model, class_counts_file=args.class_counts,
+    trained = open_trained(args.source, use_ema=args.use_ema, model=args.arch, class_counts_file=args.class_counts,
                            all_experts=args.all_experts)
     trained = portable(_with_results(trained, args))
     license = args.license or trained.model.pretrained_cfg.get('license') or 'apache-2.0'

@@ -29,7 +29,6 @@ DATA_FLAGS = (
 HOW_TO_GIVE_COUNTS = (
     'give --class-counts FILE (JSON counts or a training list), --train-list FILE, or --counts-from none to go without '
     'many, medium and few')
-INPUT_FLAGS = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -175,7 +174,7 @@ def validate(args: argparse.Namespace, world: World) -> None:
         'dataset': settings.dataset,
         'split': args.split,
         'class_counts': class_counts.source if class_counts else 'none',
-        **{key: getattr(input_format, key) for key in INPUT_FLAGS},
+        **input_format.input_format(),
         'precision': args.amp_dtype if args.amp else 'float32',
     }
     if args.checkpoint:
@@ -275,13 +274,7 @@ def resolve_input(
     """Input format: the flags, else the checkpoint's, else as published for the weights or the benchmark."""
     if pretrained:
         defaults = replace(defaults, published=False)  # the weights know better than the benchmark
-    resolved = defaults.for_model(pretrained_cfg)
-    for values in (trained_with, given):
-        size = values.get('img_size')
-        square = None if size is None else (resolved.input_size[0], size, size)
-        resolved = resolved.override(**{'input_size': square} | {
-            name: values[name] for name in INPUT_FLAGS if values.get(name) is not None})
-    return resolved
+    return defaults.for_model(pretrained_cfg).as_trained(trained_with).as_trained(given)
 
 
 def prepare_model(

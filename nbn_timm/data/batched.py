@@ -157,29 +157,21 @@ def keep_in_memory(
     """
     if wanted is False:
         return dataset
-    size = defaults.input_size[1:]
-    problem, images = _obstacle(dataset, defaults, augment, limited=wanted is None), None
-    if not problem:
-        assert isinstance(dataset, LabelledImages)
-        images = dataset.images if isinstance(dataset, ArraySamples) else _read(dataset, size, num_workers)
-        if images is None or images.shape[1:3] != size:
-            problem = f'not all images are of {size[0]}x{size[1]} pixels, the size of the input'
-    if images is None or problem:
-        if wanted:
-            raise InputError(f'--in-memory cannot be had, since {problem}: leave it out')
-        return dataset
-    return MemoryImages(images, dataset.targets)  # type: ignore[attr-defined]
-
-
-def _obstacle(dataset: Dataset, defaults: DataDefaults, augment: AugmentSettings, limited: bool) -> str:
-    if not isinstance(dataset, LabelledImages):
-        return 'the images come from a data set that reads them itself'
-    if batch_augment(defaults, augment) is None:
-        return 'the augmentation takes one image at a time (random resized crops, colour jitter, --aa)'
     height, width = defaults.input_size[1:]
-    if limited and len(dataset) * height * width * 3 > MEMORY_LIMIT:
-        return 'the images are too large'
-    return ''
+    if not isinstance(dataset, LabelledImages):
+        problem = 'the images come from a data set that reads them itself'
+    elif batch_augment(defaults, augment) is None:
+        problem = 'the augmentation takes one image at a time (random resized crops, colour jitter, --aa)'
+    elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:
+        return dataset
+    else:
+        images = dataset.images if isinstance(dataset, ArraySamples) else _read(dataset, (height, width), num_workers)
+        if images is not None and images.shape[1:3] == (height, width):
+            return MemoryImages(images, dataset.targets)
+        problem = f'not all images are of {height}x{width} pixels, the size of the input'
+    if wanted:
+        raise InputError(f'--in-memory cannot be had, since {problem}: leave it out')
+    return dataset
 
 
 def _read(samples: LabelledImages, size: tuple[int, int], num_workers: int) -> np.ndarray | None:

@@ -7,6 +7,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 TrainTransform = Literal['imagenet', 'cifar', 'digits']
 
+INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
 SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
 
 
@@ -50,6 +51,16 @@ class DataDefaults:
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
+    def as_trained(self, settings: Mapping[str, Any]) -> 'DataDefaults':
+        """These defaults with what flags or a checkpoint's training arguments say; `img_size` is of square images."""
+        size = settings.get('img_size')
+        square = self if size is None else self.override(input_size=(self.input_size[0], size, size))
+        return square.override(**{name: settings.get(name) for name in INPUT_FORMAT})
+
+    def input_format(self) -> dict[str, Any]:
+        """What evaluation depends on, by timm's names."""
+        return {name: getattr(self, name) for name in INPUT_FORMAT}
+
     def for_model(self, pretrained_cfg: Mapping[str, Any]) -> 'DataDefaults':
         """These defaults if they are published, else the input format that the model was made for.
 
@@ -58,8 +69,7 @@ class DataDefaults:
         """
         if self.published:
             return self
-        names = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
-        resolved = self.override(**{name: pretrained_cfg.get(name) for name in names})
+        resolved = self.override(**{name: pretrained_cfg.get(name) for name in INPUT_FORMAT})
         small = max(resolved.input_size[1:]) <= SMALL_IMAGE
         return replace(resolved, train_transform='cifar', color_jitter=None) if small else resolved
 

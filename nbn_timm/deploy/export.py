@@ -10,10 +10,10 @@ import timm
 import torch
 
 from nbn_timm.engine.model import check_input_size
+from nbn_timm.engine.record import has_names, public_counts, public_record
 from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
-from nbn_timm.hub.record import has_names, public_counts, public_record
 from nbn_timm.models import RoutedExperts
 
 from .artefact import Artefact, FormatUnavailable
@@ -167,9 +167,8 @@ def export_model(
 def metadata(trained: TrainedModel) -> dict[str, Any]:
     """What goes into the files beside the weights: names, input format and training, as plain data."""
     counts = trained.class_counts
-    kept = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
     about: dict[str, Any] = {
-        'model': _public_name(trained), 'input': {name: getattr(trained.input, name) for name in kept}}
+        'model': _public_name(trained), 'input': trained.input.input_format()}
     if counts is not None:
         about['training_images'] = list(counts.counts)
         if has_names(counts):
@@ -180,8 +179,7 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
 
 def _public_name(trained: TrainedModel) -> str:
     """The name, unless that is a place."""
-    model: Any = trained.model
-    return model.pretrained_cfg['architecture'] if ':' in trained.name else trained.name
+    return trained.model.pretrained_cfg['architecture'] if ':' in trained.name else trained.name
 
 
 def _artefact(trained: TrainedModel, images: CheckImages, settings: ExportSettings) -> Artefact:

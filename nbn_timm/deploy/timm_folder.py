@@ -68,16 +68,14 @@ def fresh_model(trained: TrainedModel) -> nn.Module | None:
     architecture, arguments = plain_architecture(trained)
     if 'head' in arguments and not needs_package(architecture):
         return None
-    model: Any = trained.model
-    cfg = filter_pretrained_cfg(model.pretrained_cfg, remove_source=True) | {'architecture': architecture}
+    cfg = filter_pretrained_cfg(trained.model.pretrained_cfg, remove_source=True) | {'architecture': architecture}
     return timm.create_model(architecture, pretrained_cfg=cfg, **arguments).eval()
 
 
 def plain_architecture(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the architecture that the network folds to; timm's own wherever it has one."""
-    model: Any = trained.model
-    architecture: str = model.pretrained_cfg['architecture']
-    arguments = get_model_args(model) | dict(trained.model_args)
+    architecture: str = trained.model.pretrained_cfg['architecture']
+    arguments = get_model_args(trained.model) | dict(trained.model_args)
     if needs_package(architecture):
         base = architecture.removesuffix('_lr')
         architecture, extra = COUNTERPARTS.get(base, (base.removesuffix('_nbn'), {}))

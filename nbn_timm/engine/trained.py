@@ -1,7 +1,8 @@
 """A trained model from wherever it lies, with what is known of its classes, its input and its training."""
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nbn_timm.data import ClassCounts, DataDefaults
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.engine.model import create_model, model_settings, training_arguments
 from nbn_timm.errors import InputError
+from nbn_timm.models import RoutedExperts
 from nbn_timm.models._convert import recognize, rename_experts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
@@ -19,8 +21,6 @@ from nbn_timm.stages import restore_stages
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
-
-_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 @dataclass(frozen=True)
@@ -64,25 +64,30 @@ def open_trained(
         use_ema: Take the averaged weights of a checkpoint.
         model: Architecture of a checkpoint that does not record it.
         class_counts_file: Training images per class, instead of those that are recorded.
-        all_experts: Leave out the router of a routed checkpoint.
+        all_experts: Leave out the router, which there must be.
 
     Raises:
         InputError: It is not there, or its parts do not fit.
     """
     if Path(source).is_file():
         opened = _from_checkpoint(source, use_ema, model, all_experts)
-    elif use_ema or model:
-        raise InputError(f"'{source}' is no checkpoint file, so there is no architecture to give and there are no "
-                         'averaged weights: leave out --use-ema and the architecture, or correct the path')
+    elif use_ema or model or all_experts:
+        raise InputError(f"'{source}' is no checkpoint file, so there are no averaged weights, no router and no "
+                         'architecture to give: leave out --use-ema, --all-experts and the architecture, or correct '
+                         'the path')
+    elif Path(source, 'config.json').is_file():
+        opened = _from_name(f'{FOLDER}{source}')
+    elif os.sep in source and ':' not in source and not source.startswith('timm/'):
+        raise InputError(f"there is no file '{source}' and no folder of that name with a config.json: correct the path")
     else:
-        opened = _from_name(f'{FOLDER}{source}' if Path(source, 'config.json').is_file() else source)
+        opened = _from_name(source)
     if class_counts_file is None:
         return opened
     counts = ClassCounts.from_file(class_counts_file)
-    if counts.num_classes != _num_classes(opened.model):
+    if counts.num_classes != opened.model.num_classes:
         raise InputError(f"'{class_counts_file}' counts {counts.num_classes} classes and the model has "
-                         f'{_num_classes(opened.model)}: give the counts of the data that it was trained on')
-    return TrainedModel(**{**vars(opened), 'class_counts': counts})
+                         f'{opened.model.num_classes}: give the counts of the data that it was trained on')
+    return replace(opened, class_counts=counts)
 
 
 def recorded_training(name: str | None) -> dict[str, Any]:
@@ -136,9 +141,12 @@ def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: b
     counts = checkpoint.get('class_counts')
     class_counts = ClassCounts.from_dict(counts) if isinstance(counts, dict) else None
     num_classes = class_counts.num_classes if class_counts else found.num_classes if found else None
-    network = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights,
-                             without=('routing',) if all_experts else ())
+    network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
     load_weights(network, path, use_ema)
+    if all_experts:
+        if not isinstance(network, RoutedExperts):
+            raise InputError(f"--all-experts is for a network with routing, and '{path}' has none: leave it out")
+        network = network.network
     record: dict[str, Any] = {}
     if settings:
         record['settings'] = settings
@@ -160,8 +168,4 @@ def _from_name(name: str) -> TrainedModel:
 
 def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:
     """The format that the model was trained with, else the one it is configured for."""
-    return OWN_IMAGES.for_model(model.pretrained_cfg).override(**{key: settings.get(key) for key in _FORMAT})
-
-
-def _num_classes(model: Any) -> int:
-    return int(model.num_classes)
+    return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)

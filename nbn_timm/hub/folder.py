@@ -8,17 +8,16 @@ import torch
 from timm.models import save_for_hf
 
 from nbn_timm.data import DATASETS
+from nbn_timm.engine.record import has_names, public_counts, public_record
 from nbn_timm.engine.trained import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
-from nbn_timm.hub.record import has_names, public_counts, public_record
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
 
 _BENCHMARKS = set(DATASETS) - {'list', 'folder'}
-_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
@@ -72,7 +71,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
     try:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
-            data_config={key: getattr(trained.input, key) for key in _FORMAT}, safe_serialization=True)
+            data_config=trained.input.input_format(), safe_serialization=True)
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
                          'arguments') from error

@@ -174,7 +174,7 @@ class FittedStage(Stage, ABC):
 
     unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'remix', 'cmo', 'sampler',
               'sampler_kwargs', 'epochs', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema',
-              'freeze_bn', 'sync_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
+              'freeze_bn', 'in_memory', 'sync_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
 
     @abstractmethod
     def fit(self, model: nn.Module, data: FitData) -> FitReport:
