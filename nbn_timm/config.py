@@ -111,7 +111,12 @@ def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None = Non
     if name:
         parser.set_defaults(**read_config(parser, config_path(name)))
     parser.usage = f'{parser.prog} [--config YAML] [--flag value ...]; --help lists the flags'
-    args, unknown = parser.parse_known_args(argv)
+    return parse_flags(parser, argv)
+
+
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
+    args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         flags = [f"--{name.replace('_', '-')}" for name in vars(args)]
         parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")

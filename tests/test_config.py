@@ -1,5 +1,6 @@
 """Configs: the file gives defaults, flags win, everything wrong is named, every shipped file is right."""
 import argparse
+import importlib
 import math
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -321,3 +322,13 @@ def test_an_unknown_flag_names_the_nearest_one_and_no_page_of_usage(capsys):
     assert error.value.code == 2
     printed = capsys.readouterr().err
     assert "unknown argument '--epoch'; did you mean '--epochs'?" in printed and printed.count('\n') == 2
+
+
+@pytest.mark.parametrize(('command', 'flag', 'right'), [
+    ('predict', '--topkk', '--topk'), ('export', '--tolerence', '--tolerance'), ('push', '--priv', '--private')])
+def test_commands_without_a_config_name_the_nearest_flag_too(command, flag, right, capsys):
+    main = importlib.import_module(f'nbn_timm.cli.{command}').main
+    with pytest.raises(SystemExit) as stopped:
+        main(['first', flag, 'second'])
+    assert stopped.value.code == 2
+    assert f"unknown argument '{flag}'; did you mean '{right}'?" in capsys.readouterr().err

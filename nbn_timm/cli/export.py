@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT
+from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT, parse_flags
 from nbn_timm.deploy import (
     FORMATS,
     CheckImages,
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: Something given is wrong, or a file differs from the original.
     """
-    args = create_parser().parse_args(argv)
+    args = parse_flags(create_parser(), argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     trained = open_trained(args.source, use_ema=args.use_ema, model=args.arch, class_counts_file=args.class_counts,

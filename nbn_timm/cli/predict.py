@@ -17,7 +17,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from nbn_timm.cli.validate import prepare_model
-from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT
+from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT, parse_flags
 from nbn_timm.data import create_eval_loader
 from nbn_timm.data.images import FoundImages, UnlabelledImages, find_images
 from nbn_timm.engine.distributed import close_world, init_world
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: Something given is wrong, or images could not be read; the others have been predicted all the same.
     """
-    args = create_parser().parse_args(argv)
+    args = parse_flags(create_parser(), argv)
     if not args.model:
         raise InputError('there is no --model: give a name with pretrained weights (shipped with this package: '
                          f'{shipped()}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from nbn_timm.config import parse_flags
 from nbn_timm.engine.trained import FOLDER, HUB, TrainedModel, open_trained
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.hub import (
@@ -50,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument('--private', action='store_true', help='create a private repository')
     group.add_argument('--revision', metavar='BRANCH', help='branch, created if need be')
     group.add_argument('--commit-message', default='Add model', metavar='TEXT')
-    return parser.parse_intermixed_args(argv)
+    return parse_flags(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> None:
