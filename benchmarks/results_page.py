@@ -25,9 +25,9 @@ import yaml
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from nbn_timm.engine.model import create_model
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, write_text_atomic
+from nbn_timm.models.create import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.data import ClassCounts
-from nbn_timm.engine.record import public_counts, public_record
 from nbn_timm.files import write_text_atomic
-from nbn_timm.hub.results import METRICS
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
-from nbn_timm.models.checkpoint import read_checkpoint
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.trained.record import public_counts, public_record
+from nbn_timm.trained.results import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / 'nbn_timm' / 'weights'

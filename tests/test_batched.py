@@ -10,7 +10,6 @@ from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf
 
 from nbn_timm.cli.train import parse_train_args
-from nbn_timm.cli.train_build import keep_small_images
 from nbn_timm.data import (
     ArraySamples,
     AugmentSettings,
@@ -26,6 +25,7 @@ from nbn_timm.data import batched as batched_module
 from nbn_timm.data.batched import BatchAugment, batch_augment
 from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, OWN_IMAGES
 from nbn_timm.errors import InputError
+from nbn_timm.training.build import keep_small_images
 
 NONE = AugmentSettings()
 

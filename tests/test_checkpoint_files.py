@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError
 from nbn_timm.files import atomic_write, file_sha256, git_blob_id
-from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
 
 
 class Touch:

@@ -12,7 +12,6 @@ import yaml
 
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.cli.train_args import build_parser
-from nbn_timm.cli.train_build import build_optimizer, build_scheduler, build_stage
 from nbn_timm.config import (
     COUNT,
     NOT_NEGATIVE,
@@ -25,8 +24,9 @@ from nbn_timm.config import (
     read_config,
     shipped_configs,
 )
-from nbn_timm.engine.model import create_model
 from nbn_timm.errors import InputError
+from nbn_timm.models.create import create_model
+from nbn_timm.training.build import build_optimizer, build_scheduler, build_stage
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = shipped_configs()

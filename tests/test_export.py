@@ -21,9 +21,9 @@ from nbn_timm.cli import export as command
 from nbn_timm.data import ClassCounts, DataDefaults
 from nbn_timm.deploy import FORMATS, ExportSettings, Timing, deployed, export_model, generated_images, interleaved
 from nbn_timm.deploy.timm_folder import plain_architecture
-from nbn_timm.engine.trained import TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
+from nbn_timm.trained.opening import TrainedModel
 
 COUNTS = ClassCounts((400, 150, 100, 20, 19, 3), ('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), 'the training of a test')
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

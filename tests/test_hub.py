@@ -17,14 +17,14 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import shipped_file, shipped_names
-from nbn_timm.stages.classifier import replace_module
-from nbn_timm.stages.ncm import CentroidLinear
+from nbn_timm.second_stages.classifier import replace_module
+from nbn_timm.second_stages.ncm import CentroidLinear
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ClassCounts((90, 30, 4), ('ant', 'bee', 'cat'), "train split of '/home/somebody/pictures'")
 PULL = '''
 import sys, timm, torch, nbn_timm
-from nbn_timm.engine.trained import open_trained
+from nbn_timm.trained.opening import open_trained
 model = timm.create_model(sys.argv[1], pretrained=True)
 torch.save(model.state_dict(), sys.argv[2])
 opened = open_trained(sys.argv[1])

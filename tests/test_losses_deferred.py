@@ -10,11 +10,11 @@ from test_train_run import LAST, MODEL, assert_same, data_flags, images, rows, w
 
 import nbn_timm.cli.train as train
 from nbn_timm.cli.train import parse_train_args
-from nbn_timm.cli.train_build import build_loss
 from nbn_timm.config import shipped_configs
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss, is_deferrable, takes_experts
-from nbn_timm.losses.deferred import Deferred
+from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.training.build import build_loss
 
 COUNTS = class_counts(100, 10, 1)
 SETTINGS = {  # of a loss, and the loss that it is before its epoch

@@ -7,12 +7,12 @@ from test_train_run import LAST, MODEL, data_flags, images, rows, run_two_proces
 from timm.task import ClassificationTask
 
 import nbn_timm.cli.train as train
-import nbn_timm.engine.model
-from nbn_timm.engine.distributed import World
-from nbn_timm.engine.features import WithFeatures
-from nbn_timm.engine.task import evaluation_model, prepare_task
+import nbn_timm.models.create
 from nbn_timm.errors import InputError
 from nbn_timm.losses import LOSSES, create_loss, takes_features
+from nbn_timm.training.distributed import World
+from nbn_timm.training.features import WithFeatures
+from nbn_timm.training.task import evaluation_model, prepare_task
 
 LOSS = 'influence_balanced'
 
@@ -93,7 +93,7 @@ def test_a_compiled_and_averaged_run_resumes(images, tmp_path):  # noqa: F811
     flags = [*data_flags(images), *MODEL, '--model-ema', '--loss', LOSS, '--loss-kwargs', 'start_epoch=1', 'alpha=10',
              '--lr', '0.01', '--torchcompile', 'eager', '--output', str(tmp_path), '--experiment', 'run']
     train.main([*flags, '--epochs', '2'])
-    plain = nbn_timm.engine.model.create_model('resnet20_nbn', 4).state_dict()
+    plain = nbn_timm.models.create.create_model('resnet20_nbn', 4).state_dict()
     checkpoint = torch.load(tmp_path / 'run' / LAST, weights_only=True)
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == plain.keys()
     train.main([*flags, '--epochs', '3', '--resume', 'auto'])

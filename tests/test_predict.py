@@ -15,7 +15,7 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import predict, validate
 from nbn_timm.data import ClassCounts
-from nbn_timm.data.images import find_images
+from nbn_timm.data.pictures import find_images
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.prediction import TopClasses
 from nbn_timm.models import RoutedExperts

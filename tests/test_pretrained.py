@@ -305,7 +305,7 @@ def test_convert_command_refuses_what_is_no_checkpoint(tmp_path):
 
 
 def test_recognition_of_the_measured_checkpoint():
-    from nbn_timm.models._convert import recognize
+    from nbn_timm.models._released import recognize
     shapes = released.FIGURES['resnext50_nbn']['shapes']
     found = recognize({name: torch.empty(shape) for name, shape in shapes.items()})
     assert (found.name, found.form) == ('resnext50_nbn.imagenet_lt', 'NBN')
@@ -318,7 +318,7 @@ def test_recognition_of_the_measured_checkpoint():
     ('vit_tiny_patch16_224', None),
 ])
 def test_architectures_are_recognised_by_keys_and_shapes(arch, expected):
-    from nbn_timm.models._convert import recognize
+    from nbn_timm.models._released import recognize
     found = recognize(timm.create_model(arch, device='meta').state_dict())
     assert (found.arch if found else None) == expected
 

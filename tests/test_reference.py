@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError, fold_nbn, merge_experts
 from nbn_timm.layers import nbn_layers
-from nbn_timm.models._convert import rename_experts
-from nbn_timm.models.checkpoint import load_weights
+from nbn_timm.models._released import rename_experts
+from nbn_timm.models.weight_files import load_weights
 
 FIGURES = released.FIGURES['resnext50_nbn']
 

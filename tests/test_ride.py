@@ -16,9 +16,9 @@ from test_layer_conversion import randomize
 from nbn_timm import CosineLinear, InputError, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.layers import ExpertHead, ExpertStage, nbn_layers
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models._convert import recognize, rename_experts
-from nbn_timm.models.checkpoint import load_weights, read_state_dict
-from nbn_timm.models.routing import router_settings
+from nbn_timm.models._released import recognize, rename_experts
+from nbn_timm.models.routed_experts import router_settings
+from nbn_timm.models.weight_files import load_weights, read_state_dict
 
 
 def as_released(model: nn.Module, prefix: str = '') -> dict[str, tuple[int, ...]]:

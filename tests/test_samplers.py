@@ -8,14 +8,14 @@ import torch
 from torch.utils.data import DistributedSampler
 
 from nbn_timm.cli.train_args import build_parser
-from nbn_timm.cli.train_build import build_train_loader
 from nbn_timm.config import parse_args
 from nbn_timm.data import ClassCounts, DataDefaults, Splits
-from nbn_timm.engine.batch import plan_batch
-from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
 from nbn_timm.samplers import SAMPLERS, EpochSampler, create_sampler
 from nbn_timm.samplers.groups import ClassGroups
+from nbn_timm.training.batch import plan_batch
+from nbn_timm.training.build import build_train_loader
+from nbn_timm.training.distributed import World
 
 TARGETS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [70, 25, 6]))  # no image of class 2
 NAMES = sorted(SAMPLERS)

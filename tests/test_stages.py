@@ -17,15 +17,15 @@ from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import train, validate
-from nbn_timm.cli.train_fit import inputs_of
-from nbn_timm.engine.checkpoint import LAST
-from nbn_timm.engine.task import StageTask
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.layers import CosineLinear, RectifiedLinear
-from nbn_timm.stages import STAGES, FitData, create_stage, restore_stages
-from nbn_timm.stages.ncm import CentroidLinear
-from nbn_timm.stages.tau_norm import tau_normalize
+from nbn_timm.second_stages import STAGES, FitData, create_stage, restore_stages
+from nbn_timm.second_stages.ncm import CentroidLinear
+from nbn_timm.second_stages.tau_norm import tau_normalize
+from nbn_timm.training.fit import inputs_of
+from nbn_timm.training.run_checkpoint import LAST
+from nbn_timm.training.task import StageTask
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}

@@ -15,13 +15,13 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import train
 from nbn_timm.data import ClassCounts
-from nbn_timm.engine.checkpoint import LAST
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.samplers import create_sampler
 from nbn_timm.samplers.bilevel import pick_noise
-from nbn_timm.stages import StageRun, create_stage
-from nbn_timm.stages.balms import BalancedMetaSoftmax, MetaBatches
+from nbn_timm.second_stages import StageRun, create_stage
+from nbn_timm.second_stages.balms import BalancedMetaSoftmax, MetaBatches
+from nbn_timm.training.run_checkpoint import LAST
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
@@ -262,7 +262,7 @@ def test_statistics_drift_if_asked_and_half_precision_trains(images, first, tmp_
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
-from nbn_timm.stages.balms import BalancedMetaSoftmax
+from nbn_timm.second_stages.balms import BalancedMetaSoftmax
 original, report, steps = BalancedMetaSoftmax.learn, train.report, []
 
 def learn(self, classifier, *batch):

@@ -10,24 +10,32 @@ import torch
 from timm.task import ClassificationTask
 from torch import nn
 
-import nbn_timm.engine.checkpoint as checkpoints
+import nbn_timm.training.run_checkpoint as checkpoints
 from nbn_timm.cli.train import parse_train_args
-from nbn_timm.cli.train_build import build_train_loader, input_format
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.data.defaults import DIGITS_LT
-from nbn_timm.engine.batch import BatchPlan, plan_batch
-from nbn_timm.engine.checkpoint import BEST, LAST, Best, checkpoint_state, find_resume, resume_run, save_checkpoint
-from nbn_timm.engine.distributed import World, init_world, seed_everything
-from nbn_timm.engine.log import RunLog
-from nbn_timm.engine.loop import LoopSettings, batched, train_one_epoch, train_step
-from nbn_timm.engine.model import create_model
-from nbn_timm.engine.optim import create_optimizer
-from nbn_timm.engine.progress import Progress
-from nbn_timm.engine.task import evaluation_model, prepare_task
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
 from nbn_timm.mixing import Mixing, TimmMixup
+from nbn_timm.models.create import create_model
+from nbn_timm.training.batch import BatchPlan, plan_batch
+from nbn_timm.training.build import build_train_loader, input_format
+from nbn_timm.training.distributed import World, init_world, seed_everything
+from nbn_timm.training.log import RunLog
+from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
+from nbn_timm.training.optim import create_optimizer
+from nbn_timm.training.progress import Progress
+from nbn_timm.training.run_checkpoint import (
+    BEST,
+    LAST,
+    Best,
+    checkpoint_state,
+    find_resume,
+    resume_run,
+    save_checkpoint,
+)
+from nbn_timm.training.task import evaluation_model, prepare_task
 
 CPU = torch.device('cpu')
 WORLD = World(CPU)

@@ -14,9 +14,9 @@ from PIL import Image
 
 import nbn_timm.cli.train as train
 import nbn_timm.cli.validate as validate
-import nbn_timm.engine.model
-from nbn_timm.engine.checkpoint import BEST, LAST
+import nbn_timm.models.create
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.training.run_checkpoint import BEST, LAST
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
@@ -136,7 +136,7 @@ RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
 import nbn_timm.cli.validate as validate
-import nbn_timm.engine.model
+import nbn_timm.models.create
 original = train.report
 
 def report(args, folder, splits, task, *rest):
@@ -238,7 +238,7 @@ def test_without_a_validation_split_the_last_epoch_is_reported_and_said_so(image
 def test_a_compiled_run_saves_plain_keys_and_resumes(images, tmp_path):
     flags = [*data_flags(images), *MODEL, '--model-ema', '--output', str(tmp_path), '--experiment', 'run']
     train.main([*flags, '--epochs', '1', '--torchcompile', 'eager'])
-    plain = nbn_timm.engine.model.create_model('resnet20_nbn', 4).state_dict()
+    plain = nbn_timm.models.create.create_model('resnet20_nbn', 4).state_dict()
     checkpoint = torch.load(tmp_path / 'run' / LAST, weights_only=True)
     assert checkpoint['state_dict'].keys() == checkpoint['state_dict_ema'].keys() == plain.keys()
     train.main([*flags, '--epochs', '2', '--resume', 'auto'])

@@ -9,10 +9,10 @@ from timm.models import save_for_hf
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import main as train
-from nbn_timm.engine.trained import RECORD_KEY, open_trained, read_config, recorded_training
 from nbn_timm.errors import InputError
-from nbn_timm.layers.convert import nbn_layers
+from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.models import _pretrained
+from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_config, recorded_training
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

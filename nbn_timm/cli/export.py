@@ -15,8 +15,8 @@ from nbn_timm.deploy import (
     folder_images,
     generated_images,
 )
-from nbn_timm.engine.trained import TrainedModel, open_trained
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.trained.opening import TrainedModel, open_trained
 
 
 def create_parser() -> argparse.ArgumentParser:

@@ -19,14 +19,14 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from nbn_timm.cli.validate import prepare_model
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT, parse_flags
 from nbn_timm.data import create_eval_loader
-from nbn_timm.data.images import FoundImages, UnlabelledImages, find_images
-from nbn_timm.engine.distributed import close_world, init_world
-from nbn_timm.engine.trained import TrainedModel, open_trained
+from nbn_timm.data.pictures import FoundImages, UnlabelledImages, find_images
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
+from nbn_timm.trained.opening import TrainedModel, open_trained
+from nbn_timm.training.distributed import close_world, init_world
 
 Classes = tuple[PredictedClass, ...]
 

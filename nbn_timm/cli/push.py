@@ -8,7 +8,6 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from nbn_timm.config import parse_flags
-from nbn_timm.engine.trained import FOLDER, HUB, TrainedModel, open_trained
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.hub import (
     FILES,
@@ -20,6 +19,7 @@ from nbn_timm.hub import (
     results_of,
     write_model_folder,
 )
+from nbn_timm.trained.opening import FOLDER, HUB, TrainedModel, open_trained
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

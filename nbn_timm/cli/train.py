@@ -18,7 +18,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from nbn_timm.cli.train_args import build_parser
-from nbn_timm.cli.train_build import (
+from nbn_timm.config import parse_args
+from nbn_timm.data import Splits, create_splits
+from nbn_timm.errors import InputError, run_cli
+from nbn_timm.evaluation import EvalResult
+from nbn_timm.files import write_text_atomic
+from nbn_timm.models.create import model_settings
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.second_stages import FittedStage, TrainedStage
+from nbn_timm.training.batch import BatchPlan, plan_batch
+from nbn_timm.training.build import (
     amp_dtype,
     build_evaluator,
     build_model,
@@ -32,12 +41,13 @@ from nbn_timm.cli.train_build import (
     input_format,
     keep_small_images,
 )
-from nbn_timm.cli.train_fit import fit
-from nbn_timm.cli.train_mixing import build_mixing
-from nbn_timm.config import parse_args
-from nbn_timm.data import Splits, create_splits
-from nbn_timm.engine.batch import BatchPlan, plan_batch
-from nbn_timm.engine.checkpoint import (
+from nbn_timm.training.build_mixing import build_mixing
+from nbn_timm.training.distributed import World, close_world, init_world, seed_everything
+from nbn_timm.training.fit import fit
+from nbn_timm.training.log import RunLog, setup_logging
+from nbn_timm.training.loop import EpochResult, LoopSettings, train_one_epoch
+from nbn_timm.training.progress import Progress
+from nbn_timm.training.run_checkpoint import (
     BEST,
     LAST,
     Best,
@@ -49,17 +59,7 @@ from nbn_timm.engine.checkpoint import (
     resume_run,
     save_checkpoint,
 )
-from nbn_timm.engine.distributed import World, close_world, init_world, seed_everything
-from nbn_timm.engine.log import RunLog, setup_logging
-from nbn_timm.engine.loop import EpochResult, LoopSettings, train_one_epoch
-from nbn_timm.engine.model import model_settings
-from nbn_timm.engine.progress import Progress
-from nbn_timm.engine.task import begin_epoch, evaluation_model, prepare_task, share_statistics
-from nbn_timm.errors import InputError, run_cli
-from nbn_timm.evaluation import EvalResult
-from nbn_timm.files import write_text_atomic
-from nbn_timm.models.checkpoint import read_checkpoint
-from nbn_timm.stages import FittedStage, TrainedStage
+from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
 
 _logger = logging.getLogger(__name__)
 

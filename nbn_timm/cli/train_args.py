@@ -6,7 +6,7 @@ from typing import Any
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between
 from nbn_timm.losses import LOSSES
 from nbn_timm.samplers import SAMPLERS
-from nbn_timm.stages import STAGES
+from nbn_timm.second_stages import STAGES
 
 EVAL_METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')
 

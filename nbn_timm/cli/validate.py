@@ -12,16 +12,16 @@ import torch.nn as nn
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
 from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
 from nbn_timm.deploy import deployed
-from nbn_timm.engine.distributed import World, close_world, init_world
-from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
-from nbn_timm.engine.trained import recorded_training
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate, logit_offset, shifted_accuracy
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models._convert import rename_experts
-from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
-from nbn_timm.stages import restore_stages
-from nbn_timm.stages.tau_norm import tau_normalize
+from nbn_timm.models._released import rename_experts
+from nbn_timm.models.create import check_input_size, create_model, model_settings, training_arguments
+from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.second_stages import restore_stages
+from nbn_timm.second_stages.tau_norm import tau_normalize
+from nbn_timm.trained.opening import recorded_training
+from nbn_timm.training.distributed import World, close_world, init_world
 
 DATA_FLAGS = (
     'data_dir', 'train_list', 'val_list', 'test_list', 'num_classes', 'imbalance_factor', 'imbalance_profile',

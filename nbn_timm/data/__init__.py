@@ -3,9 +3,10 @@ from nbn_timm.data.batched import MemoryImages, keep_in_memory
 from nbn_timm.data.class_counts import ClassCounts, ShotSplit
 from nbn_timm.data.dataset import ArraySamples, ImageSamples
 from nbn_timm.data.defaults import DataDefaults
-from nbn_timm.data.factory import DATASETS, DataSettings, Splits, create_splits
+from nbn_timm.data.factory import DATASETS, Splits, create_splits
 from nbn_timm.data.loader import TrainLoader, create_eval_loader, create_train_loader, epoch_seed
-from nbn_timm.data.transforms import AugmentSettings, create_transform
+from nbn_timm.data.settings import AugmentSettings, DataSettings
+from nbn_timm.data.transforms import create_transform
 
 __all__ = [
     'DATASETS',

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from nbn_timm.data.dataset import ArraySamples, LabelledImages
 from nbn_timm.data.defaults import DataDefaults
-from nbn_timm.data.transforms import AugmentSettings, hflip_probability
+from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.transforms import hflip_probability
 from nbn_timm.errors import InputError
 
 MEMORY_LIMIT = 2**30  # bytes of pixels that are kept in memory unasked

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from nbn_timm.data.batched import BatchedImages, MemoryImages, batch_augment
 from nbn_timm.data.defaults import DataDefaults
-from nbn_timm.data.transforms import AugmentSettings, create_transform
+from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.transforms import create_transform
 from nbn_timm.errors import InputError
 
 

@@ -1,6 +1,5 @@
 """Image transforms up to uint8 tensors; normalisation and random erasing happen on the device, in the loader."""
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import timm.data
@@ -9,31 +8,11 @@ from torchvision import transforms
 
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.settings import AugmentSettings
 from nbn_timm.errors import InputError, nearest
 
 CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the ImageNet ones
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
-
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """Training augmentation by timm's flags; None is the benchmark's published value."""
-
-    no_aug: bool = False  # resize and centre crop only
-    scale: tuple[float, float] | None = None  # area range of the random resized crop; timm's 0.08 to 1
-    ratio: tuple[float, float] | None = None  # aspect range of the random resized crop; timm's 3/4 to 4/3
-    hflip: float | None = None  # probability
-    vflip: float = 0.0  # probability
-    rotation: float = 0.0  # greatest angle in degrees, either way; the corners turn black
-    color_jitter: float | None = None  # strength; 0 for none
-    color_jitter_prob: float | None = None  # None jitters every image
-    force_color_jitter: bool = False  # beside an auto-augment policy as well
-    aa: str | None = None  # 'cifar10' or timm's auto-augment policy, e.g. 'rand-m9-mstd0.5'; switches jitter off
-    interpolation: str | None = None  # timm's name or 'random'
-    reprob: float = 0.0  # random erasing: probability
-    remode: str = 'pixel'  # random erasing: 'const', 'rand' or 'pixel'
-    recount: int = 1  # random erasing: rectangles per image
-    cutout: int = 0  # side of a black square in pixels; 0 for none
 
 
 def create_transform(

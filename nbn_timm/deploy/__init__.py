@@ -1,8 +1,8 @@
 """From a trained network to files that run elsewhere: folding, formats, their verification and timing."""
-from .export import ExportedFile, ExportReport, ExportSettings, export_model
+from .check_images import CheckImages, checkpoint_images, folder_images, generated_images
+from .exporter import ExportedFile, ExportReport, ExportSettings, export_model
 from .fold import Preprocessed, deployed
 from .formats import FORMATS, Artefact, Format
-from .images import CheckImages, checkpoint_images, folder_images, generated_images
 from .timing import Timing, interleaved
 
 __all__ = [

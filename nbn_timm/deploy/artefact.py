@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from nbn_timm.engine.trained import TrainedModel
 from nbn_timm.errors import InputError
+from nbn_timm.trained.opening import TrainedModel
 
 __all__ = ['METADATA_FILE', 'Artefact', 'FormatUnavailable']
 

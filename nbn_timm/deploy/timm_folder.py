@@ -8,8 +8,8 @@ import torch
 import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
-from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.layers import fold_nbn
+from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 
 from .artefact import Artefact, FormatUnavailable
 

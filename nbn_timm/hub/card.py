@@ -7,12 +7,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from nbn_timm.data import ClassCounts
 from nbn_timm.data.cifar_lt import CIFAR_CLASSES
 from nbn_timm.deploy.timm_folder import needs_package
-from nbn_timm.engine.record import has_names
-from nbn_timm.engine.trained import FOLDER, TrainedModel
-from nbn_timm.hub.results import METRICS
 from nbn_timm.layers import RectifiedLinear
-from nbn_timm.layers.convert import nbn_layers
+from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.models.ride import MultiExpert
+from nbn_timm.trained.opening import FOLDER, TrainedModel
+from nbn_timm.trained.record import has_names
+from nbn_timm.trained.results import METRICS
 
 # Benchmark: its name for people, and the Hub's name of the data set that it is drawn from.
 _BENCHMARKS: dict[str, tuple[str, str | None]] = {

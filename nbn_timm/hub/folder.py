@@ -8,12 +8,12 @@ import torch
 from timm.models import save_for_hf
 
 from nbn_timm.data import DATASETS
-from nbn_timm.engine.record import has_names, public_counts, public_record
-from nbn_timm.engine.trained import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
+from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
+from nbn_timm.trained.record import has_names, public_counts, public_record
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
 

@@ -1,5 +1,5 @@
 """NBN layers, classifier heads, experts, and the conversions between them and plain layers."""
-from .convert import add_nbn, convert_sync_batchnorm, fold_nbn, nbn_layers
+from .conversion import add_nbn, convert_sync_batchnorm, fold_nbn, nbn_layers
 from .experts import ExpertBlock, ExpertHead, ExpertStage, merge_experts
 from .head import HEADS, CosineLinear, RectifiedLinear, convert_head
 from .norm import (

@@ -2,7 +2,7 @@
 import importlib
 import pkgutil
 
-from nbn_timm.losses.registry import (
+from nbn_timm.losses.loss import (
     LOSSES,
     create_loss,
     is_deferrable,

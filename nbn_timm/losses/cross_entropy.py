@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.losses.registry import register_loss
+from nbn_timm.losses.loss import register_loss
 
 
 @register_loss('cross_entropy', deferrable=False)

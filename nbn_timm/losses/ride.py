@@ -18,7 +18,7 @@ from torch import nn
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.ldam import ldam_margins, subtract_margin
-from nbn_timm.losses.registry import register_loss, require_counts
+from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import refuse_soft_targets
 from nbn_timm.losses.weights import effective_number_weights
 

@@ -6,7 +6,7 @@ import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from nbn_timm.data import TrainLoader
-from nbn_timm.mixing.base import ALWAYS, Mixing
+from nbn_timm.mixing.mixing import ALWAYS, Mixing
 from nbn_timm.samplers import EpochSampler
 
 

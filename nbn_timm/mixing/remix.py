@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.mixing.base import ALWAYS, Mixing
+from nbn_timm.mixing.mixing import ALWAYS, Mixing
 
 
 def remix_label_share(

@@ -2,7 +2,7 @@
 import torch
 from timm.data import Mixup
 
-from nbn_timm.mixing.base import ALWAYS, Mixing
+from nbn_timm.mixing.mixing import ALWAYS, Mixing
 
 
 class TimmMixup(Mixing):

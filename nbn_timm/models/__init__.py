@@ -2,6 +2,6 @@
 from .resnet_cifar import ResNetCifar
 from .resnet_nbn import ResNetNbn
 from .ride import MultiExpert, ResNetCifarRide, ResNetRide
-from .routing import RoutedExperts
+from .routed_experts import RoutedExperts
 
 __all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarRide', 'ResNetNbn', 'ResNetRide', 'RoutedExperts']

@@ -31,8 +31,8 @@ from torch.hub import download_url_to_file, get_dir
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write, file_sha256, write_text_atomic
 
-from ._convert import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize
-from .checkpoint import read_state_dict
+from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize
+from .weight_files import read_state_dict
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
            'register_aliases', 'shipped_file', 'shipped_names', 'weights_record', 'write_zoo_file']

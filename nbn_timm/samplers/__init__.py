@@ -2,7 +2,7 @@
 import importlib
 import pkgutil
 
-from nbn_timm.samplers.registry import SAMPLERS, EpochSampler, create_sampler, register_sampler
+from nbn_timm.samplers.sampler import SAMPLERS, EpochSampler, create_sampler, register_sampler
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')

@@ -1,7 +1,7 @@
 """All classes equally often (Kang et al., "Decoupling Representation and Classifier", ICLR 2020, eq. 1 with q = 0)."""
 import numpy as np
 
-from nbn_timm.samplers.registry import EpochSampler, register_sampler
+from nbn_timm.samplers.sampler import EpochSampler, register_sampler
 
 
 @register_sampler('class_balanced')

@@ -1,7 +1,7 @@
 """Every image once per epoch."""
 import numpy as np
 
-from nbn_timm.samplers.registry import EpochSampler, register_sampler
+from nbn_timm.samplers.sampler import EpochSampler, register_sampler
 
 
 @register_sampler('instance_balanced')

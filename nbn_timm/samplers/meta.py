@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.samplers.registry import register_sampler
+from nbn_timm.samplers.sampler import register_sampler
 from nbn_timm.samplers.weighted import ClassWeighted
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from nbn_timm.errors import InputError
-from nbn_timm.samplers.registry import EpochSampler, register_sampler
+from nbn_timm.samplers.sampler import EpochSampler, register_sampler
 
 
 @register_sampler('repeat_factor')

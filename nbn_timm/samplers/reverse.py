@@ -1,7 +1,7 @@
 """The tail most often (Zhou et al., "BBN: Bilateral-Branch Network", CVPR 2020)."""
 import numpy as np
 
-from nbn_timm.samplers.registry import register_sampler
+from nbn_timm.samplers.sampler import register_sampler
 from nbn_timm.samplers.weighted import ClassWeighted
 
 

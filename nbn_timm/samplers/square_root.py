@@ -2,7 +2,7 @@
 ECCV 2018; Kang et al., "Decoupling Representation and Classifier", ICLR 2020, eq. 1 with q = 1/2)."""
 import numpy as np
 
-from nbn_timm.samplers.registry import register_sampler
+from nbn_timm.samplers.sampler import register_sampler
 from nbn_timm.samplers.weighted import ClassWeighted
 
 

@@ -3,7 +3,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from nbn_timm.samplers.registry import EpochSampler
+from nbn_timm.samplers.sampler import EpochSampler
 
 
 class ClassWeighted(EpochSampler):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from nbn_timm.losses.routing import RoutingLoss
+from nbn_timm.losses.router_loss import RoutingLoss
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models.routing import router_settings
-from nbn_timm.stages.registry import Stage, TrainedStage, register_stage
+from nbn_timm.models.routed_experts import router_settings
+from nbn_timm.second_stages.second_stage import Stage, TrainedStage, register_stage
 
 
 @register_stage('routing')

@@ -10,15 +10,15 @@ from timm.task import evaluation_sample_limit
 from torch import nn
 from torch.utils.data import Dataset
 
-from nbn_timm.cli.train_build import amp_dtype
 from nbn_timm.data import DataDefaults, Splits, create_eval_loader
-from nbn_timm.engine.batch import BatchPlan
-from nbn_timm.engine.checkpoint import LAST, fitted_state, save_checkpoint
-from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.files import write_text_atomic
-from nbn_timm.stages import FitData, FittedStage
+from nbn_timm.second_stages import FitData, FittedStage
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.build import amp_dtype
+from nbn_timm.training.distributed import World
+from nbn_timm.training.run_checkpoint import LAST, fitted_state, save_checkpoint
 
 _logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad
 
-from nbn_timm.engine.distributed import World
-from nbn_timm.engine.progress import Progress
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
+from nbn_timm.training.distributed import World
+from nbn_timm.training.progress import Progress
 
 T = TypeVar('T')
 Batch = tuple[torch.Tensor, torch.Tensor]

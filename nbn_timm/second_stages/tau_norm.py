@@ -16,8 +16,8 @@ from nbn_timm.data.timm_datasets import SelectedSamples
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.layers import RectifiedLinear
-from nbn_timm.stages.classifier import linear_classifiers, linear_form, vectors, write_linear
-from nbn_timm.stages.registry import FitData, FitReport, FittedStage, register_stage
+from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, vectors, write_linear
+from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedStage, register_stage
 
 CURVE_FILE = 'tau_curve.csv'
 

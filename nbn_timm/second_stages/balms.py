@@ -19,8 +19,8 @@ from nbn_timm.layers import ExpertHead
 from nbn_timm.samplers.bilevel import meta_update, pick_noise
 from nbn_timm.samplers.class_balanced import ClassBalanced
 from nbn_timm.samplers.meta import MetaSampler
-from nbn_timm.stages.crt import ClassifierRetraining
-from nbn_timm.stages.registry import StageRun, register_stage
+from nbn_timm.second_stages.crt import ClassifierRetraining
+from nbn_timm.second_stages.second_stage import StageRun, register_stage
 
 
 @register_stage('balms')

@@ -9,9 +9,9 @@ from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
-from nbn_timm.stages import TrainedStage
+from nbn_timm.second_stages import TrainedStage
+from nbn_timm.training.distributed import World
 
 
 class DistillationTask(ClassificationTask):

@@ -11,8 +11,8 @@ from torch import nn
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import ExpertHead
-from nbn_timm.stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
-from nbn_timm.stages.registry import FitData, FitReport, FittedStage, register_stage
+from nbn_timm.second_stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
+from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedStage, register_stage
 
 FEATURES = ('un', 'l2n', 'cl2n')
 METRICS = ('euclidean', 'dot')

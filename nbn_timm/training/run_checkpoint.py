@@ -13,10 +13,10 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from nbn_timm.data import ClassCounts
-from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write
-from nbn_timm.models.checkpoint import read_checkpoint
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.training.distributed import World
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'

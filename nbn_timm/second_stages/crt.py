@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.stages.classifier import classifier_of
-from nbn_timm.stages.registry import TrainedStage, register_stage
+from nbn_timm.second_stages.classifier import classifier_of
+from nbn_timm.second_stages.second_stage import TrainedStage, register_stage
 
 
 @register_stage('crt')

@@ -3,13 +3,13 @@ import argparse
 from typing import Any
 
 from nbn_timm.cli.train_args import build_parser
-from nbn_timm.cli.train_build import train_loader
 from nbn_timm.data import DataDefaults, Splits, TrainLoader
-from nbn_timm.engine.batch import BatchPlan
-from nbn_timm.engine.distributed import World
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import ALWAYS, CMO, Mixing, PatchSampler, Remix, TimmMixup, patch_seed
 from nbn_timm.samplers import EpochSampler
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.build import train_loader
+from nbn_timm.training.distributed import World
 
 
 def build_mixing(

@@ -9,7 +9,7 @@ import torch
 
 from nbn_timm.data import DataDefaults, DataSettings, ImageSamples, create_splits
 from nbn_timm.data.dataset import LabelledImages
-from nbn_timm.data.images import find_images
+from nbn_timm.data.pictures import find_images
 from nbn_timm.data.transforms import create_transform
 from nbn_timm.errors import InputError
 

@@ -14,7 +14,7 @@ from timm.models import clean_state_dict
 
 from nbn_timm.errors import InputError
 
-from ._convert import StateDict, recognize, to_model_format
+from ._released import StateDict, recognize, to_model_format
 
 __all__ = ['load_weights', 'read_checkpoint', 'read_state_dict']
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nbn_timm.stages.classifier import linear_classifiers, linear_form, replace_module, write_linear
-from nbn_timm.stages.registry import TrainedStage, register_stage
+from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, replace_module, write_linear
+from nbn_timm.second_stages.second_stage import TrainedStage, register_stage
 
 
 class ClassScale(nn.Module):

@@ -9,17 +9,17 @@ from typing import Any
 import timm
 import torch
 
-from nbn_timm.engine.model import check_input_size
-from nbn_timm.engine.record import has_names, public_counts, public_record
-from nbn_timm.engine.trained import RECORD_KEY, TrainedModel
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
+from nbn_timm.models.create import check_input_size
+from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
+from nbn_timm.trained.record import has_names, public_counts, public_record
 
 from .artefact import Artefact, FormatUnavailable
+from .check_images import CheckImages
 from .fold import Preprocessed, deployed
 from .formats import FORMATS
-from .images import CheckImages
 from .timing import Timing, interleaved
 from .timm_folder import fresh_model, needs_package, plain_architecture
 

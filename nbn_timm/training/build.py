@@ -25,22 +25,22 @@ from nbn_timm.data import (
     create_train_loader,
     keep_in_memory,
 )
-from nbn_timm.engine.batch import BatchPlan
-from nbn_timm.engine.distributed import World
-from nbn_timm.engine.features import WithFeatures
-from nbn_timm.engine.model import check_input_size, create_model, model_settings, training_arguments
-from nbn_timm.engine.optim import create_optimizer, create_scheduler
-from nbn_timm.engine.task import DistillationTask, StageTask
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
 from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
-from nbn_timm.losses.deferred import Deferred
+from nbn_timm.losses.deferred_loss import Deferred
 from nbn_timm.mixing import Mixing
 from nbn_timm.models import MultiExpert, RoutedExperts
-from nbn_timm.models.checkpoint import load_weights, read_checkpoint
+from nbn_timm.models.create import check_input_size, create_model, model_settings, training_arguments
+from nbn_timm.models.weight_files import load_weights, read_checkpoint
 from nbn_timm.samplers import create_sampler
-from nbn_timm.stages import Stage, StageRun, TrainedStage, create_stage
+from nbn_timm.second_stages import Stage, StageRun, TrainedStage, create_stage
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.distributed import World
+from nbn_timm.training.features import WithFeatures
+from nbn_timm.training.optim import create_optimizer, create_scheduler
+from nbn_timm.training.task import DistillationTask, StageTask
 
 _logger = logging.getLogger(__name__)
 

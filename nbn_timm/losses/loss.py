@@ -7,7 +7,7 @@ from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.losses.deferred import Deferred
+from nbn_timm.losses.deferred_loss import Deferred
 
 
 class _Traits(NamedTuple):

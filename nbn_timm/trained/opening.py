@@ -11,13 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from nbn_timm.data import ClassCounts, DataDefaults
 from nbn_timm.data.defaults import OWN_IMAGES
-from nbn_timm.engine.model import create_model, model_settings, training_arguments
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models._convert import recognize, rename_experts
 from nbn_timm.models._pretrained import weights_record
-from nbn_timm.models.checkpoint import load_weights, read_checkpoint, read_state_dict
-from nbn_timm.stages import restore_stages
+from nbn_timm.models._released import recognize, rename_experts
+from nbn_timm.models.create import create_model, model_settings, training_arguments
+from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.second_stages import restore_stages
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 RECORD_KEY = 'nbn_timm'  # in timm's config.json

@@ -2,7 +2,7 @@
 import importlib
 import pkgutil
 
-from nbn_timm.stages.registry import (
+from nbn_timm.second_stages.second_stage import (
     STAGES,
     FitData,
     FitReport,
