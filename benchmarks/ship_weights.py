@@ -18,7 +18,8 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
 from nbn_timm.models.weight_files import read_checkpoint
-from nbn_timm.trained.record import public_counts, public_record
+from nbn_timm.trained.record import public_counts
+from nbn_timm.training.settings import public_record
 from nbn_timm.trained.results import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,45 +1,105 @@
-"""YAML configs for argparse commands: a config gives defaults, flags win, and nothing in it is ever ignored."""
+"""Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
-from collections.abc import Callable, Hashable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag
+
+GroupsT = TypeVar('GroupsT', bound=SettingGroups)
+
+MAX_CONFIG = 1_000_000  # bytes of a YAML file
+MAX_DEPTH = 20  # of its nesting
+
+_logger = logging.getLogger(__name__)
 
 
-def between(
-        low: float,
-        high: float = float('inf'),
-        kind: type = float,
-        above: bool = False,
-) -> Callable[[str], Any]:
-    """An argument type: a finite number of `kind` from `low`, itself excluded if `above`, to `high`."""
-    limits = f"{'above' if above else 'at least'} {low:g}" + ('' if high == float('inf') else f' and at most {high:g}')
+@dataclass(frozen=True)
+class Given(Generic[GroupsT]):
+    """What a command was given.
 
+    Attributes:
+        groups: Type of the command's settings.
+        flags: Values of the flags that were typed, by name.
+        config: Values in the config, by name.
+    """
+
+    groups: type[GroupsT]
+    flags: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def values(self) -> dict[str, Any]:
+        """Values by name; a flag takes the place of the config's, of a mapping key by key."""
+        merged = {**self.config, **self.flags}
+        for name, value in self.flags.items():
+            if isinstance(value, dict):
+                merged[name] = {**(self.config.get(name) or {}), **value}
+        return merged
+
+    def settings(self, inherited: Mapping[str, Any] | None = None) -> GroupsT:
+        """The settings, with defaults for what was not given.
+
+        Args:
+            inherited: Values that hold for what was not given, as of a finished network.
+
+        Raises:
+            InputError: A value is wrong.
+        """
+        return self.groups.of({**(inherited or {}), **self.values()})
+
+    def check_effects(self, settings: GroupsT) -> None:
+        """Refuse typed flags that have no effect, and tell those of a config in one line.
+
+        Raises:
+            InputError: Names the first such flag, with the reason.
+        """
+        typed = settings.without_effect(list(self.flags))
+        for name, reason in typed.items():
+            if not isinstance(reason, Tolerated):
+                raise InputError(f'{flag(name)} {reason}: leave it out')
+        known = self.groups.declared()
+        differing = [name for name, value in self.config.items()
+                     if name not in self.flags and value != _as_given(known[name])]
+        idle = typed | settings.without_effect(differing)
+        if idle:
+            _logger.info('Settings without effect here: %s.', _told(idle))
+
+
+def _told(idle: Mapping[str, str]) -> str:
+    """Settings and reasons, each reason once."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in idle.items():
+        by_reason.setdefault(str(reason), []).append(name)
+    return '; '.join(f'{", ".join(names)} ({reason})' for reason, names in by_reason.items())
+
+
+def _as_given(declared: Field) -> Any:
+    return list(declared.default) if declared.many and declared.default is not None else declared.default
+
+
+def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], Any]:
+    """An argument type: a finite number of `kind` within limits."""
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not low <= value <= high or value == float('inf') or (above and value == low):
-            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number {limits}")
+        if value is None or abs(value) == float('inf') or value != value or not (limits is None or value in limits):
+            allowed = '' if limits is None else f' {limits}'
+            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number{allowed}")
         return value
     return parse
 
 
-POSITIVE_INT = between(1, kind=int)
-COUNT = between(0, kind=int)
-POSITIVE = between(0, above=True)
-NOT_NEGATIVE = between(0)
-PROBABILITY = between(0, 1)
-
-
 class KeyValues(ParseKwargs):
-    """timm's `ParseKwargs` (`--flag a=1 b=x` gives a dict) over the default's and earlier flags' keys.
+    """timm's `ParseKwargs` (`--flag a=1 b=x` gives a dict) over the keys of earlier flags.
 
     A missing `=` is a usage error.
     """
@@ -53,8 +113,98 @@ class KeyValues(ParseKwargs):
         setattr(namespace, self.dest, before | getattr(namespace, self.dest))
 
 
-class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML as its specification has it: a key that occurs twice in one mapping is an error."""
+def build_parser(groups: type[SettingGroups], prog: str, description: str) -> argparse.ArgumentParser:
+    """The parser of a command; what it gives has the flags that were typed, and no others."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
+        usage=f'{prog} [--config YAML] [--flag value ...]; --help lists the flags')
+    for group in groups.group_types().values():
+        section = parser.add_argument_group(group.title, group.about)
+        for declared in fields_of(group):
+            add_flag(section, declared)
+    return parser
+
+
+def add_flag(section: Any, declared: Field) -> None:
+    """Add the flag of a setting to a parser or to a group of its flags."""
+    about = declared.declaration
+    help = f'{about.help} (default: {declared.shown_default()})'.strip().replace('%', '%%')
+    names = [*([about.short] if about.short else []), flag(declared.name), *about.also]
+    options: dict[str, Any] = dict(dest=declared.name, help=help, default=argparse.SUPPRESS)
+    if declared.type is bool:
+        negative = declared.name.startswith('no_')  # nobody writes --no-no-aug
+        section.add_argument(*names, action='store_true' if negative else argparse.BooleanOptionalAction, **options)
+        return
+    if declared.type is dict:
+        section.add_argument(*names, nargs='*', action=KeyValues, metavar='KEY=VALUE', **options)
+        return
+    if declared.type in (int, float):
+        options['type'] = number(about.limits, declared.type)
+    if declared.choices is not None:
+        options['choices'] = declared.choices
+    if about.nargs is not None:
+        options['nargs'] = '+' if about.nargs == 0 else about.nargs
+    if about.nargs == '?':
+        options['const'] = about.const
+    if about.metavar is not None:
+        options['metavar'] = about.metavar
+    elif declared.choices is None:
+        options['metavar'] = {int: 'N', float: 'X'}.get(declared.type, 'TEXT')
+    section.add_argument(*names, **options)
+
+
+def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+               ) -> Given[GroupsT]:
+    """Read a command line, and the config that it names.
+
+    Args:
+        groups: The command's settings, of which one is `config`.
+        parser: Of `build_parser`.
+        argv: Arguments; None means those of the process.
+
+    Raises:
+        InputError: The config is missing, is no YAML mapping, or has an unknown key, a key twice or an
+            impossible value.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument('-c', '--config')
+    name = finder.parse_known_args(argv)[0].config
+    config = read_config(parser, groups, config_path(name)) if name else {}
+    return Given(groups, vars(parse_flags(parser, argv, groups.declared())), config)
+
+
+def parse_flags(
+        parser: argparse.ArgumentParser,
+        argv: Sequence[str] | None = None,
+        known: Mapping[str, Any] | None = None,
+) -> argparse.Namespace:
+    """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
+    args, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        flags = list(map(flag, known if known is not None else vars(args)))
+        parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")
+    return args
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML as its specification has it, a key that occurs twice being an error, without aliases and deep nesting.
+
+    Neither has a place in a config, and a small file can blow up by them.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                problem='a config has no aliases, write the value out', problem_mark=self.peek_event().start_mark)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(
+                problem='the values are nested too deeply', problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
@@ -92,56 +242,37 @@ def shipped_configs() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix('').as_posix(): path for path in sorted(folder.rglob('*.yaml'))}
 
 
-def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line whose `--config` file, if there is one, gives the defaults.
-
-    A flag takes the place of the file's value; of `KeyValues`, key by key.
-
-    Args:
-        parser: Has the option `-c`/`--config`; its types and choices check the file's values as well.
-        argv: Arguments; None means those of the process.
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """A YAML file that holds a mapping.
 
     Raises:
-        InputError: The config is missing, is no YAML mapping, or has an unknown key, a key twice or an
-            impossible value.
-    """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument('-c', '--config')
-    name = finder.parse_known_args(argv)[0].config
-    if name:
-        parser.set_defaults(**read_config(parser, config_path(name)))
-    parser.usage = f'{parser.prog} [--config YAML] [--flag value ...]; --help lists the flags'
-    return parse_flags(parser, argv)
-
-
-def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
-    args, unknown = parser.parse_known_intermixed_args(argv)
-    if unknown:
-        flags = [f"--{name.replace('_', '-')}" for name in vars(args)]
-        parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")
-    return args
-
-
-def read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of flag names (with dashes or underscores) to values, checked as the flags themselves are.
-
-    Returns:
-        Argument values by destination name; a key whose value is null is left out, so that its default holds.
-
-    Raises:
-        InputError: See `parse_args`.
+        InputError: It cannot be read, or holds something else.
     """
     try:
-        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        if path.stat().st_size > MAX_CONFIG:
+            raise InputError(f"config '{path}' has more than {MAX_CONFIG:,} bytes: give a file of settings")
+        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=PlainLoader)
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"config '{path}' cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(mapping, dict):
         raise InputError(f"config '{path}' is not a mapping: write one 'key: value' per line")
+    return mapping
 
-    known = vars(parser.parse_args([]))
+
+def read_config(parser: argparse.ArgumentParser, groups: type[SettingGroups], path: Path) -> dict[str, Any]:
+    """Read a YAML mapping of settings (with dashes or underscores) to values, checked as the flags themselves are.
+
+    Returns:
+        Values by name; a key whose value is null is left out, so that its default holds.
+
+    Raises:
+        InputError: See `read_given`.
+    """
+    known = groups.declared()
     values: dict[str, Any] = {}
-    for key, value in mapping.items():
+    for key, value in read_mapping(path).items():
         name = str(key).replace('-', '_')
         if name not in known or name == 'config':
             raise InputError(f"config '{path}' has an unknown key '{key}'{nearest(name, known)}")
@@ -150,37 +281,28 @@ def read_config(parser: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
         if name in values:
             raise InputError(f"config '{path}' sets '{name}' twice, with dashes and with underscores: keep one")
         try:
-            values[name] = _parse_value(parser, name, value)
+            values[name] = _parse_value(parser, known[name], value)
         except (argparse.ArgumentError, ValueError) as error:
             reason = error.message if isinstance(error, argparse.ArgumentError) else error
             raise InputError(f"config '{path}' sets '{name}' to {value!r}: {reason}") from error
     return values
 
 
-def _parse_value(parser: argparse.ArgumentParser, name: str, value: Any) -> Any:
+def _parse_value(parser: argparse.ArgumentParser, declared: Field, value: Any) -> Any:
     """Give a value to the parser as command-line words, so that one set of types and choices rules both."""
-    if isinstance(value, bool) != _is_switch(parser, name):
+    if isinstance(value, bool) != (declared.type is bool):
         raise ValueError('it takes a value' if isinstance(value, bool) else 'it must be true or false')
     if isinstance(value, bool):
         return value
-    flag = f"--{name.replace('_', '-')}"
-    words = [f'{flag}={value}']
+    words = [f'{flag(declared.name)}={value}']
     if isinstance(value, dict):
-        words = [flag, *(f'{key}={item!r}' for key, item in value.items())]
+        words = [flag(declared.name), *(f'{key}={item!r}' for key, item in value.items())]
     elif isinstance(value, list):
-        words = [flag, *map(str, value)]
+        words = [flag(declared.name), *map(str, value)]
     parsed, rest = _without_exit(parser, words)
     if rest:
         raise ValueError('it takes one value')
-    return getattr(parsed, name)
-
-
-def _is_switch(parser: argparse.ArgumentParser, name: str) -> bool:
-    try:
-        parsed, _ = _without_exit(parser, [f"--{name.replace('_', '-')}"])
-    except argparse.ArgumentError:
-        return False
-    return getattr(parsed, name) is True
+    return getattr(parsed, declared.name)
 
 
 def _without_exit(parser: argparse.ArgumentParser, words: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -189,3 +311,10 @@ def _without_exit(parser: argparse.ArgumentParser, words: list[str]) -> tuple[ar
         return parser.parse_known_args(words)
     finally:
         parser.exit_on_error = exits
+
+
+COUNT = number(Limits(0), int)
+POSITIVE_INT = number(Limits(1), int)
+NOT_NEGATIVE = number(Limits(0))
+POSITIVE = number(Limits(0, above=True))
+PROBABILITY = number(Limits(0, 1))

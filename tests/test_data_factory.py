@@ -74,7 +74,7 @@ def test_class_number_holds_for_every_list(tmp_path):
 def test_counts_file_wins(tmp_path):
     write_lists(tmp_path, a=TRAIN)
     (tmp_path / 'counts.json').write_text('[70, 7]')
-    settings = dict(dataset='list', data_dir=str(tmp_path), class_counts_file=str(tmp_path / 'counts.json'))
+    settings = dict(dataset='list', data_dir=str(tmp_path), class_counts=str(tmp_path / 'counts.json'))
     splits = create_splits(DataSettings(**settings, train_list='a.txt'))
     assert splits.class_counts.counts == (70, 7) and 'counts.json' in splits.class_counts.source
     (tmp_path / 'counts.json').write_text('[70, 7, 1]')
@@ -112,7 +112,7 @@ def test_counts_file_must_cover_the_labels(tmp_path):
     write_folders(tmp_path, train={'a': 1, 'b': 1, 'c': 1})
     (tmp_path / 'counts.json').write_text('[70, 7]')
     with pytest.raises(InputError, match='label 2 .* out of range for 2 classes'):
-        create_splits(DataSettings('folder', str(tmp_path), class_counts_file=str(tmp_path / 'counts.json')))
+        create_splits(DataSettings('folder', str(tmp_path), class_counts=str(tmp_path / 'counts.json')))
 
 
 def test_cifar_lt_from_list_files(tmp_path):
@@ -163,7 +163,7 @@ def test_folder_dataset(tmp_path):
     (dict(dataset='digits_lt', imbalance_factor=0), 'factor 0 '),
     (dict(dataset='torch/cifar10', data_dir='.'), "split 'train' of dataset 'torch/cifar10'.*--download"),
     (dict(dataset='torch/nothing', data_dir='.'), 'torch/nothing'),
-    (dict(dataset='list', data_dir='.', train_list='a.txt', class_counts_file='no.json'), 'no.json'),
+    (dict(dataset='list', data_dir='.', train_list='a.txt', class_counts='no.json'), 'no.json'),
 ])
 def test_wrong_settings_are_one_sentence(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
@@ -225,7 +225,7 @@ def test_streamed_dataset_reaches_the_loaders(tmp_path, monkeypatch):
     monkeypatch.setattr(timm.data, 'create_dataset', create_dataset)
     (tmp_path / 'counts.json').write_text(json.dumps({'a': 3, 'b': 2, 'c': 2}))
     settings = DataSettings(
-        'wds/x', str(tmp_path), class_counts_file=str(tmp_path / 'counts.json'), batch_size=4, seed=5)
+        'wds/x', str(tmp_path), class_counts=str(tmp_path / 'counts.json'), batch_size=4, seed=5)
     splits = create_splits(settings)
     assert [(split, given['is_training'], given['batch_size'], given['seed']) for _, split, given in opened] == [
         ('train', True, 4, 5), ('validation', False, 4, 5)]

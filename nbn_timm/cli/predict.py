@@ -16,7 +16,7 @@ from typing import TextIO
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
-from nbn_timm.cli.validate import prepare_model
+from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT, parse_flags
 from nbn_timm.data import create_eval_loader
 from nbn_timm.data.pictures import FoundImages, UnlabelledImages, find_images
@@ -26,6 +26,7 @@ from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
 from nbn_timm.trained.opening import TrainedModel, open_trained
+from nbn_timm.trained.validation import prepare_model
 from nbn_timm.training.distributed import close_world, init_world
 
 Classes = tuple[PredictedClass, ...]
@@ -109,7 +110,8 @@ def run(args: argparse.Namespace, found: FoundImages, device: torch.device) -> i
                          'record: give --class-counts FILE')
     top_classes = TopClasses(
         class_names(trained), counts, args.topk, logit_offset(counts, args.logit_adjustment) if counts else None)
-    model = prepare_model(trained.model, device, args.fuse, args.channels_last, None)
+    model = prepare_model(
+        trained.model, device, args.fuse, PrecisionSettings(channels_last=args.channels_last))
     dataset = UnlabelledImages(found.files)
     loader = create_eval_loader(
         dataset, batch_size=args.batch_size, defaults=trained.input, device=device,

@@ -11,6 +11,8 @@ import torch
 from nbn_timm.data.lists import read_image_list
 from nbn_timm.errors import InputError
 
+MANY_ABOVE, FEW_BELOW = 100, 20
+
 
 @dataclass(frozen=True)
 class ShotSplit:
@@ -74,7 +76,7 @@ class ClassCounts:
         """Share of each class in the training set, float64 [C], summing to 1."""
         return self.tensor() / self.total
 
-    def shot_split(self, many: int = 100, few: int = 20) -> ShotSplit:
+    def shot_split(self, many: int = MANY_ABOVE, few: int = FEW_BELOW) -> ShotSplit:
         """Split the classes into many (count > `many`), few (count < `few`) and medium (the rest).
 
         Thresholds of Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019, in the strict

@@ -68,7 +68,7 @@ def create_splits(settings: DataSettings, parts: Collection[str] = PARTS) -> Spl
         InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
     """
     read = _reader(settings.dataset, bool(settings.lists))
-    given = ClassCounts.from_file(settings.class_counts_file) if settings.class_counts_file else None
+    given = ClassCounts.from_file(settings.class_counts) if settings.class_counts else None
     settings = replace(settings, num_classes=_known_classes(settings, given))
     source = read(settings, parts, given is None)
     return _assemble(settings, parts, given, source)

@@ -1,23 +1,37 @@
-"""Settings of the data and of its augmentation."""
+"""Settings of the data: what is read, in which format, by which processes, and how training augments it."""
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from nbn_timm.settings import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    Settings,
+    Values,
+    all_of,
+    not_with,
+    only_with,
+    setting,
+)
 
 
 @dataclass(frozen=True)
-class DataSettings:
+class DataSettings(Settings):
     """What to read.
 
     Attributes:
-        dataset: One of `DATASETS`, or a timm dataset such as 'torch/cifar100' or 'hfds/<name>'.
+        dataset: A name of `nbn_timm.datasets`, or a timm dataset such as 'torch/cifar100' or 'hfds/<name>'.
         data_dir: Folder of the images, and of torchvision's data sets.
         train_list, val_list, test_list: List files of `path label` lines, with paths relative to `data_dir`; looked
             for as given, in `data_dir` and in `data_dir/lists`. They replace the lists of a list benchmark, and for
             CIFAR-LT they replace the draw by images in files.
         num_classes: Number of classes; None takes the benchmark's, or what the training split shows.
         imbalance_factor: Make the training split long-tailed, largest over smallest class; None leaves it as it is,
-            but is 100 for CIFAR-LT and 15 for digits_lt.
+            or as the benchmark prescribes.
         imbalance_profile: 'exp' or 'step'.
         imbalance_seed: Of the draw; 0 is LDAM's.
-        class_counts_file: Training images per class instead of what the training split shows.
+        class_counts: File of training images per class instead of what the training split shows.
         download: Let torchvision and timm fetch what is missing.
         train_split, val_split, test_split: Names of the splits of timm's dataset types; without `val_split` there
             is none to select a model on.
@@ -25,20 +39,32 @@ class DataSettings:
         seed: Shuffling seed of streamed datasets.
     """
 
-    dataset: str
-    data_dir: str | None = None
-    train_list: str | None = None
-    val_list: str | None = None
-    test_list: str | None = None
-    num_classes: int | None = None
-    imbalance_factor: float | None = None
-    imbalance_profile: str = 'exp'
-    imbalance_seed: int = 0
-    class_counts_file: str | None = None
-    download: bool = False
-    train_split: str = 'train'
-    val_split: str | None = None
-    test_split: str = 'validation'
+    title = 'data'
+
+    dataset: str = setting(
+        '', 'a benchmark, list (your own list files), folder (class folders) or a timm dataset type such as hfds/...',
+        metavar='NAME', unset='that of the finished network, if there is one', inherited=True)
+    data_dir: str | None = setting(None, 'root of the images', metavar='DIR', kind='place', inherited=True)
+    train_list: str | None = setting(None, "'path label' per line, relative to --data-dir", metavar='FILE',
+                                     is_file=True, inherited=True, unset="the benchmark's")
+    val_list: str | None = setting(None, 'likewise, to choose checkpoints by', metavar='FILE', is_file=True,
+                                   inherited=True, unset="the benchmark's")
+    test_list: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True,
+                                    unset="the benchmark's")
+    train_split: str = setting('train', "of timm's dataset types", metavar='NAME', inherited=True)
+    val_split: str | None = setting(None, "of timm's dataset types", metavar='NAME', inherited=True)
+    test_split: str = setting('validation', "of timm's dataset types", metavar='NAME', inherited=True)
+    num_classes: int | None = setting(None, 'number of classes', limits=AT_LEAST_1, inherited=True,
+                                      unset='as the dataset has')
+    imbalance_factor: float | None = setting(
+        None, 'make training long-tailed: largest / smallest class', limits=AT_LEAST_1, inherited=True,
+        unset='as the dataset is, or its benchmark prescribes')
+    imbalance_profile: str = setting('exp', 'of that draw', choices=('exp', 'step'), inherited=True)
+    imbalance_seed: int = setting(0, 'of that draw', limits=NOT_NEGATIVE, inherited=True)
+    class_counts: str | None = setting(
+        None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,
+        unset='counted')
+    download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine')
     batch_size: int = 1
     seed: int = 42
 
@@ -50,21 +76,103 @@ class DataSettings:
 
 
 @dataclass(frozen=True)
-class AugmentSettings:
+class InputSettings(Settings):
+    """The format of images as the network sees them; None is the benchmark's, the network's or the weights' own."""
+
+    title = 'input format'
+    about = "Default: as published for the benchmark, else that of the finished network or the model's own."
+
+    img_size: int | None = setting(None, 'pixels of a side', limits=AT_LEAST_1, inherited=True, unset='see above',
+                                   effect=not_with('input_size'))
+    input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=AT_LEAST_1, nargs=3,
+                                                 metavar='N', inherited=True, unset='see above')
+    crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps', limits=POSITIVE,
+                                     inherited=True, unset='see above')
+    interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
+                                        unset='see above')
+    mean: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=PROBABILITY, nargs=0, metavar='F',
+                                             inherited=True, unset='see above')
+    std: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=POSITIVE, nargs=0, metavar='F',
+                                            inherited=True, unset='see above')
+
+
+@dataclass(frozen=True)
+class LoaderSettings(Settings):
+    """How images are loaded; none of it changes what is computed, beyond which random draws an augmentation makes."""
+
+    title = 'loading'
+
+    workers: int = setting(4, 'loading processes per process', limits=NOT_NEGATIVE, short='-j', kind='machine')
+    pin_mem: bool = setting(False, 'page-locked memory, for faster copies to a GPU', kind='machine')
+
+
+@dataclass(frozen=True)
+class MemorySettings(Settings):
+    """Where the images of training are kept."""
+
+    title = 'memory'
+
+    in_memory: bool | None = setting(
+        None, 'read small images once and augment them in batches, which leaves a small network nothing to wait for',
+        kind='machine', unset='where that changes nothing else')
+
+
+def _jittered(name: str, others: Values) -> str | None:
+    if others.aa and not others.force_color_jitter:
+        return 'has no effect with --aa, which leaves colour jitter out, but with --force-color-jitter'
+    return None
+
+
+@dataclass(frozen=True)
+class AugmentSettings(Settings):
     """Training augmentation by timm's flags; None is the benchmark's published value."""
 
-    no_aug: bool = False  # resize and centre crop only
-    scale: tuple[float, float] | None = None  # area range of the random resized crop; timm's 0.08 to 1
-    ratio: tuple[float, float] | None = None  # aspect range of the random resized crop; timm's 3/4 to 4/3
-    hflip: float | None = None  # probability
-    vflip: float = 0.0  # probability
-    rotation: float = 0.0  # greatest angle in degrees, either way; the corners turn black
-    color_jitter: float | None = None  # strength; 0 for none
-    color_jitter_prob: float | None = None  # None jitters every image
-    force_color_jitter: bool = False  # beside an auto-augment policy as well
-    aa: str | None = None  # 'cifar10' or timm's auto-augment policy, e.g. 'rand-m9-mstd0.5'; switches jitter off
-    interpolation: str | None = None  # timm's name or 'random'
-    reprob: float = 0.0  # random erasing: probability
-    remode: str = 'pixel'  # random erasing: 'const', 'rand' or 'pixel'
-    recount: int = 1  # random erasing: rectangles per image
-    cutout: int = 0  # side of a black square in pixels; 0 for none
+    title = 'augmentation'
+
+    no_aug: bool = setting(False, 'resize and centre crop only')
+    scale: tuple[float, ...] | None = setting(
+        None, 'area of the random resized crop', limits=POSITIVE, nargs=2, metavar=('MIN', 'MAX'), unset='0.08 1',
+        effect=not_with('no_aug'))
+    ratio: tuple[float, ...] | None = setting(
+        None, 'aspect ratio of the random resized crop', limits=POSITIVE, nargs=2, metavar=('MIN', 'MAX'),
+        unset='3/4 4/3', effect=not_with('no_aug'))
+    hflip: float | None = setting(None, 'probability of a horizontal flip', limits=PROBABILITY, metavar='P',
+                                  unset="the benchmark's", effect=not_with('no_aug'))
+    vflip: float = setting(0.0, 'probability of a vertical flip', limits=PROBABILITY, metavar='P',
+                           effect=not_with('no_aug'))
+    rotation: float = setting(0.0, 'rotate by up to so many degrees; corners turn black', limits=NOT_NEGATIVE,
+                              metavar='DEG', effect=not_with('no_aug'))
+    color_jitter: float | None = setting(
+        None, 'strength of brightness, contrast and saturation jitter', limits=NOT_NEGATIVE, unset="the benchmark's",
+        effect=all_of(not_with('no_aug'), _jittered))
+    color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
+                                              unset='1', effect=all_of(not_with('no_aug'), _jittered))
+    force_color_jitter: bool = setting(False, 'jitter beside --aa too',
+                                       effect=all_of(not_with('no_aug'), only_with('aa')))
+    aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",
+                             metavar='POLICY', effect=not_with('no_aug'))
+    train_interpolation: str | None = setting(None, "resampling in training: timm's name or 'random'", metavar='NAME',
+                                              unset='as in evaluation')
+    reprob: float = setting(0.0, 'probability of random erasing', limits=PROBABILITY, metavar='P',
+                            effect=not_with('no_aug'))
+    remode: str = setting('pixel', 'what random erasing fills in', choices=('const', 'rand', 'pixel'),
+                          effect=all_of(not_with('no_aug'), only_with('reprob')))
+    recount: int = setting(1, 'rectangles of random erasing', limits=AT_LEAST_1,
+                           effect=all_of(not_with('no_aug'), only_with('reprob')))
+    cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=NOT_NEGATIVE,
+                          effect=not_with('no_aug'))
+
+    @property
+    def area(self) -> tuple[float, float] | None:
+        """`scale` as two numbers."""
+        return pair(self.scale)
+
+    @property
+    def aspect(self) -> tuple[float, float] | None:
+        """`ratio` as two numbers."""
+        return pair(self.ratio)
+
+
+def pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    """Two numbers."""
+    return None if values is None else (values[0], values[1])

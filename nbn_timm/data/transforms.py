@@ -36,12 +36,12 @@ def create_transform(
     augment = augment or AugmentSettings()
     interpolation = defaults.interpolation
     if is_training:
-        interpolation = augment.interpolation or interpolation
+        interpolation = augment.train_interpolation or interpolation
         if augment.force_color_jitter and not augment.aa:
             raise InputError('--force-color-jitter keeps the colour jitter beside an --aa policy, and there is none: '
                              'leave it out')
-        _check_range('--scale', augment.scale, 1)
-        _check_range('--ratio', augment.ratio)
+        _check_range('--scale', augment.area, 1)
+        _check_range('--ratio', augment.aspect)
     _check_format(defaults, interpolation, is_training)
     try:
         pipeline = _timm_transform(defaults, is_training, augment, interpolation)
@@ -76,8 +76,8 @@ def _timm_transform(
         defaults.input_size,
         is_training=is_training,
         no_aug=augment.no_aug,
-        scale=augment.scale,
-        ratio=augment.ratio,
+        scale=augment.area,
+        ratio=augment.aspect,
         hflip=hflip_probability(defaults, augment),
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles

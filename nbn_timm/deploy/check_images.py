@@ -1,6 +1,6 @@
 """The images that an exported file is checked with."""
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,8 @@ def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: Dat
         raise InputError('the data that the network was trained on are not recorded: give --images DIR')
     if settings['dataset'] != 'digits_lt' and not settings.get('data_dir'):
         raise InputError(f"where the images of {settings['dataset']} lie is not recorded: give --images DIR")
-    known = {name: settings[name] for name in DataSettings.__dataclass_fields__ if settings.get(name) is not None}
-    known |= {'train_list': None, 'class_counts_file': None, 'download': False}
-    test = create_splits(DataSettings(**known), ('test',)).test
+    known = replace(DataSettings.from_record(settings), train_list=None, class_counts=None, download=False)
+    test = create_splits(known, ('test',)).test
     if not isinstance(test, LabelledImages):
         raise InputError(f"the test images of {settings['dataset']} are not at hand: give --images DIR")
     return _of_dataset(test, count, input_format, f"the test split of {settings['dataset']}")

@@ -14,7 +14,8 @@ from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import has_names, public_counts, public_record
+from nbn_timm.trained.record import has_names, public_counts
+from nbn_timm.training.settings import public_record
 
 from .artefact import Artefact, FormatUnavailable
 from .check_images import CheckImages

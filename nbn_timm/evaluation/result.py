@@ -9,6 +9,8 @@ from typing import Any
 from nbn_timm.data.class_counts import ClassCounts, ShotSplit
 from nbn_timm.files import atomic_write, write_text_atomic
 
+METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')  # headline numbers
+
 
 @dataclass(frozen=True)
 class EvalResult:

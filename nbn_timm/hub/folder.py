@@ -13,7 +13,8 @@ from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import has_names, public_counts, public_record
+from nbn_timm.trained.record import has_names, public_counts
+from nbn_timm.training.settings import public_record
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError
+from nbn_timm.losses.checks import check_choice, check_number
 from nbn_timm.losses.loss import register_loss, require_counts
-from nbn_timm.losses.settings import check_choice, check_number
 from nbn_timm.losses.targets import as_distribution
 
 SHAPES = ('concave', 'linear', 'convex', 'power')

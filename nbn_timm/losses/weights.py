@@ -3,7 +3,7 @@ import torch
 
 from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses.settings import check_choice, check_number
+from nbn_timm.losses.checks import check_choice, check_number
 
 WEIGHTINGS = ('inverse', 'effective_number')
 

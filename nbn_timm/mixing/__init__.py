@@ -1,7 +1,23 @@
-"""Mixing the images and labels of a training batch; one method per file."""
-from nbn_timm.mixing.cmo import CMO, PatchSampler, patch_seed
-from nbn_timm.mixing.mixing import ALWAYS, Mixing
-from nbn_timm.mixing.remix import Remix, remix_label_share
-from nbn_timm.mixing.timm_mixup import TimmMixup
+"""Mixing images and labels of a batch; every module of this folder is imported, and registers its method."""
+import importlib
+import pkgutil
 
-__all__ = ['ALWAYS', 'CMO', 'Mixing', 'PatchSampler', 'Remix', 'TimmMixup', 'patch_seed', 'remix_label_share']
+from nbn_timm.mixing.mixing import (
+    ALWAYS,
+    MIXINGS,
+    Mixing,
+    MixingRun,
+    MixingSettings,
+    mixing_settings,
+    register_mixing,
+)
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')
+
+from nbn_timm.mixing.cmo import CMO, PatchSampler, patch_seed  # noqa: E402
+from nbn_timm.mixing.remix import Remix, remix_label_share  # noqa: E402
+from nbn_timm.mixing.timm_mixup import TimmMixup  # noqa: E402
+
+__all__ = ['ALWAYS', 'CMO', 'MIXINGS', 'Mixing', 'MixingRun', 'MixingSettings', 'PatchSampler', 'Remix', 'TimmMixup',
+           'mixing_settings', 'patch_seed', 'register_mixing', 'remix_label_share']

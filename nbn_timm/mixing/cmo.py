@@ -1,13 +1,32 @@
 """CMO (Park et al., "The Majority Can Help the Minority: Context-rich Minority Oversampling", CVPR 2022)."""
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data.mixup import cutmix_bbox_and_lam
 
 from nbn_timm.data import TrainLoader
-from nbn_timm.mixing.mixing import ALWAYS, Mixing
+from nbn_timm.errors import InputError
+from nbn_timm.mixing.mixing import ALWAYS, Mixing, MixingRun, register_mixing
 from nbn_timm.samplers import EpochSampler
+from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, only_with, setting
+
+
+@dataclass(frozen=True)
+class CmoSettings(Settings):
+    """CMO."""
+
+    title = 'CMO'
+
+    cmo: float = setting(0.0, 'CutMix with patches from a second stream of images, in which rare classes are frequent: '
+                         'parameter of its Beta distribution; 0 for none', limits=NOT_NEGATIVE, metavar='ALPHA')
+    cmo_prob: float = setting(0.5, 'that a batch is mixed', limits=PROBABILITY, metavar='P', effect=only_with('cmo'))
+    cmo_power: float = setting(1.0, 'the second stream draws class c in proportion to n_c ** -R', metavar='R',
+                               limits=NOT_NEGATIVE, effect=only_with('cmo'))
+    cmo_skip_first: int = setting(4, 'epochs without it at the beginning', limits=NOT_NEGATIVE, effect=only_with('cmo'))
+    cmo_skip_last: int = setting(3, 'and at the end', limits=NOT_NEGATIVE, effect=only_with('cmo'))
 
 
 class PatchSampler(EpochSampler):
@@ -27,7 +46,7 @@ class PatchSampler(EpochSampler):
             world_size: int = 1,
             *,
             per_rank: int,
-            power: float = 1.0,
+            power: float = CmoSettings.cmo_power,
     ) -> None:
         super().__init__(targets, seed=seed, rank=rank, world_size=world_size)
         self.per_rank = per_rank
@@ -52,6 +71,7 @@ def patch_seed(seed: int) -> int:
     return int(np.random.SeedSequence(seed).spawn(1)[0].generate_state(1)[0])
 
 
+@register_mixing('cmo', CmoSettings)
 class CMO(Mixing):
     """CutMix whose patches come from a second stream of images, in which rare classes are frequent.
 
@@ -73,19 +93,40 @@ class CMO(Mixing):
         smoothing, prob, epochs: See `Mixing`.
     """
 
+    uses = ('mixup_off_epoch',)
+
     def __init__(
             self,
             patches: TrainLoader,
             num_classes: int,
             alpha: float = 1.0,
             smoothing: float = 0.0,
-            prob: float = 0.5,
+            prob: float = CmoSettings.cmo_prob,
             epochs: range = ALWAYS,
     ) -> None:
         super().__init__(num_classes, smoothing, prob, epochs)
         self.patches = patches
         self.alpha = alpha
         self.stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
+
+    @classmethod
+    def create(cls, settings: Any, run: MixingRun) -> 'CMO':
+        """CMO of a run, with a second stream of its training images."""
+        splits, sampler = run.splits, run.loader.loader.sampler
+        if splits.train is None or splits.train_targets is None or not isinstance(sampler, EpochSampler):
+            raise InputError('--cmo needs the labels of all training images, which this dataset does not tell: use a '
+                             'list or folder dataset')
+        first, last = settings.cmo_skip_first, settings.cmo_skip_last
+        epochs = range(first, min(run.epochs - last, run.common.active.stop))
+        if not epochs:
+            raise InputError(f'--cmo would mix in none of the {run.epochs} epochs, as it leaves out the first {first} '
+                             f'and the last {last}: give more --epochs, or smaller --cmo-skip-first and '
+                             '--cmo-skip-last')
+        seed = patch_seed(run.seed)
+        patches = PatchSampler(splits.train_targets, seed, run.rank, run.world_size, per_rank=len(sampler),
+                               power=settings.cmo_power)
+        loader = run.create_loader(splits.train, patches, run.batch_size, seed)
+        return cls(loader, run.num_classes, settings.cmo, run.smoothing, settings.cmo_prob, epochs)
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)

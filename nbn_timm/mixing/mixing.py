@@ -1,12 +1,95 @@
-"""What all mixing methods share: when they mix, and soft targets."""
+"""What all mixing methods share: their registry, when they mix, and soft targets.
+
+A method is one file in this folder: a subclass of `Mixing` with its settings and one `@register_mixing` line.
+"""
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.data import Dataset, Sampler
+
+from nbn_timm.data import ClassCounts, Splits, TrainLoader
+from nbn_timm.errors import InputError
+from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, Values, fields_of, flag, is_on, setting
 
 ALWAYS = range(sys.maxsize)  # all epochs
+
+
+def _used_by_a_method(name: str, others: Values) -> str | None:
+    methods = [method for method in MIXINGS.values()
+               if any(is_on(getattr(others, switch)) for switch in method.switches)]
+    if not methods:
+        return 'has no effect without a mixing method such as --mixup'
+    if not any(name in method.uses for method in methods):
+        return f'has no effect on {flag(methods[0].switches[0])}'
+    return None
+
+
+@dataclass(frozen=True)
+class MixingSettings(Settings):
+    """What several methods have in common."""
+
+    title = 'mixing'
+
+    mixup_prob: float = setting(1.0, 'that a batch is mixed', limits=PROBABILITY, metavar='P', effect=_used_by_a_method)
+    mixup_off_epoch: int = setting(0, 'no mixing from this epoch on; 0: never off', limits=NOT_NEGATIVE,
+                                   effect=_used_by_a_method)
+
+    @property
+    def active(self) -> range:
+        """The 0-based epochs in which batches are mixed."""
+        return range(self.mixup_off_epoch) if self.mixup_off_epoch else ALWAYS
+
+
+@dataclass(frozen=True)
+class MixingRun:
+    """What a method may use of its run.
+
+    Attributes:
+        common: What several methods have in common.
+        num_classes: C.
+        smoothing: Share of each target that is spread evenly over all classes.
+        epochs: Of the run.
+        batch_size: Images of a batch per process.
+        splits: The data.
+        loader: Of the batches that will be mixed.
+        create_loader: Makes another loader, with the augmentation of training, from a dataset whose transform it sets,
+            a sampler, the images of a batch per process, and a seed.
+        device: Of the batches.
+        seed: Of the run.
+        rank: Of this process.
+        world_size: Number of processes.
+    """
+
+    common: MixingSettings
+    num_classes: int
+    smoothing: float
+    epochs: int
+    batch_size: int
+    splits: Splits
+    loader: TrainLoader
+    create_loader: Callable[[Dataset, Sampler, int, int], TrainLoader]
+    device: torch.device
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    def class_counts(self, switch: str) -> ClassCounts:
+        """Training images per class.
+
+        Raises:
+            InputError: They are not known.
+        """
+        counts = self.splits.class_counts
+        if counts is None:
+            raise InputError(f'{flag(switch)} needs the training images per class, and this training set cannot be '
+                             'counted: give them with --class-counts FILE')
+        return counts
 
 
 class Mixing(ABC):
@@ -20,7 +103,16 @@ class Mixing(ABC):
         smoothing: Share of each target that is spread evenly over all classes, in [0, 1].
         prob: That a batch is mixed.
         epochs: The 0-based epochs in which batches are mixed.
+
+    Attributes:
+        settings: The group with the method's settings.
+        switches: Those of its settings that turn it on by being above 0.
+        uses: Of the settings that several methods have in common, those that have an effect on this one.
     """
+
+    settings: ClassVar[type[Settings]]
+    switches: ClassVar[tuple[str, ...]]
+    uses: ClassVar[tuple[str, ...]] = ('mixup_prob', 'mixup_off_epoch')
 
     def __init__(
             self,
@@ -34,6 +126,20 @@ class Mixing(ABC):
         self.prob = prob
         self.epochs = epochs
         self.enabled = True
+
+    @classmethod
+    @abstractmethod
+    def create(cls, settings: Any, run: MixingRun) -> 'Mixing':
+        """The method of a run, from its group of settings.
+
+        Raises:
+            InputError: It cannot be had on this run.
+        """
+
+    @classmethod
+    def switched_on(cls, settings: Settings) -> list[str]:
+        """The switches that are on."""
+        return [name for name in cls.switches if is_on(getattr(settings, name))]
 
     @abstractmethod
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,3 +161,34 @@ class Mixing(ABC):
         """Labels [B] as smoothed targets, float32 [B, C]."""
         one_hot = F.one_hot(target, self.num_classes).float()
         return one_hot * (1 - self.smoothing) + self.smoothing / self.num_classes
+
+
+MixingT = TypeVar('MixingT', bound=Mixing)
+MIXINGS: dict[str, type[Mixing]] = {}
+
+
+def register_mixing(name: str, settings: type[Settings], *switches: str) -> Callable[[type[MixingT]], type[MixingT]]:
+    """Class decorator: make a mixing method available to `train.py`, with the flags that its settings declare.
+
+    Args:
+        name: Of the method.
+        settings: The group with its settings.
+        switches: Those settings that turn it on by being above 0; by default the one called `name`.
+    """
+    switches = switches or (name,)
+    known = {declared.name for declared in fields_of(settings)}
+    if not known.issuperset(switches):
+        raise ValueError(f"the settings of mixing '{name}' do not declare its switch: {', '.join(switches)}")
+
+    def register(method: type[MixingT]) -> type[MixingT]:
+        method.settings = settings
+        method.switches = switches
+        MIXINGS[name] = method
+        return method
+    return register
+
+
+def mixing_settings() -> set[str]:
+    """Names of all settings of mixing."""
+    groups: list[type[Settings]] = [MixingSettings, *(method.settings for method in MIXINGS.values())]
+    return {declared.name for group in groups for declared in fields_of(group)}

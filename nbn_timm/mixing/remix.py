@@ -1,17 +1,35 @@
 """Remix (Chou et al., "Remix: Rebalanced Mixup", ECCV 2020 workshops)."""
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import torch
 
-from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.mixing.mixing import ALWAYS, Mixing
+from nbn_timm.data import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.mixing.mixing import ALWAYS, Mixing, MixingRun, register_mixing
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Settings, only_with, setting
+
+
+@dataclass(frozen=True)
+class RemixSettings(Settings):
+    """Remix."""
+
+    title = 'remix'
+
+    remix: float = setting(0.0, 'mixup whose labels favour the rarer class: parameter of its Beta distribution; 0 for '
+                           'none', limits=NOT_NEGATIVE, metavar='ALPHA')
+    remix_kappa: float = setting(3.0, 'so many times rarer is rare', limits=AT_LEAST_1, effect=only_with('remix'))
+    remix_tau: float = setting(0.5, 'share of the image below which it is', limits=PROBABILITY,
+                               effect=only_with('remix'))
 
 
 def remix_label_share(
         lam: float,
         count: torch.Tensor,
         partner_count: torch.Tensor,
-        kappa: float = 3.0,
-        tau: float = 0.5,
+        kappa: float = RemixSettings.remix_kappa,
+        tau: float = RemixSettings.remix_tau,
 ) -> torch.Tensor:
     """The share of its own label in each mixed image (eq. 10).
 
@@ -40,6 +58,7 @@ def remix_label_share(
     return share
 
 
+@register_mixing('remix', RemixSettings)
 class Remix(Mixing):
     """Mixup with a lambda of its own for the labels, in favour of the rarer class.
 
@@ -60,8 +79,8 @@ class Remix(Mixing):
             class_counts: ClassCounts,
             num_classes: int,
             alpha: float = 1.0,
-            kappa: float = 3.0,
-            tau: float = 0.5,
+            kappa: float = RemixSettings.remix_kappa,
+            tau: float = RemixSettings.remix_tau,
             smoothing: float = 0.0,
             prob: float = 1.0,
             epochs: range = ALWAYS,
@@ -72,6 +91,14 @@ class Remix(Mixing):
         self.alpha = alpha
         self.kappa = kappa
         self.tau = tau
+
+    @classmethod
+    def create(cls, settings: Any, run: MixingRun) -> 'Remix':
+        """Remix of a run, whose training images per class must be known."""
+        if run.batch_size < 2:
+            raise InputError('--remix mixes the images of a batch: give a --batch-size of at least 2')
+        return cls(run.class_counts('remix'), run.num_classes, settings.remix, settings.remix_kappa,
+                   settings.remix_tau, run.smoothing, run.common.mixup_prob, run.common.active, run.device)
 
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         lam = np.random.beta(self.alpha, self.alpha)

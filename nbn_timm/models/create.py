@@ -1,6 +1,4 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
-import argparse
-from collections.abc import Mapping
 from typing import Any
 
 import timm
@@ -91,39 +89,3 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
         ours = f'--img-size {height} or ' if height == width else ''
         raise InputError(f"model '{name}' takes images of {height}x{width} only and these are "
                          f'{input_size[1]}x{input_size[2]}: give {ours}--model-kwargs img_size={wanted}')
-
-
-def training_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint of this package, or of timm, was trained with."""
-    recorded = checkpoint.get('args')
-    recorded = vars(recorded) if isinstance(recorded, argparse.Namespace) else recorded
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def model_settings(
-        name: str | None,
-        nbn: bool | None,
-        kwargs: dict[str, Any] | None,
-        checkpoint: Mapping[str, Any],
-        flag: str = '--model',
-) -> tuple[str, bool, dict[str, Any]]:
-    """Model name, added NBN and constructor arguments; a checkpoint's settings hold for its own model only.
-
-    Args:
-        name: As asked for; None takes the checkpoint's.
-        nbn: As asked for; None takes the checkpoint's.
-        kwargs: Constructor arguments, added to the checkpoint's.
-        checkpoint: As read from a file.
-        flag: That names the model, for the message.
-
-    Raises:
-        InputError: Neither the caller nor the checkpoint names a model.
-    """
-    trained_with = training_arguments(checkpoint)
-    recorded = trained_with.get('model') or checkpoint.get('arch')
-    name = name or recorded
-    if not name:
-        raise InputError(f'give {flag}: the checkpoint does not record its architecture')
-    inherited = trained_with if name == recorded else {}
-    return (name, bool(inherited.get('add_nbn')) if nbn is None else nbn,
-            (inherited.get('model_kwargs') or {}) | (kwargs or {}))

@@ -47,8 +47,8 @@ class BalancedMetaSoftmax(ClassifierRetraining):
         InputError: A setting is impossible.
     """
 
-    needs = {'sampler': 'meta', 'loss': 'balanced_softmax', 'mixup': 0, 'cutmix': 0, 'remix': 0,
-             'cmo': 0, 'torchcompile': None}
+    takes_mixing = False
+    needs = {'sampler': 'meta', 'loss': 'balanced_softmax', 'torchcompile': None}
 
     def __init__(
             self,
@@ -113,11 +113,11 @@ class BalancedMetaSoftmax(ClassifierRetraining):
     def batch(self, model: nn.Module, target: torch.Tensor) -> Iterator[None]:
         """Teach the rates by the batch that goes through the model."""
         classifier = self.trained(model)
-        with inputs_of(classifier) as features:
+        with recorded_inputs(classifier) as features:
             yield
         # After the ordinary pass: autocast would otherwise keep a cast weight that has no gradient.
         images, meta_target = next(self.meta_batches)
-        with torch.no_grad(), inputs_of(classifier) as meta_features:
+        with torch.no_grad(), recorded_inputs(classifier) as meta_features:
             classifier.eval()  # the logits of meta batches, which nobody reads, have no part in running statistics
             model(images)
             classifier.train()
@@ -195,7 +195,7 @@ class MetaBatches(ClassBalanced):
 
 
 @contextmanager
-def inputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+def recorded_inputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
     """A list that takes what the module is called with."""
     seen: list[torch.Tensor] = []
     hook = module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

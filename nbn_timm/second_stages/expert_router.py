@@ -19,7 +19,8 @@ class Routing(TrainedStage):
         pos_weight: See `RoutingLoss`.
     """
 
-    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'remix', 'cmo', 'freeze_bn')
+    takes_mixing = False
+    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
 
     def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
         self.top_k = top_k

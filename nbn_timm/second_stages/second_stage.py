@@ -23,11 +23,12 @@ class Stage:
     """What all second stages share.
 
     Attributes:
-        unused: Flags of train.py, as keys of a config, that would have no effect on this stage: refused where it
-            trains, else announced.
+        unused: Settings of train.py that have no effect on this stage: refused if their flags are typed.
+        takes_mixing: Mixed images and soft targets are of use to it.
     """
 
     unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
+    takes_mixing: ClassVar[bool] = True
 
     @classmethod
     def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -170,11 +171,10 @@ class FitReport:
 
 
 class FittedStage(Stage, ABC):
-    """A stage that is computed in one pass over data, without gradients."""
+    """A stage that is computed in one pass over data, without gradients: no setting of training has an effect on it."""
 
-    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'mixup', 'cutmix', 'remix', 'cmo', 'sampler',
-              'sampler_kwargs', 'epochs', 'opt', 'lr', 'momentum', 'weight_decay', 'sched', 'clip_grad', 'model_ema',
-              'freeze_bn', 'in_memory', 'sync_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
+    takes_mixing = False
+    unused = (*Stage.unused, 'freeze_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
 
     @abstractmethod
     def fit(self, model: nn.Module, data: FitData) -> FitReport:

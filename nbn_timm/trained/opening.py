@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -15,9 +17,10 @@ from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
-from nbn_timm.models.create import create_model, model_settings, training_arguments
+from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
 from nbn_timm.second_stages import restore_stages
+from nbn_timm.trained.record import model_settings, training_arguments
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
@@ -52,6 +55,9 @@ def open_trained(
         *,
         use_ema: bool = False,
         model: str | None = None,
+        add_nbn: bool | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        num_classes: int | None = None,
         class_counts_file: str | None = None,
         all_experts: bool = False,
 ) -> TrainedModel:
@@ -63,24 +69,28 @@ def open_trained(
             timm's.
         use_ema: Take the averaged weights of a checkpoint.
         model: Architecture of a checkpoint that does not record it.
+        add_nbn: Of such a checkpoint: NBN was put into a model of timm's.
+        model_kwargs: Constructor arguments, beside those that are recorded.
+        num_classes: Of the network; None takes what is recorded, or what the weights show.
         class_counts_file: Training images per class, instead of those that are recorded.
         all_experts: Leave out the router, which there must be.
 
     Raises:
         InputError: It is not there, or its parts do not fit.
     """
+    asked = _Asked(model or None, add_nbn, dict(model_kwargs or {}), num_classes)
     if Path(source).is_file():
-        opened = _from_checkpoint(source, use_ema, model, all_experts)
+        opened = _from_checkpoint(source, use_ema, asked, all_experts)
     elif use_ema or model or all_experts:
         raise InputError(f"'{source}' is no checkpoint file, so there are no averaged weights, no router and no "
                          'architecture to give: leave out --use-ema, --all-experts and the architecture, or correct '
                          'the path')
     elif Path(source, 'config.json').is_file():
-        opened = _from_name(f'{FOLDER}{source}')
+        opened = _from_name(f'{FOLDER}{source}', asked)
     elif os.sep in source and ':' not in source and not source.startswith('timm/'):
         raise InputError(f"there is no file '{source}' and no folder of that name with a config.json: correct the path")
     else:
-        opened = _from_name(source)
+        opened = _from_name(source, asked)
     if class_counts_file is None:
         return opened
     counts = ClassCounts.from_file(class_counts_file)
@@ -88,6 +98,16 @@ def open_trained(
         raise InputError(f"'{class_counts_file}' counts {counts.num_classes} classes and the model has "
                          f'{opened.model.num_classes}: give the counts of the data that it was trained on')
     return replace(opened, class_counts=counts)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the caller says of the network, beside its source."""
+
+    model: str | None
+    add_nbn: bool | None
+    model_kwargs: dict[str, Any]
+    num_classes: int | None
 
 
 def recorded_training(name: str | None) -> dict[str, Any]:
@@ -99,11 +119,11 @@ def recorded_training(name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     if name.startswith((HUB, FOLDER)):
-        return dict(read_config(name).get(RECORD_KEY) or {})
+        return dict(read_timm_config(name).get(RECORD_KEY) or {})
     return weights_record(name) or {}
 
 
-def read_config(source: str) -> dict[str, Any]:
+def read_timm_config(source: str) -> dict[str, Any]:
     """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
 
     Raises:
@@ -126,7 +146,7 @@ def read_config(source: str) -> dict[str, Any]:
     return config
 
 
-def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: bool) -> TrainedModel:
+def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool) -> TrainedModel:
     checkpoint = read_checkpoint(path)
     if use_ema and 'state_dict_ema' not in checkpoint:
         raise InputError(f"'{path}' has no averaged weights: give a checkpoint of a run with --model-ema, or leave out "
@@ -134,13 +154,15 @@ def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: b
     weights = rename_experts(read_state_dict(path, use_ema))
     found = recognize(weights)
     settings = training_arguments(checkpoint)
-    known = model or settings.get('model') or checkpoint.get('arch')
+    known = asked.model or settings.get('model') or checkpoint.get('arch')
     inferred = found.model_args if found is not None and known in (None, found.arch) else {}
-    name, nbn, kwargs = model_settings(known or (found.arch if found else None), None, dict(inferred), checkpoint,
-                                       'the architecture with it')
+    name, nbn, kwargs = model_settings(
+        known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs}, checkpoint,
+        'the architecture with it')
     counts = checkpoint.get('class_counts')
     class_counts = ClassCounts.from_dict(counts) if isinstance(counts, dict) else None
-    num_classes = class_counts.num_classes if class_counts else found.num_classes if found else None
+    num_classes = (asked.num_classes or (class_counts.num_classes if class_counts else None)
+                   or (found.num_classes if found else classes_of_weights(name, weights)))
     network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
     load_weights(network, path, use_ema)
     if all_experts:
@@ -152,17 +174,27 @@ def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: b
         record['settings'] = settings
     if isinstance(checkpoint.get('epoch'), int):
         record['epoch'] = checkpoint['epoch'] + 1
+    if 'state_dict_ema' in checkpoint and not use_ema:
+        record['has_ema'] = True
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), class_counts, record)
 
 
-def _from_name(name: str) -> TrainedModel:
-    network = create_model(name, pretrained=True)
+def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:
+    """Number of classes by the weight of the classifier that timm's cfg of a model names; None if that has none."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    classifier = getattr(cfg, 'classifier', None)
+    weight = weights.get(f'{classifier}.weight') if isinstance(classifier, str) else None
+    return None if weight is None or weight.ndim not in (2, 4) else int(weight.shape[0])
+
+
+def _from_name(name: str, asked: _Asked) -> TrainedModel:
+    network = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
     record = recorded_training(name)
     counts = record.pop('class_counts', None)
     settings = record.get('settings') or {}
-    args = read_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
-    args = {key: value for key, value in (args or {}).items() if key != 'num_classes'}
-    return TrainedModel(network.eval(), name, args, False, _input(network, settings),
+    args = read_timm_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
+    args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
+    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings),
                         ClassCounts.from_dict(counts) if counts else None, record)
 
 

@@ -2,6 +2,25 @@
 from dataclasses import dataclass
 
 from nbn_timm.errors import InputError
+from nbn_timm.settings import AT_LEAST_1, Settings, setting
+
+DEFAULT_SIZE = 128
+
+
+@dataclass(frozen=True)
+class BatchSettings(Settings):
+    """How many images make an update."""
+
+    title = 'batch'
+
+    batch_size: int | None = setting(None, 'images per process and step', limits=AT_LEAST_1, short='-b',
+                                     unset=f'{DEFAULT_SIZE}, or what --global-batch-size amounts to')
+    global_batch_size: int | None = setting(
+        None, 'images per update over all processes; with --batch-size it sets the accumulation steps, else it is '
+        'divided among the processes', limits=AT_LEAST_1, unset='what the others amount to')
+    grad_accum_steps: int | None = setting(None, 'batches per update', limits=AT_LEAST_1, unset='1')
+    validation_batch_size: int | None = setting(None, 'images per process in evaluation', limits=AT_LEAST_1,
+                                                unset='that of training', kind='machine')
 
 
 @dataclass(frozen=True)
@@ -13,23 +32,15 @@ class BatchPlan:
     global_size: int  # images per update
 
 
-def plan_batch(
-        world_size: int,
-        size: int | None = None,
-        accum_steps: int | None = None,
-        global_size: int | None = None,
-        default_size: int = 128,
-) -> BatchPlan:
+def plan_batch(settings: BatchSettings, world_size: int) -> BatchPlan:
     """Complete the three numbers from those given; without a global size it is what the other two amount to.
 
     Raises:
         InputError: They contradict each other, or the global size does not divide evenly.
     """
-    for name, value in (('batch-size', size), ('grad-accum-steps', accum_steps), ('global-batch-size', global_size)):
-        if value is not None and value < 1:
-            raise InputError(f'--{name} is {value}: it must be at least 1')
+    size, accum_steps, global_size = settings.batch_size, settings.grad_accum_steps, settings.global_batch_size
     if global_size is None:
-        size, accum_steps = size or default_size, accum_steps or 1
+        size, accum_steps = size or DEFAULT_SIZE, accum_steps or 1
         return BatchPlan(size, accum_steps, size * accum_steps * world_size)
     if size is None:
         accum_steps = accum_steps or 1

@@ -1,8 +1,6 @@
-"""A run of train.py without training: a second stage that is computed in one pass over data."""
-import argparse
+"""A run without training: a second stage that is computed in one pass over data."""
 import logging
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,64 +8,52 @@ from timm.task import evaluation_sample_limit
 from torch import nn
 from torch.utils.data import Dataset
 
-from nbn_timm.data import DataDefaults, Splits, create_eval_loader
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.files import write_text_atomic
 from nbn_timm.second_stages import FitData, FittedStage
-from nbn_timm.training.batch import BatchPlan
-from nbn_timm.training.build import amp_dtype
-from nbn_timm.training.distributed import World
+from nbn_timm.training.plan import Plan
+from nbn_timm.training.report import SETTINGS_FILE, announce, report_on, write_settings
 from nbn_timm.training.run_checkpoint import LAST, fitted_state, save_checkpoint
 
 _logger = logging.getLogger(__name__)
 
 
-def fit(
-        args: argparse.Namespace,
-        stage: FittedStage,
-        splits: Splits,
-        defaults: DataDefaults,
-        model: Any,
-        batch: BatchPlan,
-        world: World,
-        folder: Path,
-        settings: dict[str, Any],
-) -> tuple[str, list[str]]:
-    """Let the stage change the model, and keep what it gives.
+def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
+    """Let the stage change the model, keep what it gives, and report on it.
 
     An interrupted pass is repeated from its beginning.
-
-    Returns:
-        The checkpoint in words, and the names of the files written.
 
     Raises:
         InputError: Something given is wrong.
     """
-    if args.resume not in (None, 'auto'):
-        raise InputError(f'--stage {args.stage} is one pass, which cannot go on from a checkpoint: leave out --resume')
+    settings, splits, world = plan.settings, plan.splits, plan.world
+    name = settings.stage.stage
+    if settings.run.resume not in (None, 'auto'):
+        raise InputError(f'--stage {name} is one pass, which cannot go on from a checkpoint: leave out --resume')
+    write_settings(plan)
+    announce(plan, model)
 
     def classifier_inputs(
             model: nn.Module,
             modules: Collection[nn.Module],
             dataset: Dataset,
     ) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
-        loader = create_eval_loader(
-            dataset, batch_size=args.validation_batch_size or batch.size, defaults=defaults, num_workers=args.workers,
-            device=world.device, rank=world.rank, world_size=world.size, pin_memory=args.pin_mem)
-        return inputs_of(model, modules, loader, amp_dtype(args), args.channels_last)
+        return inputs_of(model, modules, plan.eval_loader(dataset), settings.precision.autocast,
+                         settings.precision.channels_last)
 
     data = FitData(
-        splits, classifier_inputs, lambda: LongTailEvaluator(model.num_classes, splits.class_counts, world.device),
-        world.device, world.distributed, args.eval_metric, args.watch_test, args.seed)
+        splits, classifier_inputs, lambda: LongTailEvaluator(plan.num_classes, splits.class_counts, world.device),
+        world.device, world.distributed, settings.run.eval_metric, settings.run.watch_test, settings.run.seed)
     found = stage.fit(model.eval(), data)
     if world.is_primary:
-        for name, text in found.files.items():
-            write_text_atomic(folder / name, text)
-        save_checkpoint(folder, fitted_state(model, args.model, settings, splits.class_counts))
+        for file, text in found.files.items():
+            write_text_atomic(plan.folder / file, text)
+        save_checkpoint(plan.folder, fitted_state(
+            model, settings.model.model, plan.record(), splits.class_counts))
         _logger.info('\n'.join(found.lines))
     world.barrier()
-    return f'{LAST}, --stage {args.stage}', [*found.files, LAST]
+    report_on(plan, model, {'file': LAST, 'stage': name}, [SETTINGS_FILE, *found.files, LAST])
 
 
 @torch.no_grad()

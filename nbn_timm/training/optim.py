@@ -1,46 +1,98 @@
 """Optimizer and learning-rate schedule by name, both timm's."""
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Settings, Values, only_with, setting
 
 
-def create_optimizer(
-        model: nn.Module,
-        name: str = 'momentum',
-        lr: float = 0.1,
-        weight_decay: float = 5e-4,
-        momentum: float = 0.9,
-        decay_1d: bool = True,
-        **kwargs: Any,
-) -> torch.optim.Optimizer:
-    """Create one of timm's optimizers.
+def _clips(name: str, others: Values) -> str | None:
+    return 'has no effect without --clip-grad' if others.clip_grad is None else None
 
-    Args:
-        model: Whose parameters are trained.
-        name: As in timm, where 'momentum' is SGD with plain and 'sgd' with Nesterov momentum.
-        lr: Learning rate.
-        weight_decay: Of all parameters.
-        momentum: For optimizers that have one.
-        decay_1d: Decay biases and norm parameters too. timm's default leaves them out, and then an NBN layer's bias
-            never turns away from the direction of its first step.
-        kwargs: Further settings of the optimizer.
+
+def _has_momentum(name: str, others: Values) -> str | None:
+    known = str(others.opt).lower() in list_optimizers()
+    if known and not get_optimizer_info(str(others.opt).lower()).has_momentum:
+        return f'has no effect on --opt {others.opt}, which has no such momentum'
+    return None
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    """What changes the weights."""
+
+    title = 'optimizer'
+
+    opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
+                       metavar='NAME')
+    lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE)
+    momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
+    weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
+    decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
+                             'default', effect=only_with('weight_decay'))
+    opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
+    clip_grad: float | None = setting(None, 'limit of the gradient', limits=NOT_NEGATIVE)
+    clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings(Settings):
+    """The course of the learning rate."""
+
+    title = 'schedule'
+
+    epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
+    sched: str = setting('cosine', 'course of the rate', choices=('cosine', 'step', 'multistep', 'constant'))
+    sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch')
+    min_lr: float = setting(0.0, 'end of the cosine', limits=NOT_NEGATIVE, effect=only_with('sched', 'cosine'))
+    warmup_epochs: int = setting(0, 'in which the rate rises evenly', limits=NOT_NEGATIVE)
+    warmup_lr: float | None = setting(
+        None, 'rate of the first epoch', limits=NOT_NEGATIVE, effect=only_with('warmup_epochs'),
+        unset='one step of an even rise from zero, so that no epoch is lost at zero')
+    decay_epochs: float = setting(30, 'between decays', limits=AT_LEAST_1, effect=only_with('sched', 'step'))
+    decay_milestones: tuple[int, ...] = setting(
+        (60, 80), '1-based epochs from which the decays hold', limits=AT_LEAST_1, nargs=0,
+        effect=only_with('sched', 'multistep'))
+    decay_rate: float = setting(0.1, 'factor of a decay', limits=NOT_NEGATIVE,
+                                effect=only_with('sched', 'step', 'multistep'))
+
+
+@dataclass(frozen=True)
+class AverageSettings(Settings):
+    """An average of the weights, which is then what is evaluated."""
+
+    title = 'averaged weights'
+
+    model_ema: bool = setting(False, 'keep, evaluate and save averaged weights (EMA)')
+    model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps', limits=PROBABILITY,
+                                     effect=only_with('model_ema'))
+    model_ema_warmup: bool = setting(False, 'begin with a smaller decay', effect=only_with('model_ema'))
+
+
+def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """Create one of timm's optimizers over the parameters of a model.
+
+    With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
+    bias never turns away from the direction of its first step.
 
     Raises:
         InputError: Unknown optimizer or setting.
     """
+    name = settings.opt
     known = [str(optimizer) for optimizer in list_optimizers()]
     if name.lower() not in known:
         raise InputError(f"unknown --opt '{name}' (timm.optim.list_optimizers() lists them){nearest(name, known)}")
     try:
-        return create_optimizer_v2(model, name, lr=lr, weight_decay=weight_decay, momentum=momentum,
-                                   filter_bias_and_bn=not decay_1d, **kwargs)
+        return create_optimizer_v2(
+            model, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum,
+            filter_bias_and_bn=not settings.decay_1d, **settings.opt_kwargs)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer '{name}' does not take these settings ({error}): check --opt-kwargs, --lr, "
                          '--momentum and --weight-decay') from error
@@ -48,39 +100,25 @@ def create_optimizer(
 
 def create_scheduler(
         optimizer: torch.optim.Optimizer,
-        name: str,
-        epochs: int,
+        settings: ScheduleSettings,
         updates_per_epoch: int,
-        on_updates: bool = False,
-        min_lr: float = 0.0,
-        warmup_epochs: int = 0,
-        warmup_lr: float | None = None,
-        decay_epochs: float = 30,
-        decay_milestones: Sequence[int] = (60, 80),
-        decay_rate: float = 0.1,
 ) -> Scheduler:
     """Create one of timm's schedules.
 
     Args:
         optimizer: Whose learning rate is the schedule's highest.
-        name: 'cosine' to `min_lr`, 'step', 'multistep' or 'constant'.
-        epochs: Of the run, warm-up included.
+        settings: The course.
         updates_per_epoch: Optimizer steps.
-        on_updates: Change the rate at every update instead of every epoch.
-        min_lr: End of the cosine.
-        warmup_epochs: The rate rises evenly from `warmup_lr` in the first epoch to its full value after these.
-        warmup_lr: See `warmup_epochs`; None is one step of an even rise from zero, so that no epoch is lost at zero.
-        decay_epochs: 'step': between decays.
-        decay_milestones: 'multistep': 1-based epochs from which the decays hold.
-        decay_rate: Factor of a decay.
     """
+    on_updates = settings.sched_on_updates
     # timm counts t + 1 against the milestones: per epoch that is the 1-based epoch, per update the end of the epoch.
-    milestones = [epoch - on_updates for epoch in decay_milestones]
+    milestones = [epoch - on_updates for epoch in settings.decay_milestones]
+    warmup_lr = settings.warmup_lr
     if warmup_lr is None:
-        warmup_steps = warmup_epochs * (updates_per_epoch if on_updates else 1)
+        warmup_steps = settings.warmup_epochs * (updates_per_epoch if on_updates else 1)
         warmup_lr = optimizer.param_groups[0]['lr'] / (warmup_steps + 1)
     scheduler, _ = create_scheduler_v2(
-        optimizer, name, epochs, decay_epochs=decay_epochs, decay_milestones=milestones, decay_rate=decay_rate,
-        min_lr=min_lr, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr, step_on_epochs=not on_updates,
-        updates_per_epoch=updates_per_epoch)
+        optimizer, settings.sched, settings.epochs, decay_epochs=settings.decay_epochs, decay_milestones=milestones,
+        decay_rate=settings.decay_rate, min_lr=settings.min_lr, warmup_epochs=settings.warmup_epochs,
+        warmup_lr=warmup_lr, step_on_epochs=not on_updates, updates_per_epoch=updates_per_epoch)
     return scheduler

@@ -17,12 +17,10 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.distributed import World
+from nbn_timm.training.settings import TrainSettings
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
-# Settings that say where a run lives, not what it computes.
-_WHEREABOUTS = {'config', 'resume', 'output', 'experiment', 'log_interval', 'log_tensorboard', 'log_wandb',
-                'wandb_project'}
 
 _logger = logging.getLogger(__name__)
 
@@ -241,7 +239,7 @@ def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingT
 
 
 def _warn_of_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changes = [f'{key} {old.get(key)} -> {new.get(key)}' for key in sorted(old.keys() | new.keys())
-               if key not in _WHEREABOUTS and old.get(key) != new.get(key)]
+    changes = TrainSettings.changed(old, new)
     if changes:
-        _logger.warning("settings differ from those of '%s': %s", path, ', '.join(changes))
+        told = ', '.join(f'{name} {before} -> {now}' for name, (before, now) in sorted(changes.items()))
+        _logger.warning("settings differ from those of '%s': %s", path, told)

@@ -1,93 +1,19 @@
-"""timm's training tasks around a model: distillation, second stages, averaged weights, compilation, processes."""
+"""timm's training tasks around a model: second stages, averaged weights, compilation, processes."""
 import inspect
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.task import ClassificationTask, TrainingTask
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
+from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedStage
 from nbn_timm.training.distributed import World
-
-
-class DistillationTask(ClassificationTask):
-    """Train a network, of several experts or one, with the help of a finished teacher.
-
-    With the loss L on the labels, weight w, temperature T and D(z) = T^2 KL(softmax(teacher / T) || softmax(z / T)),
-
-    - target 'mean': E (L + w D(mean of the experts' logits)), as RIDE's code has it: its loss is added once for each
-      expert, and every time with the mean;
-    - target 'experts': L + w times the sum over experts of D(their logits).
-
-    For a single network both are L + w D. Source: frank-xwang/RIDE-LongTailRecognition, commit ab8be5c.
-
-    Args:
-        student: The network to train.
-        teacher: A finished network with the same classes, which gives logits [B, C].
-        criterion: L, called with the student's training output and the targets.
-        target: 'mean' or 'experts'.
-        weight: w.
-        temperature: T.
-        train_teacher_statistics: Keep the teacher in training mode, as RIDE's code does by oversight: it then
-            normalises by batch statistics. By default it is in eval mode.
-        device: Of everything.
-    """
-
-    def __init__(
-            self,
-            student: nn.Module,
-            teacher: nn.Module,
-            criterion: nn.Module,
-            target: str = 'mean',
-            weight: float = 1.0,
-            temperature: float = 1.5,
-            train_teacher_statistics: bool = False,
-            device: torch.device | None = None,
-    ) -> None:
-        super().__init__(student, criterion, device=device, verbose=False)
-        self.teacher = teacher.requires_grad_(False).to(self.device)
-        self.target = target
-        self.weight = weight
-        self.temperature = temperature
-        self.train_teacher_statistics = train_teacher_statistics
-
-    def train(self, mode: bool = True) -> 'DistillationTask':
-        """Set the student's mode; the teacher's is a setting of its own."""
-        super().train(mode)
-        self.teacher.train(mode and self.train_teacher_statistics)
-        return self
-
-    def compile(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
-        """Compile student and teacher."""
-        self.teacher = torch.compile(self.teacher, *args, **kwargs)  # type: ignore[assignment]
-        return super().compile(*args, **kwargs)
-
-    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images [B, 3, H, W] and targets to the loss and its two parts."""
-        output = self.trainable_module(input)
-        task_loss = self.criterion(output, target)
-        with torch.no_grad():
-            teacher_logits = self.teacher(input)
-        experts = output if output.ndim == 3 else output[:, None]
-        num_experts = experts.shape[1]
-        if self.target == 'mean':
-            distill_loss = num_experts * self._divergence(experts.mean(dim=1), teacher_logits)
-            task_loss = num_experts * task_loss
-        else:
-            parts = [self._divergence(experts[:, expert], teacher_logits) for expert in range(num_experts)]
-            distill_loss = torch.stack(parts).sum()
-        return {'loss': task_loss + self.weight * distill_loss, 'output': output, 'task_loss': task_loss,
-                'distill_loss': distill_loss}
-
-    def _divergence(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-        """D, the mean over the batch."""
-        student = F.log_softmax(logits.float() / self.temperature, dim=1)
-        teacher = F.log_softmax(teacher_logits.float() / self.temperature, dim=1)
-        return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+from nbn_timm.training.optim import AverageSettings
 
 
 class StageTask(ClassificationTask):
@@ -176,33 +102,32 @@ class StageTask(ClassificationTask):
         return unwrap_model(super().get_eval_model(ema=ema))
 
 
-def begin_epoch(task: TrainingTask, epoch: int) -> None:
-    """Tell the loss, if it has a schedule, and the second stage that `epoch` (0-based) begins."""
+def begin_epoch(task: TrainingTask, loader: TrainLoader, mixing: Mixing | None, epoch: int) -> None:
+    """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, second stage and mixing.
+
+    The random generators must have been reseeded.
+    """
+    loader.set_epoch(epoch)
     set_epoch = getattr(task.criterion, 'set_epoch', None)
     if set_epoch is not None:
         set_epoch(epoch)
     if isinstance(task, StageTask):
         task.stage.set_epoch(epoch)
+    if mixing is not None:
+        mixing.set_epoch(epoch)
 
 
-def prepare_task(
-        task: TrainingTask,
-        world: World,
-        ema_decay: float | None = None,
-        ema_warmup: bool = False,
-        compile_backend: str | None = None,
-) -> None:
+def prepare_task(task: TrainingTask, world: World, average: AverageSettings, compile_backend: str | None) -> None:
     """Give the task its average of the weights, compile it and spread it over the processes, in timm's order.
 
     Args:
         task: Around a model on the world's device.
         world: This process.
-        ema_decay: Of the averaged weights; None keeps no average.
-        ema_warmup: Begin with a smaller decay.
+        average: Of the weights.
         compile_backend: Of `torch.compile`; None does not compile.
     """
-    if ema_decay is not None:
-        task.setup_ema(ema_decay, ema_warmup)
+    if average.model_ema:
+        task.setup_ema(average.model_ema_decay, average.model_ema_warmup)
     if compile_backend:
         task.compile(backend=compile_backend)
     if world.distributed:

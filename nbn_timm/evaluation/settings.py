@@ -1,0 +1,33 @@
+"""Settings of an evaluation."""
+from dataclasses import dataclass
+
+from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
+from nbn_timm.settings import NOT_NEGATIVE, Settings, setting
+
+
+@dataclass(frozen=True)
+class PostHocSettings(Settings):
+    """What is changed of a finished network before it is evaluated."""
+
+    title = 'post-hoc'
+
+    logit_adjustment: float = setting(
+        0.0, 'subtract TAU times the logarithm of the training prior from the logits', limits=NOT_NEGATIVE,
+        metavar='TAU')
+    tau_norm: float | None = setting(None, "divide each class's weight vector by its length to the power TAU",
+                                     limits=NOT_NEGATIVE, metavar='TAU')
+    test_agnostic: bool = setting(
+        False, 'add the accuracy under forward and backward long-tailed class distributions (SADE)')
+
+
+@dataclass(frozen=True)
+class ShotSettings(Settings):
+    """What counts as many, medium and few."""
+
+    title = 'many, medium and few shot'
+
+    counts_from: str | None = setting(
+        None, 'source of the training images per class', choices=('dataset', 'file', 'checkpoint', 'none'),
+        unset='file if --class-counts is given, else checkpoint if it has them, else dataset (its training split)')
+    many_shot: int = setting(MANY_ABOVE, 'many: more training images than this', limits=NOT_NEGATIVE)
+    few_shot: int = setting(FEW_BELOW, 'few: fewer training images than this', limits=NOT_NEGATIVE)

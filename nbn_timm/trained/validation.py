@@ -1,0 +1,300 @@
+"""A validation from its settings to its report."""
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data import ClassCounts, DataDefaults, Splits, create_eval_loader, create_splits
+from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
+from nbn_timm.datasets import benchmark_of, reason_unused
+from nbn_timm.deploy import deployed
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import (
+    EvalResult,
+    LongTailEvaluator,
+    RoutingEvaluator,
+    evaluate,
+    logit_offset,
+    shifted_accuracy,
+)
+from nbn_timm.evaluation.settings import PostHocSettings, ShotSettings
+from nbn_timm.models import RoutedExperts
+from nbn_timm.models.create import check_input_size
+from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.second_stages.tau_norm import tau_normalize
+from nbn_timm.settings import AT_LEAST_1, SettingGroups, Settings, Values, fields_of, setting
+from nbn_timm.trained.opening import TrainedModel, open_trained, recorded_training
+from nbn_timm.trained.record import inherited_settings, recorded_settings
+from nbn_timm.training.distributed import World
+
+HOW_TO_GIVE_COUNTS = (
+    'give --class-counts FILE (JSON counts or a training list), --train-list FILE, or --counts-from none to go without '
+    'many, medium and few')
+
+
+@dataclass(frozen=True)
+class WeightSettings(Settings):
+    """Which weights are evaluated, and in which form."""
+
+    title = 'weights'
+
+    checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release', metavar='FILE',
+                                     is_file=True)
+    pretrained: bool = setting(False, "the model's published weights")
+    use_ema: bool = setting(False, "the checkpoint's averaged weights")
+    fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
+                         also=('--reparam',))
+    all_experts: bool = setting(False, 'of a checkpoint with routing, ask every expert')
+
+
+@dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """What is evaluated, and where the results go."""
+
+    title = 'evaluation'
+
+    config: str | None = setting(None, 'defaults for all other flags', short='-c', metavar='FILE', kind='place')
+    split: str = setting('test', 'which split', choices=('val', 'test'))
+    batch_size: int = setting(256, 'images per process', limits=AT_LEAST_1, short='-b', kind='machine')
+    results_file: str | None = setting(None, 'write the result as JSON', metavar='FILE', kind='place')
+    per_class_file: str | None = setting(None, 'write the accuracy of each class as CSV', metavar='FILE', kind='place')
+
+
+_OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
+_OF_DATA = {declared.name for declared in fields_of(DataSettings)}
+_OF_TRAINING_DATA = {'train_list', 'train_split', 'imbalance_factor', 'imbalance_profile', 'imbalance_seed'}
+
+
+@dataclass(frozen=True)
+class ValidateSettings(SettingGroups):
+    """All settings of a validation."""
+
+    evaluation: EvaluationSettings = EvaluationSettings()
+    weights: WeightSettings = WeightSettings()
+    model: ModelSettings = ModelSettings()
+    post_hoc: PostHocSettings = PostHocSettings()
+    data: DataSettings = DataSettings()
+    shots: ShotSettings = ShotSettings()
+    input: InputSettings = InputSettings()
+    precision: PrecisionSettings = PrecisionSettings()
+    loader: LoaderSettings = LoaderSettings()
+
+    def idle(self, name: str, values: Values) -> str | None:
+        """What the data set, the split and the source of the class counts leave unused."""
+        if name == 'class_counts' and values.counts_from not in (None, 'file'):
+            return f'is not read with --counts-from {values.counts_from}'
+        if _OF_SPLITS.get(name, values.split) != values.split:
+            return f'has no effect with --split {values.split}'
+        if name in _OF_TRAINING_DATA and values.counts_from not in (None, 'dataset'):
+            return (f'has no effect where the training images per class come from the {values.counts_from} '
+                    '(--counts-from dataset takes them from there)')
+        if name in _OF_DATA and values.dataset:
+            return reason_unused(name, self.data)
+        return None
+
+
+def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
+    """The settings with what the record of the network says where they leave something open.
+
+    A network without such a record, as a released one, is evaluated on the benchmark that its pretrained tag names, as
+    `resnet50_nbn.imagenet_lt`.
+
+    Raises:
+        InputError: Nothing tells what to evaluate, or on what.
+    """
+    weights = settings.weights
+    if bool(weights.checkpoint) == weights.pretrained:
+        raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
+    checkpoint = read_checkpoint(weights.checkpoint) if weights.checkpoint else recorded_training(settings.model.model)
+    recorded = recorded_settings(checkpoint) or checkpoint.get('settings', {})
+    values = {**inherited_settings(ValidateSettings, recorded, given), **given}
+    if not values.get('dataset'):
+        values['dataset'] = benchmark_of(values.get('model') or recorded.get('model'))
+    if not values['dataset']:
+        raise InputError('give --dataset: neither the checkpoint nor the model says what it was trained on')
+    if settings.shots.counts_from is None:
+        counted = 'checkpoint' if checkpoint.get('class_counts') else 'dataset'
+        values['counts_from'] = 'file' if settings.data.class_counts else counted
+    return ValidateSettings.of(values)
+
+
+def validate(settings: ValidateSettings, world: World) -> None:
+    """Open the network and the data, evaluate, report.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
+    with world.primary_first():
+        trained = open_network(settings)
+    splits, class_counts = open_data(settings, trained, world)
+    dataset = splits.val if settings.evaluation.split == 'val' else splits.test
+    assert dataset is not None
+    input_format = resolve_input(settings, splits.defaults, trained)
+    check_input_size(trained.model, trained.name, input_format.input_size)
+    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, world.device)
+    about = describe(settings, trained, input_format, class_counts)
+    model = prepare_model(trained.model, world.device, settings.weights.fuse, settings.precision)
+    loader = create_eval_loader(
+        dataset, batch_size=settings.evaluation.batch_size, defaults=input_format, num_workers=settings.loader.workers,
+        device=world.device, rank=world.rank, world_size=world.size,
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
+    if world.is_primary:
+        notes = [*splits.notes, *(['the checkpoint has averaged weights as well: --use-ema evaluates them']
+                                  if trained.record.get('has_ema') else [])]
+        print('\n'.join([*notes, *(f'{key:<14}{value}' for key, value in about.items())]), flush=True)
+    start = time.perf_counter()
+    result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
+                      settings.precision.channels_last, world.distributed)
+    if world.is_primary:
+        report(settings, result, class_counts, about)
+        rate = result.num_samples / (time.perf_counter() - start)
+        print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
+
+
+def open_network(settings: ValidateSettings) -> TrainedModel:
+    """The network, changed as --tau-norm says."""
+    weights, model = settings.weights, settings.model
+    trained = open_trained(
+        weights.checkpoint or model.model, use_ema=weights.use_ema,
+        model=(model.model or None) if weights.checkpoint else None, add_nbn=model.add_nbn,
+        model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes, all_experts=weights.all_experts)
+    if settings.post_hoc.tau_norm is not None:
+        if isinstance(trained.model, RoutedExperts):
+            raise InputError("--tau-norm would change the logits that the router was trained on: add --all-experts")
+        tau_normalize(trained.model, settings.post_hoc.tau_norm)
+    return trained
+
+
+def open_data(
+        settings: ValidateSettings,
+        trained: TrainedModel,
+        world: World,
+) -> tuple[Splits, ClassCounts | None]:
+    """The split to evaluate, and the training images per class.
+
+    Raises:
+        InputError: There is no such split, or the training images are asked for and not known.
+    """
+    source, split = settings.shots.counts_from, settings.evaluation.split
+    counts = None if source == 'dataset' else read_class_counts(settings, trained)
+    data = replace(settings.data, batch_size=settings.evaluation.batch_size)
+    if source != 'dataset':  # nobody asks for the training images
+        data = replace(data, train_list=None, class_counts=None,
+                       num_classes=data.num_classes or trained.model.num_classes)
+    with world.primary_first():
+        splits = create_splits(data, (split,))
+    if (splits.val if split == 'val' else splits.test) is None:
+        raise InputError(f"'{data.dataset}' has no {split} split here: "
+                         f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")
+    if source == 'dataset':
+        counts = splits.class_counts
+        if counts is None:
+            raise InputError(f'the training images per class are not known, since the training split of '
+                             f"'{data.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
+    if counts is None and (settings.post_hoc.test_agnostic or settings.post_hoc.logit_adjustment):
+        raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
+                         '--class-counts FILE and leave out --counts-from none')
+    return splits, counts
+
+
+def read_class_counts(settings: ValidateSettings, trained: TrainedModel) -> ClassCounts | None:
+    """Training images per class where --counts-from is 'file', 'checkpoint' or 'none'.
+
+    Raises:
+        InputError: The source has none.
+    """
+    source = settings.shots.counts_from
+    if source == 'none':
+        return None
+    if source == 'file' and settings.data.class_counts:
+        return ClassCounts.from_file(settings.data.class_counts)
+    if source == 'checkpoint' and trained.class_counts is not None:
+        file = settings.weights.checkpoint
+        where = f"checkpoint '{file}'" if file else 'record of the weights'
+        return replace(trained.class_counts, source=f'{where} ({trained.class_counts.source})')
+    reason = '--class-counts was not given' if source == 'file' else 'the checkpoint records none'
+    raise InputError(f'the training images per class are not known, since {reason}: {HOW_TO_GIVE_COUNTS}')
+
+
+def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: TrainedModel) -> DataDefaults:
+    """Input format: as given, else as recorded, else as published for the weights or the benchmark."""
+    if settings.weights.pretrained:
+        published = replace(published, published=False)  # the weights know better than the benchmark
+    return published.for_model(trained.model.pretrained_cfg).as_trained(settings.input.values())
+
+
+def build_evaluator(
+        settings: ValidateSettings,
+        model: Any,
+        class_counts: ClassCounts | None,
+        input_format: DataDefaults,
+        device: torch.device,
+) -> LongTailEvaluator:
+    """What counts the hits, and of routed experts their number."""
+    offset = logit_offset(class_counts, settings.post_hoc.logit_adjustment) if class_counts else None
+    shots = settings.shots
+    counting = (model.num_classes, class_counts, device, None, shots.many_shot, shots.few_shot, offset)
+    if isinstance(model, RoutedExperts):
+        return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
+    return LongTailEvaluator(*counting)
+
+
+def describe(
+        settings: ValidateSettings,
+        trained: TrainedModel,
+        input_format: DataDefaults,
+        class_counts: ClassCounts | None,
+) -> dict[str, Any]:
+    """What is evaluated, as plain data for the result and for people."""
+    weights, precision = settings.weights, settings.precision
+    return {
+        'model': trained.name,
+        'parameters': sum(parameter.numel() for parameter in trained.model.parameters()),
+        'weights': f"checkpoint '{weights.checkpoint}'" if weights.checkpoint else 'pretrained',
+        'use_ema': weights.use_ema,
+        'folded': weights.fuse,
+        'routed': isinstance(trained.model, RoutedExperts),
+        'tau_norm': settings.post_hoc.tau_norm,
+        'logit_adjustment': settings.post_hoc.logit_adjustment,
+        'dataset': settings.data.dataset,
+        'split': settings.evaluation.split,
+        'class_counts': class_counts.source if class_counts else 'none',
+        **input_format.input_format(),
+        'precision': precision.amp_dtype if precision.amp else 'float32',
+    }
+
+
+def report(
+        settings: ValidateSettings,
+        result: EvalResult,
+        class_counts: ClassCounts | None,
+        about: dict[str, Any],
+) -> None:
+    """Print the table, and write the files that were asked for."""
+    table = result.table()
+    if settings.post_hoc.test_agnostic:
+        assert class_counts is not None
+        shifted = shifted_accuracy(result, class_counts)
+        about = {**about, 'test_agnostic': shifted.to_dict()}
+        table += f'\n\n{shifted.table()}'
+    print(f'\n{table}')
+    if settings.evaluation.results_file:
+        result.write_json(settings.evaluation.results_file, **about)
+    if settings.evaluation.per_class_file:
+        result.write_per_class_csv(settings.evaluation.per_class_file, class_counts)
+
+
+def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:
+    """Put a loaded model into the form in which it is evaluated."""
+    model = deployed(model.eval()) if fold else model.eval()
+    model = model.to(device)
+    if precision.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if precision.torchcompile:
+        return torch.compile(model, backend=precision.torchcompile)  # type: ignore[return-value]
+    return model

@@ -1,0 +1,139 @@
+"""Distillation: training with the help of a finished teacher."""
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.task import ClassificationTask
+from torch import nn
+
+from nbn_timm.data import DataDefaults
+from nbn_timm.errors import InputError
+from nbn_timm.models.create import create_model
+from nbn_timm.models.weight_files import load_weights, read_checkpoint
+from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
+from nbn_timm.trained.record import model_settings, training_arguments
+
+
+@dataclass(frozen=True)
+class DistillationSettings(Settings):
+    """The teacher, and how much is learned from it."""
+
+    title = 'distillation'
+
+    kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, trained on the same classes',
+                                        metavar='FILE', is_file=True)
+    kd_model_name: str | None = setting(None, "the teacher's model", metavar='NAME', unset='as its checkpoint records',
+                                        effect=only_with('kd_checkpoint'))
+    kd_model_kwargs: Mapping[str, Any] = setting({}, "for the teacher's constructor", effect=only_with('kd_checkpoint'))
+    kd_temperature: float = setting(1.5, 'of both softmaxes', limits=POSITIVE, effect=only_with('kd_checkpoint'))
+    distill_loss_weight: float = setting(1.0, 'of the divergence from the teacher', limits=NOT_NEGATIVE,
+                                         effect=only_with('kd_checkpoint'))
+    kd_target: str = setting(
+        'mean', "what learns from the teacher: the experts' mean, once per expert, as in RIDE's code, or each expert",
+        choices=('mean', 'experts'), effect=only_with('kd_checkpoint'))
+    kd_teacher_mode: str = setting(
+        'eval', "'train' lets the teacher normalise by batch statistics, as RIDE's code does",
+        choices=('eval', 'train'), effect=only_with('kd_checkpoint'))
+
+
+class DistillationTask(ClassificationTask):
+    """Train a network, of several experts or one, with the help of a finished teacher.
+
+    With the loss L on the labels, weight w, temperature T and D(z) = T^2 KL(softmax(teacher / T) || softmax(z / T)),
+
+    - target 'mean': E (L + w D(mean of the experts' logits)), as RIDE's code has it: its loss is added once for each
+      expert, and every time with the mean;
+    - target 'experts': L + w times the sum over experts of D(their logits).
+
+    For a single network both are L + w D. Source: frank-xwang/RIDE-LongTailRecognition, commit ab8be5c.
+
+    Args:
+        student: The network to train.
+        teacher: A finished network with the same classes, which gives logits [B, C].
+        criterion: L, called with the student's training output and the targets.
+        target: 'mean' or 'experts'.
+        weight: w.
+        temperature: T.
+        train_teacher_statistics: Keep the teacher in training mode, as RIDE's code does by oversight: it then
+            normalises by batch statistics. By default it is in eval mode.
+        device: Of everything.
+    """
+
+    def __init__(
+            self,
+            student: nn.Module,
+            teacher: nn.Module,
+            criterion: nn.Module,
+            target: str = DistillationSettings.kd_target,
+            weight: float = DistillationSettings.distill_loss_weight,
+            temperature: float = DistillationSettings.kd_temperature,
+            train_teacher_statistics: bool = False,
+            device: torch.device | None = None,
+    ) -> None:
+        super().__init__(student, criterion, device=device, verbose=False)
+        self.teacher = teacher.requires_grad_(False).to(self.device)
+        self.target = target
+        self.weight = weight
+        self.temperature = temperature
+        self.train_teacher_statistics = train_teacher_statistics
+
+    def train(self, mode: bool = True) -> 'DistillationTask':
+        """Set the student's mode; the teacher's is a setting of its own."""
+        super().train(mode)
+        self.teacher.train(mode and self.train_teacher_statistics)
+        return self
+
+    def compile(self, *args: Any, **kwargs: Any) -> nn.Module:  # type: ignore[override]
+        """Compile student and teacher."""
+        self.teacher = torch.compile(self.teacher, *args, **kwargs)  # type: ignore[assignment]
+        return super().compile(*args, **kwargs)
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images [B, 3, H, W] and targets to the loss and its two parts."""
+        output = self.trainable_module(input)
+        task_loss = self.criterion(output, target)
+        with torch.no_grad():
+            teacher_logits = self.teacher(input)
+        experts = output if output.ndim == 3 else output[:, None]
+        num_experts = experts.shape[1]
+        if self.target == 'mean':
+            distill_loss = num_experts * self._divergence(experts.mean(dim=1), teacher_logits)
+            task_loss = num_experts * task_loss
+        else:
+            parts = [self._divergence(experts[:, expert], teacher_logits) for expert in range(num_experts)]
+            distill_loss = torch.stack(parts).sum()
+        return {'loss': task_loss + self.weight * distill_loss, 'output': output, 'task_loss': task_loss,
+                'distill_loss': distill_loss}
+
+    def _divergence(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
+        """D, the mean over the batch."""
+        student = F.log_softmax(logits.float() / self.temperature, dim=1)
+        teacher = F.log_softmax(teacher_logits.float() / self.temperature, dim=1)
+        return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
+
+
+def build_teacher(
+        settings: DistillationSettings,
+        student: Any,
+        input_format: DataDefaults,
+        channels_last: bool = False,
+) -> nn.Module:
+    """The teacher of --kd-checkpoint with its weights (averaged ones, if it has them).
+
+    Raises:
+        InputError: It cannot be had, or was trained on other images or classes.
+    """
+    assert settings.kd_checkpoint is not None
+    checkpoint = read_checkpoint(settings.kd_checkpoint)
+    name, nbn, kwargs = model_settings(
+        settings.kd_model_name, None, dict(settings.kd_model_kwargs), checkpoint, '--kd-model-name')
+    teacher = create_model(name, student.num_classes, nbn=nbn, **kwargs)
+    load_weights(teacher, settings.kd_checkpoint)
+    recorded = training_arguments(checkpoint)
+    for key in ('mean', 'std'):
+        if recorded.get(key) is not None and tuple(recorded[key]) != tuple(getattr(input_format, key)):
+            raise InputError(f"the teacher '{settings.kd_checkpoint}' was trained on images of {key} {recorded[key]}, "
+                             f'and these have {getattr(input_format, key)}: give a teacher of the same data')
+    return teacher.to(memory_format=torch.channels_last) if channels_last else teacher

@@ -1,0 +1,86 @@
+"""What a run keeps: its checkpoints, the best epoch so far, and its log."""
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.task import TrainingTask
+from timm.utils import NativeScaler
+
+from nbn_timm.evaluation import EvalResult
+from nbn_timm.training.log import RunLog
+from nbn_timm.training.loop import EpochResult
+from nbn_timm.training.plan import Plan
+from nbn_timm.training.run_checkpoint import (
+    BEST,
+    LAST,
+    Best,
+    checkpoint_state,
+    is_better,
+    resume_run,
+    save_checkpoint,
+)
+
+
+class Keeper:
+    """Keeps a run's checkpoints and log, on the first process; every process knows the best epoch.
+
+    Args:
+        plan: Of the run.
+        task: Whose weights are kept.
+        optimizer: Whose state is kept.
+        scaler: Of float16.
+    """
+
+    def __init__(
+            self,
+            plan: Plan,
+            task: TrainingTask,
+            optimizer: torch.optim.Optimizer,
+            scaler: NativeScaler | None = None,
+    ) -> None:
+        self.plan = plan
+        self.task = task
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.best: Best | None = None
+        self.log: RunLog | None = None
+
+    def resume(self, checkpoint: Path | None) -> int:
+        """Put the run into the state of a checkpoint, if there is one, and open the log; returns the epoch to begin."""
+        plan, start_epoch = self.plan, 0
+        if checkpoint is not None:
+            start_epoch, best = resume_run(
+                checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),
+                plan.splits.class_counts, self.scaler)
+            goes_on_here = checkpoint.resolve() == (plan.folder / LAST).resolve() and (plan.folder / BEST).exists()
+            self.best = best if goes_on_here else None
+        if plan.world.is_primary:
+            run = plan.settings.run
+            self.log = RunLog(plan.folder, start_epoch, run.log_tensorboard,
+                              run.wandb_project if run.log_wandb else None, plan.record())
+        return start_epoch
+
+    def keep(self, epoch: int, trained: EpochResult, result: EvalResult | None) -> None:
+        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one."""
+        metric, is_best = self._metric(result), False
+        if metric is not None and is_better(metric, self.best, self.plan.settings.run.eval_metric):
+            self.best, is_best = Best(metric, epoch), True
+        if self.log is None:
+            return
+        training: dict[str, Any] = {
+            'loss': trained.loss, 'images_per_second': round(trained.images / trained.seconds, 1)}
+        self.log.write(epoch, training, result.metrics() if result else None, trained.lr)
+        save_checkpoint(self.plan.folder, checkpoint_state(
+            self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
+            self.plan.splits.class_counts, metric, self.best, self.scaler), is_best)
+
+    def close(self) -> None:
+        """Finish the log, and wait until the files of the run are there for all processes."""
+        if self.log is not None:
+            self.log.close()
+        self.plan.world.barrier()
+
+    def _metric(self, result: EvalResult | None) -> float | None:
+        if result is None or self.plan.splits.val is None:
+            return None
+        return result.metrics()[self.plan.settings.run.eval_metric]

@@ -1,0 +1,126 @@
+"""What a run has settled before anything is built: settings, data, input format, batch and processes."""
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm.utils import unwrap_model
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+
+from nbn_timm.data import (
+    DataDefaults,
+    MemoryImages,
+    Splits,
+    TrainLoader,
+    create_eval_loader,
+    create_splits,
+    create_train_loader,
+    keep_in_memory,
+)
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.models import RoutedExperts
+from nbn_timm.models.create import check_input_size
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.distributed import World
+from nbn_timm.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all parts of a run share.
+
+    Attributes:
+        settings: Of the run.
+        world: This process.
+        folder: Of the run.
+        batch: Images per process, step and update.
+        splits: The data.
+        input: Format of the images.
+        num_classes: Of the model.
+    """
+
+    settings: TrainSettings
+    world: World
+    folder: Path
+    batch: BatchPlan
+    splits: Splits
+    input: DataDefaults
+    num_classes: int
+
+    @property
+    def watched(self) -> Dataset | None:
+        """The split that is evaluated after every epoch."""
+        return self.splits.val or (self.splits.test if self.settings.run.watch_test else None)
+
+    def record(self) -> dict[str, Any]:
+        """What checkpoints keep of the training: all settings, and what they came to."""
+        return {**self.settings.values(), 'world_size': self.world.size, **self.input.input_format(),
+                'train_transform': self.input.train_transform}
+
+    def with_small_images_in_memory(self) -> 'Plan':
+        """The plan with the splits that every epoch reads in memory, where their images are small and of one size."""
+        settings, splits = self.settings, self.splits
+
+        def keep(dataset: Dataset | None) -> Dataset | None:
+            return dataset and keep_in_memory(
+                dataset, self.input, settings.augment, settings.memory.in_memory, settings.loader.workers)
+
+        train = keep(splits.train)
+        if not isinstance(train, MemoryImages):
+            return self
+        watched_test = keep(splits.test) if settings.run.watch_test and splits.val is None else splits.test
+        return replace(self, splits=replace(splits, train=train, val=keep(splits.val), test=watched_test))
+
+    def train_loader(self, dataset: Dataset, sampler: Sampler | None, batch_size: int, seed: int) -> TrainLoader:
+        """A loader of training images, augmented as the settings say; some methods need more than one."""
+        return create_train_loader(
+            dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
+            num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
+            pin_memory=self.settings.loader.pin_mem)
+
+    def eval_loader(self, dataset: Dataset) -> Any:
+        """A loader of a split in order, for evaluation."""
+        return create_eval_loader(
+            dataset, batch_size=self.settings.batch.validation_batch_size or self.batch.size, defaults=self.input,
+            num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
+            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
+
+    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
+        """Evaluate a model on a split."""
+        counting = (self.num_classes, self.splits.class_counts, self.world.device)
+        unwrapped = unwrap_model(model)
+        evaluator = (RoutingEvaluator(unwrapped.multiply_adds(self.input.input_size), *counting)
+                     if isinstance(unwrapped, RoutedExperts) else LongTailEvaluator(*counting))
+        precision = self.settings.precision
+        return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
+                        precision.channels_last, self.world.distributed)
+
+
+def open_data(settings: TrainSettings, batch: BatchPlan, world: World) -> Splits:
+    """The splits of the data set.
+
+    Raises:
+        InputError: Something given is wrong, or checkpoints are to be chosen by what there is not.
+    """
+    with world.primary_first():
+        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed))
+    check_eval_metric(settings.run.eval_metric, splits)
+    return splits
+
+
+def check_eval_metric(name: str, splits: Splits) -> None:
+    """Refuse to choose checkpoints by the accuracy of a split that has no classes."""
+    if splits.val is None or name not in ('many', 'medium', 'few'):
+        return
+    if splits.class_counts is None:
+        raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
+    if not dict(splits.class_counts.shot_split().items())[name]:
+        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
+
+
+def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:
+    """The benchmark's input format, or the model's for images of one's own, with what the settings say."""
+    defaults = published.for_model(model.pretrained_cfg).as_trained(settings.input.values())
+    check_input_size(model, settings.model.model, defaults.input_size)
+    return defaults

@@ -1,0 +1,82 @@
+"""A run from its settings to its report: the table of contents of training."""
+import logging
+from pathlib import Path
+
+import torch
+
+from nbn_timm.second_stages import FittedStage, TrainedStage
+from nbn_timm.training.batch import plan_batch
+from nbn_timm.training.build import (
+    build_mixing,
+    build_model,
+    build_scaler,
+    build_stage,
+    build_task,
+    build_train_loader,
+    connect_stage,
+)
+from nbn_timm.training.distributed import World, seed_everything
+from nbn_timm.training.fit import fit
+from nbn_timm.training.keeper import Keeper
+from nbn_timm.training.loop import LoopSettings, train_one_epoch
+from nbn_timm.training.optim import create_optimizer, create_scheduler
+from nbn_timm.training.plan import Plan, input_format, open_data
+from nbn_timm.training.progress import Progress
+from nbn_timm.training.report import announce, report, show_epoch, write_settings
+from nbn_timm.training.run_checkpoint import find_resume
+from nbn_timm.training.settings import TrainSettings
+from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
+
+_logger = logging.getLogger(__name__)
+
+
+def train(settings: TrainSettings, world: World, folder: Path) -> None:
+    """Build everything in the order in which the data flows, then train and report."""
+    resume_from = find_resume(settings.run.resume, folder)
+    batch = plan_batch(settings.batch, world.size)
+    seed_everything(settings.run.seed)
+    if world.device.type == 'cuda':
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+    splits = open_data(settings, batch, world)
+    stage = build_stage(settings)
+    model = build_model(settings, splits, world, stage)
+    plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
+                model.num_classes)
+    if isinstance(stage, FittedStage):
+        fit(plan, stage, model)
+        return
+    assert stage is None or isinstance(stage, TrainedStage)
+
+    plan = plan.with_small_images_in_memory()
+    loader = build_train_loader(plan, model)
+    updates_per_epoch = -(-len(loader) // batch.accum_steps)
+    mixing = build_mixing(plan, loader, stage)
+    task = build_task(plan, model, mixing, stage)
+    optimizer = create_optimizer(model if stage is None else stage.trained(model), settings.optimizer)
+    connect_stage(plan, stage, loader, task, optimizer)
+    scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
+    scaler = build_scaler(plan)
+    prepare_task(task, world, settings.average, settings.precision.torchcompile)
+
+    keeper = Keeper(plan, task, optimizer, scaler)
+    start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
+    write_settings(plan)
+    announce(plan, model, start_epoch)
+    loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode)
+    progress = Progress(epochs, updates_per_epoch, settings.run.log_interval,
+                        _logger.info if world.is_primary else None)
+    for epoch in range(start_epoch, epochs):
+        seed_everything(settings.run.seed, epoch, world.rank)
+        begin_epoch(task, loader, mixing, epoch)
+        scheduler.step(epoch)
+        scheduler.step_update(epoch * updates_per_epoch)
+        trained = train_one_epoch(task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing)
+        share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
+        result = plan.evaluate(evaluation_model(task), plan.watched) if plan.watched is not None else None
+        show_epoch(epoch, epochs, result)
+        keeper.keep(epoch, trained, result)
+    keeper.close()
+    report(plan, task, keeper, start_epoch)

@@ -1,0 +1,149 @@
+"""All settings of a training: the groups that stand beside the code which uses them, and those of the run itself."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
+from nbn_timm.datasets import reason_unused
+from nbn_timm.evaluation.result import METRICS
+from nbn_timm.losses.settings import LossSettings
+from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
+from nbn_timm.models.settings import ModelSettings, StartSettings
+from nbn_timm.samplers.settings import SamplerSettings
+from nbn_timm.second_stages import STAGES, FittedStage
+from nbn_timm.second_stages.settings import StageSettings
+from nbn_timm.settings import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    SettingGroups,
+    Settings,
+    Tolerated,
+    Values,
+    fields_of,
+    only_with,
+    setting,
+)
+from nbn_timm.trained.record import without_paths
+from nbn_timm.training.batch import BatchSettings
+from nbn_timm.training.distillation import DistillationSettings
+from nbn_timm.training.optim import AverageSettings, OptimizerSettings, ScheduleSettings
+
+
+@dataclass(frozen=True)
+class ProcessSettings(Settings):
+    """What several processes share."""
+
+    title = 'several processes'
+
+    sync_bn: bool = setting(False, 'batch statistics over all GPUs')
+    dist_bn: str = setting('reduce', "running statistics after each epoch: all processes' mean, or the first one's",
+                           choices=('reduce', 'broadcast'))
+
+
+@dataclass(frozen=True)
+class RunSettings(Settings):
+    """The run: its folder, checkpoints and logs."""
+
+    title = 'run, checkpoints and logs'
+
+    config: str | None = setting(None, 'defaults for all other flags: a file, or the name of a shipped config',
+                                 short='-c', metavar='YAML', kind='place', is_file=True)
+    seed: int = setting(42, 'of all random draws', limits=NOT_NEGATIVE)
+    output: str = setting('output', 'parent of all run folders', metavar='DIR', kind='place')
+    experiment: str | None = setting(
+        None, "the run's folder", metavar='NAME', kind='place',
+        unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
+    resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
+                                 metavar='FILE', kind='place')
+    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
+    watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
+                               'chooses a checkpoint', kind='machine')
+    log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
+    log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
+    log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
+    wandb_project: str = setting('nbn_timm', 'of Weights & Biases', metavar='NAME', kind='machine',
+                                 effect=only_with('log_wandb'))
+
+
+_OF_DATA = {declared.name for declared in fields_of(DataSettings)}
+
+
+def _of_training() -> set[str]:
+    """Names of the settings that have an effect where something is trained."""
+    groups = (LossSettings, SamplerSettings, DistillationSettings, OptimizerSettings, ScheduleSettings, AverageSettings,
+              AugmentSettings, ProcessSettings, MemorySettings)
+    return mixing_settings() | {declared.name for group in groups for declared in fields_of(group)}
+
+
+@dataclass(frozen=True)
+class TrainSettings(SettingGroups):
+    """All settings of a training."""
+
+    run: RunSettings = RunSettings()
+    data: DataSettings = DataSettings()
+    input: InputSettings = InputSettings()
+    model: ModelSettings = ModelSettings()
+    start: StartSettings = StartSettings()
+    batch: BatchSettings = BatchSettings()
+    sampler: SamplerSettings = SamplerSettings()
+    loss: LossSettings = LossSettings()
+    stage: StageSettings = StageSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    average: AverageSettings = AverageSettings()
+    augment: AugmentSettings = AugmentSettings()
+    mixing: MixingSettings = MixingSettings()
+    methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
+    precision: PrecisionSettings = PrecisionSettings()
+    processes: ProcessSettings = ProcessSettings()
+    loader: LoaderSettings = LoaderSettings()
+    memory: MemorySettings = MemorySettings()
+
+    MORE: ClassVar[str] = 'methods'
+
+    @classmethod
+    def more_groups(cls) -> dict[str, type[Settings]]:
+        """Settings of the mixing methods."""
+        return {name: method.settings for name, method in MIXINGS.items()}
+
+    def idle(self, name: str, values: Values) -> str | None:
+        """What the data set and the second stage declare to leave unused."""
+        if name in _OF_DATA and values.dataset:
+            return reason_unused(name, self.data)
+        stage = STAGES.get(values.stage) if values.stage else None
+        if stage is None:
+            return None
+        if issubclass(stage, FittedStage) and name in _of_training():
+            return Tolerated(f'--stage {values.stage} trains nothing')
+        if name in stage.unused or not stage.takes_mixing and name in mixing_settings():
+            return f'would have no effect on --stage {values.stage}'
+        return None
+
+    def default_experiment(self) -> str:
+        """Name of a run by what it trains: model, data, what is unusual about it, seed."""
+        unusual = [
+            *(name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL),
+            *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
+            *([self.stage.stage] if self.stage.stage else []),
+            *(['distilled'] if self.distillation.kd_checkpoint else []),
+        ]
+        parts = [self.model.model, self.data.dataset, *unusual, f's{self.run.seed}']
+        return '-'.join(parts).replace('/', '_')
+
+
+_USUAL = (LossSettings.loss, SamplerSettings.sampler)
+
+
+# The machine's part of what timm's own script records.
+_OF_TIMM = ('data', 'no_prefetcher', 'local_rank')
+
+
+def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record, see `TrainedModel.record`, as plain data without paths and without what is the machine's."""
+    public = {key: without_paths(value) for key, value in record.items()}
+    if 'settings' in public:
+        told = TrainSettings.public(record['settings'])
+        public['settings'] = {name: without_paths(value) for name, value in told.items() if name not in _OF_TIMM}
+    return public
