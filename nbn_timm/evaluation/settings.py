@@ -2,7 +2,27 @@
 from dataclasses import dataclass
 
 from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
-from nbn_timm.settings import NOT_NEGATIVE, Settings, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
+
+
+@dataclass(frozen=True)
+class EvalBatchSettings(Settings):
+    """How many images go through the network at once."""
+
+    title = 'batch'
+
+    batch_size: int = setting(256, 'images per process', limits=AT_LEAST_1, short='-b', kind='machine')
+
+
+@dataclass(frozen=True)
+class AdjustmentSettings(Settings):
+    """What is changed of the logits."""
+
+    title = 'logits'
+
+    logit_adjustment: float = setting(
+        0.0, 'subtract TAU times the logarithm of the training prior from the logits', limits=NOT_NEGATIVE,
+        metavar='TAU')
 
 
 @dataclass(frozen=True)
@@ -11,9 +31,6 @@ class PostHocSettings(Settings):
 
     title = 'post-hoc'
 
-    logit_adjustment: float = setting(
-        0.0, 'subtract TAU times the logarithm of the training prior from the logits', limits=NOT_NEGATIVE,
-        metavar='TAU')
     tau_norm: float | None = setting(None, "divide each class's weight vector by its length to the power TAU",
                                      limits=NOT_NEGATIVE, metavar='TAU')
     test_agnostic: bool = setting(

@@ -12,7 +12,7 @@ from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.models.ride import MultiExpert
 from nbn_timm.trained.opening import FOLDER, TrainedModel
 from nbn_timm.trained.record import has_names
-from nbn_timm.trained.results import METRICS
+from nbn_timm.trained.results import ACCURACIES
 
 # Benchmark: its name for people, and the Hub's name of the data set that it is drawn from.
 _BENCHMARKS: dict[str, tuple[str, str | None]] = {
@@ -89,7 +89,7 @@ def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
         results = [EvalResult(
             task_type='image-classification', dataset_type=source or str(dataset), dataset_name=set_name,
             dataset_split=test['split'], metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
-            metric_value=round(test[key], 2)) for key in METRICS if test.get(key) is not None]
+            metric_value=round(test[key], 2)) for key in ACCURACIES if test.get(key) is not None]
     return ModelCardData(
         license=license, library_name='timm', pipeline_tag='image-classification', tags=tags,
         datasets=[source] if source else None, metrics=['accuracy'] if results else None,
@@ -218,7 +218,7 @@ def _recipe(record: Mapping[str, Any]) -> str:
 
 
 def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
-    keys = [key for key in METRICS if test.get(key) is not None]
+    keys = [key for key in ACCURACIES if test.get(key) is not None]
     precision = f', computed in {test["precision"]}' if test.get('precision') else ''
     text = f'Accuracy in percent on the {test["split"]} split, {test["images"]:,} images{precision}:\n\n'
     text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])

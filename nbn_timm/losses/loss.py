@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.errors import InputError
 from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.registry import Registry, refuse_unknown
 
 
 class _Traits(NamedTuple):
@@ -19,7 +20,7 @@ class _Traits(NamedTuple):
     deferrable: bool
 
 
-LOSSES: dict[str, type[nn.Module]] = {}
+LOSSES: Registry[nn.Module] = Registry('loss')
 _TRAITS: dict[str, _Traits] = {}
 
 
@@ -44,7 +45,7 @@ def register_loss(
         deferrable: It can have the setting `start_epoch`.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
-        LOSSES[name] = loss_class
+        LOSSES.register(name)(loss_class)
         _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts)
         return loss_class
     return register
@@ -93,16 +94,11 @@ def create_loss(
     Raises:
         InputError: Unknown name or setting, class counts needed and not given, or a loss that cannot be deferred.
     """
-    if name not in LOSSES:
-        raise InputError(f"unknown loss '{name}' (there are {', '.join(sorted(LOSSES))}){nearest(name, LOSSES)}")
-    settings = list(inspect.signature(LOSSES[name]).parameters)[1:]
-    for key in kwargs:
-        if key not in settings:
-            known = settings + ['start_epoch'] * is_deferrable(name)
-            raise InputError(f"loss '{name}' has no setting '{key}' (it has {', '.join(known) or 'none'})"
-                             f'{nearest(key, known)}')
+    loss_class = LOSSES.find(name)
+    settings = list(inspect.signature(loss_class).parameters)[1:]
+    refuse_unknown(f"loss '{name}'", kwargs, settings, settings + ['start_epoch'] * is_deferrable(name))
     try:
-        loss = LOSSES[name](class_counts, **kwargs)
+        loss: nn.Module = loss_class(class_counts, **kwargs)
     except TypeError as error:
         raise InputError(f"loss '{name}' does not take these settings ({error}): check --loss-kwargs") from error
     if start_epoch is None:

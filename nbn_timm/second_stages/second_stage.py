@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import Splits, TrainLoader
-from nbn_timm.errors import InputError, nearest
 from nbn_timm.evaluation import LongTailEvaluator
+from nbn_timm.registry import Registry, refuse_unknown
 
 
 class Stage:
@@ -185,15 +185,12 @@ class FittedStage(Stage, ABC):
         """
 
 
-STAGES: dict[str, type[Stage]] = {}
+STAGES: Registry[Stage] = Registry('stage')
 
 
 def register_stage(name: str) -> Callable[[type[Stage]], type[Stage]]:
     """Class decorator: make the stage available to `create_stage` and `train.py --stage` under `name`."""
-    def register(stage_class: type[Stage]) -> type[Stage]:
-        STAGES[name] = stage_class
-        return stage_class
-    return register
+    return STAGES.register(name)
 
 
 def create_stage(name: str, **kwargs: Any) -> Stage:
@@ -202,15 +199,10 @@ def create_stage(name: str, **kwargs: Any) -> Stage:
     Raises:
         InputError: Unknown name or setting.
     """
-    if name not in STAGES:
-        raise InputError(f"unknown stage '{name}' (there are {', '.join(sorted(STAGES))}){nearest(name, STAGES)}")
-    has_settings = STAGES[name].__init__ is not object.__init__
-    settings = list(inspect.signature(STAGES[name]).parameters) if has_settings else []
-    for key in kwargs:
-        if key not in settings:
-            raise InputError(f"--stage {name} has no setting '{key}' (it has {', '.join(settings) or 'none'})"
-                             f'{nearest(key, settings)}')
-    return STAGES[name](**kwargs)
+    stage_class = STAGES.find(name)
+    has_settings = stage_class.__init__ is not object.__init__
+    refuse_unknown(f'--stage {name}', kwargs, list(inspect.signature(stage_class).parameters) if has_settings else [])
+    return stage_class(**kwargs)
 
 
 def restore_stages(

@@ -20,10 +20,33 @@ from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
 from nbn_timm.second_stages import restore_stages
+from nbn_timm.settings import Settings, setting
 from nbn_timm.trained.record import model_settings, training_arguments
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
+
+
+@dataclass(frozen=True)
+class CheckpointSettings(Settings):
+    """What of a checkpoint is taken."""
+
+    title = 'checkpoint'
+
+    use_ema: bool = setting(False, "the checkpoint's averaged weights")
+    all_experts: bool = setting(False, 'of a network with routing, ask every expert')
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """What the source of a model does not record."""
+
+    title = 'model'
+
+    arch: str | None = setting(None, 'of a file of bare weights: the timm model that they are for', metavar='NAME',
+                               unset='as recorded')
+    class_counts: str | None = setting(None, 'class names and training images, in place of those that the model '
+                                       'records', metavar='FILE', unset='as recorded')
 
 
 @dataclass(frozen=True)
