@@ -7,9 +7,9 @@ import timm
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from nbn_timm.data import DataSettings, create_eval_loader, create_splits, create_train_loader
-from nbn_timm.data.benchmarks import LIST_BENCHMARKS
-from nbn_timm.data.defaults import CIFAR_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.data import DataSettings, create_eval_loader, create_train_loader
+from nbn_timm.data.defaults import OWN_IMAGES
+from nbn_timm.datasets import ListBenchmark, benchmarks, create_splits, find_dataset
 from nbn_timm.errors import InputError
 
 

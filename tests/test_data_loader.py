@@ -20,7 +20,7 @@ from nbn_timm.data import (
     epoch_seed,
 )
 from nbn_timm.data.cutout import Cutout
-from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.transforms import INTERPOLATIONS
 from nbn_timm.errors import InputError
 

@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 
 from nbn_timm.cli.train_args import build_parser
 from nbn_timm.config import parse_args
-from nbn_timm.data import Splits, create_splits
+from nbn_timm.data import Splits
+from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic

@@ -4,6 +4,7 @@ from argparse import BooleanOptionalAction
 from typing import Any
 
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between
+from nbn_timm.datasets import dataset_choices
 from nbn_timm.losses import LOSSES
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages import STAGES
@@ -33,8 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_data(group: Any) -> None:
     add = group.add_argument
-    add('--dataset', help='digits_lt, cifar10_lt, cifar100_lt, imagenet_lt, places_lt, inat18, list (your own list '
-                          'files), folder (class folders) or a timm dataset type such as hfds/...')
+    add('--dataset', metavar='NAME', help=dataset_choices())
     add('--data-dir', metavar='DIR', help='root of the images')
     add('--train-list', metavar='FILE', help="'path label' per line, relative to --data-dir")
     add('--val-list', metavar='FILE')

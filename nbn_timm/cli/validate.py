@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import timm
 import torch
 import torch.nn as nn
 
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INT, PROBABILITY, KeyValues, between, parse_args
-from nbn_timm.data import DATASETS, ClassCounts, DataDefaults, DataSettings, create_eval_loader, create_splits
+from nbn_timm.data import ClassCounts, DataDefaults, DataSettings, create_eval_loader
+from nbn_timm.datasets import benchmark_of, create_splits
 from nbn_timm.deploy import deployed
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate, logit_offset, shifted_accuracy
@@ -225,13 +225,6 @@ def data_settings(given: Mapping[str, Any], trained_with: Mapping[str, Any], mod
     values: dict[str, Any] = {name: known.get(name) if given[name] is None else given[name] for name in DATA_FLAGS}
     values = {name: value for name, value in values.items() if value is not None}
     return DataSettings(dataset, batch_size=given['batch_size'], **values)
-
-
-def benchmark_of(model: str | None) -> str | None:
-    """The benchmark that a zoo model is configured for, None for other models."""
-    cfg = timm.get_pretrained_cfg(model) if model and timm.is_model(model) else None
-    tagged = f'{model}.{cfg.tag}' if cfg and cfg.tag else f'{model}'  # an alias ends in its tag
-    return next((dataset for dataset in DATASETS if tagged.endswith((f'.{dataset}', f'_{dataset}'))), None)
 
 
 def default_counts_source(counts_file: str | None, checkpoint: Mapping[str, Any]) -> str:

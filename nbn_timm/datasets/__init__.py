@@ -1,0 +1,43 @@
+"""The datasets by name; every module of this folder is imported, and registers what it holds."""
+from nbn_timm.datasets.benchmark import (
+    Benchmark,
+    Statistics,
+    benchmark_of,
+    benchmarks,
+    describe_draw,
+    find_benchmark,
+    register_benchmark,
+)
+from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
+from nbn_timm.datasets.list_benchmark import ListBenchmark
+from nbn_timm.datasets.list_files import ListFile
+from nbn_timm.datasets.named_dataset import (
+    DATASETS,
+    NamedDataset,
+    create_splits,
+    dataset_choices,
+    find_dataset,
+    register_dataset,
+)
+from nbn_timm.registry import import_modules
+
+import_modules(__name__, __path__)
+
+__all__ = [
+    'DATASETS',
+    'Benchmark',
+    'DrawnBenchmark',
+    'ListBenchmark',
+    'ListFile',
+    'NamedDataset',
+    'Statistics',
+    'benchmark_of',
+    'benchmarks',
+    'create_splits',
+    'dataset_choices',
+    'describe_draw',
+    'find_benchmark',
+    'find_dataset',
+    'register_benchmark',
+    'register_dataset',
+]
