@@ -22,6 +22,7 @@ from nbn_timm.data import AugmentSettings, ImageSamples, create_train_loader, ke
 from nbn_timm.datasets import find_dataset
 
 BATCH = 128
+CIFAR_LT = find_dataset('cifar100_lt').defaults
 
 
 def main() -> None:

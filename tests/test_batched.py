@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT
 from PIL import Image
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf

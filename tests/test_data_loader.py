@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18
 from PIL import Image
 from timm.task.evaluator import evaluation_sample_limit
 from torch.utils.data import RandomSampler, SequentialSampler

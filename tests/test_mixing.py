@@ -4,10 +4,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT
 
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.data import ArraySamples, AugmentSettings, ClassCounts, Splits, create_train_loader
-from nbn_timm.datasets import find_dataset
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import CMO, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
