@@ -24,9 +24,9 @@ def cifar_cfgs(arch: str, classifier: Classifier = 'fc') -> dict[str, dict[str, 
 def _cfgs(family: str, arch: str, stride: int, url: str, **common: Any) -> dict[str, dict[str, Any]]:
     """A cfg for each benchmark of the family: its input format, or the one that shipped weights were trained with."""
     cfgs = {}
-    for tag, benchmark in tagged_benchmarks(family, arch).items():
+    # timm takes a tag with weights for the default unless a later one has the star.
+    for tag, benchmark in sorted(tagged_benchmarks(family, arch).items(), key=lambda entry: entry[1].zoo_default):
         image = benchmark.defaults.as_trained(shipped_settings(f'{arch}.{tag}'))
-        # timm takes a tag with weights for the default unless a later one has the star.
         cfgs[f'{arch}.{tag}{"*" if benchmark.zoo_default else ""}'] = dict(
             common, **image.input_format(), num_classes=benchmark.num_classes, first_conv='conv1',
             pool_size=tuple(pixels // stride for pixels in image.input_size[1:]), license='apache-2.0',
