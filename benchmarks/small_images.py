@@ -19,9 +19,10 @@ from torch.utils.data import RandomSampler
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.data import AugmentSettings, ImageSamples, create_train_loader, keep_in_memory
-from nbn_timm.data.defaults import CIFAR_LT
+from nbn_timm.datasets import find_dataset
 
 BATCH = 128
+CIFAR_LT = find_dataset('cifar100_lt').defaults
 
 
 def main() -> None:

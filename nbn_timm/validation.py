@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data import ClassCounts, DataDefaults, Splits, create_eval_loader, create_splits
+from nbn_timm.data import ClassCounts, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
-from nbn_timm.datasets import benchmark_of, reason_unused
+from nbn_timm.datasets import benchmark_of, create_splits, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
@@ -135,7 +135,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
-    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, world.device)
+    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, splits.shot_limits,
+                                world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
     loader = create_eval_loader(
@@ -232,12 +233,16 @@ def build_evaluator(
         model: Any,
         class_counts: ClassCounts | None,
         input_format: DataDefaults,
+        limits: tuple[int, int],
         device: torch.device,
 ) -> LongTailEvaluator:
     """What counts the hits, and of routed experts their number."""
     offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
     shots = settings.shots
-    counting = (model.num_classes, class_counts, device, None, shots.many_shot, shots.few_shot, offset)
+    many, few = limits
+    many = many if shots.many_shot is None else shots.many_shot
+    few = few if shots.few_shot is None else shots.few_shot
+    counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
     return LongTailEvaluator(*counting)

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT
 from PIL import Image
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf
@@ -23,7 +24,7 @@ from nbn_timm.data import (
 )
 from nbn_timm.data import batched as batched_module
 from nbn_timm.data.batched import BatchAugment, batch_augment
-from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, OWN_IMAGES
+from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
 from nbn_timm.training.build import keep_small_images
 

@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 import yaml
+from nbn_timm.cli.train_args import build_parser
 
 from nbn_timm.cli.train import parse_train_args
-from nbn_timm.cli.train_args import build_parser
 from nbn_timm.config import (
     COUNT,
     NOT_NEGATIVE,

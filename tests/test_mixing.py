@@ -4,15 +4,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT
+from nbn_timm.training.build_mixing import build_mixing
 
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.data import ArraySamples, AugmentSettings, ClassCounts, Splits, create_train_loader
-from nbn_timm.data.defaults import CIFAR_LT
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import CMO, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
 from nbn_timm.training.batch import plan_batch
-from nbn_timm.training.build_mixing import build_mixing
 from nbn_timm.training.distributed import World, seed_everything
 
 COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')

@@ -213,6 +213,7 @@ def test_published_numbers_stand_beside_their_own_recipe_only(results_page, chan
 def test_published_file_fits_the_shipped_recipes(results_page):
     """Each entry that stands beside a run of ours does so for the config of that recipe."""
     from nbn_timm.cli.train_args import build_parser
+
     from nbn_timm.config import parse_args, shipped_configs
 
     published = results_page.read_published(ROOT / 'benchmarks' / 'published.yaml')

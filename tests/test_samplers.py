@@ -5,9 +5,9 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from nbn_timm.cli.train_args import build_parser
 from torch.utils.data import DistributedSampler
 
-from nbn_timm.cli.train_args import build_parser
 from nbn_timm.config import parse_args
 from nbn_timm.data import ClassCounts, DataDefaults, Splits
 from nbn_timm.errors import InputError

@@ -7,13 +7,13 @@ import types
 import numpy as np
 import pytest
 import torch
+from formats import DIGITS_LT
 from timm.task import ClassificationTask
 from torch import nn
 
 import nbn_timm.training.run_checkpoint as checkpoints
 from nbn_timm.cli.train import parse_train_args
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
-from nbn_timm.data.defaults import DIGITS_LT
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss

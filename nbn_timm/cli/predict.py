@@ -23,6 +23,7 @@ from nbn_timm.data import create_eval_loader
 from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
 from nbn_timm.data.pictures import FoundImages, UnlabelledImages, find_images
 from nbn_timm.data.settings import LoaderSettings
+from nbn_timm.datasets import find_benchmark
 from nbn_timm.deploy import FoldSettings
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
@@ -163,7 +164,7 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
 
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
-    """Names of all classes, from what the model records, for ImageNet's from timm; else their numbers."""
+    """Names of all classes, from what the model records, its benchmark or, for ImageNet, timm; else their numbers."""
     counts, model = trained.class_counts, trained.model
     num_classes: int = model.num_classes
     if counts is not None and any(not name.isdecimal() for name in counts.names):
@@ -172,9 +173,13 @@ def class_names(trained: TrainedModel) -> tuple[str, ...]:
     if len(label_names) == num_classes:
         return label_names
     tag, settings = trained.name.partition('.')[2], trained.record.get('settings') or {}
+    benchmark = find_benchmark(settings.get('dataset')) or find_benchmark(tag)
+    known = benchmark.class_names() if benchmark else None
+    if known and len(known) == num_classes:
+        return known
     timms_own = counts is None and not settings and re.search(r'(^|_)in\d+k(_|$)', tag)
     subset = infer_imagenet_subset({'num_classes': num_classes})
-    if subset and (timms_own or 'imagenet_lt' in (tag, settings.get('dataset'))):
+    if subset and timms_own:
         return tuple(ImageNetInfo(subset).label_descriptions())
     return counts.names if counts is not None else tuple(map(str, range(num_classes)))
 

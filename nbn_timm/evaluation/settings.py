@@ -46,5 +46,7 @@ class ShotSettings(Settings):
     counts_from: str | None = setting(
         None, 'source of the training images per class', choices=('dataset', 'file', 'checkpoint', 'none'),
         unset='file if --class-counts is given, else checkpoint if it has them, else dataset (its training split)')
-    many_shot: int = setting(MANY_ABOVE, 'many: more training images than this', limits=NOT_NEGATIVE)
-    few_shot: int = setting(FEW_BELOW, 'few: fewer training images than this', limits=NOT_NEGATIVE)
+    many_shot: int | None = setting(None, 'many: more training images than this', limits=NOT_NEGATIVE,
+                                    unset=f"the benchmark's, {MANY_ABOVE} for own images")
+    few_shot: int | None = setting(None, 'few: fewer training images than this', limits=NOT_NEGATIVE,
+                                   unset=f"the benchmark's, {FEW_BELOW} for own images")

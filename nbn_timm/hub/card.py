@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from nbn_timm.data import ClassCounts
-from nbn_timm.data.cifar_lt import CIFAR_CLASSES
+from nbn_timm.datasets import describe_draw, find_benchmark
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.conversion import nbn_layers
@@ -14,15 +14,6 @@ from nbn_timm.trained.opening import FOLDER, TrainedModel
 from nbn_timm.trained.record import has_names
 from nbn_timm.trained.results import ACCURACIES
 
-# Benchmark: its name for people, and the Hub's name of the data set that it is drawn from.
-_BENCHMARKS: dict[str, tuple[str, str | None]] = {
-    'imagenet_lt': ('ImageNet-LT', 'ILSVRC/imagenet-1k'),
-    'places_lt': ('Places-LT', None),
-    'inat18': ('iNaturalist 2018', None),
-    'cifar10_lt': ('CIFAR-10-LT', 'uoft-cs/cifar10'),
-    'cifar100_lt': ('CIFAR-100-LT', 'uoft-cs/cifar100'),
-    'digits_lt': ("long-tailed handwritten digits (scikit-learn's)", None),
-}
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
                  'few': 'few'}
 _TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop, flip', 'digits': 'padding, crop'}
@@ -61,8 +52,8 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
         license: Of the weights, an identifier of the Hub's.
     """
     settings = trained.record.get('settings') or {}
-    dataset = settings.get('dataset')
-    set_name, _ = _BENCHMARKS.get(str(dataset), (dataset, None))
+    benchmark = find_benchmark(settings.get('dataset'))
+    set_name = benchmark.title if benchmark else settings.get('dataset')
     trained_on = f', trained on {set_name}' if set_name else ''
     parts = [
         f'# {_architecture(trained)}{trained_on}',
@@ -80,10 +71,11 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
 def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
     settings = trained.record.get('settings') or {}
     dataset = settings.get('dataset')
-    source = _BENCHMARKS[dataset][1] if dataset in _BENCHMARKS else None
+    benchmark = find_benchmark(dataset)
+    source = benchmark.hub_id if benchmark else None
     test = trained.record.get('test')
     tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_package(_architecture(trained)) else []),
-            *(['long-tailed-recognition'] if trained.class_counts or dataset in _BENCHMARKS else [])]
+            *(['long-tailed-recognition'] if trained.class_counts or benchmark else [])]
     results = None
     if test and set_name:
         results = [EvalResult(
@@ -131,13 +123,17 @@ def _facts(trained: TrainedModel) -> list[tuple[str, Any]]:
 
 
 def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
-    dataset = settings.get('dataset')
-    name, source = _BENCHMARKS.get(str(dataset), (dataset, None))
+    benchmark = find_benchmark(settings.get('dataset'))
     rows: list[tuple[str, Any]] = []
-    if name:
-        rows.append(('set', name + (f' (images of [{source}](https://huggingface.co/datasets/{source}))'
-                                    if source else '')))
-    draw = _draw(settings)
+    if benchmark:
+        source = benchmark.hub_id
+        rows.append(('set', benchmark.title + (f' (images of [{source}](https://huggingface.co/datasets/{source}))'
+                                               if source else f' ({benchmark.home})' if benchmark.home else '')))
+        if benchmark.terms:
+            rows.append(('terms of the images', benchmark.terms))
+    elif settings.get('dataset'):
+        rows.append(('set', settings['dataset']))
+    draw = describe_draw(settings)
     if draw:
         rows.append(('draw', draw))
     if counts is not None:
@@ -148,11 +144,8 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
             ('largest class', _images(largest, counts)),
             ('smallest class', _images(smallest, counts)),
         ]
-    text = _table(('', ''), rows)
-    if dataset in CIFAR_CLASSES and settings.get('train_list'):
-        text += ("\n\nThe long-tailed draw comes from that list and is not the one of LDAM's code that papers commonly "
-                 'use, so the accuracies are not comparable with theirs to the last points.')
-    return text
+    remark = benchmark.remark(settings.get('train_list')) if benchmark else ''
+    return '\n\n'.join(filter(None, [_table(('', ''), rows), remark]))
 
 
 def _images(size: int, counts: ClassCounts) -> str:
@@ -160,17 +153,6 @@ def _images(size: int, counts: ClassCounts) -> str:
     names = [name for name, count in zip(counts.names, counts.counts, strict=True) if count == size]
     more = f' and {len(names) - 5} others' if len(names) > 5 else ''
     return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
-
-
-def _draw(settings: Mapping[str, Any]) -> str:
-    """How the long tail came about, where that is known."""
-    dataset = settings.get('dataset')
-    if settings.get('train_list'):
-        return f'list file `{settings["train_list"]}`'
-    if dataset in CIFAR_CLASSES or dataset == 'digits_lt' or settings.get('imbalance_factor'):
-        return (f'by the rule of LDAM (Cao et al., NeurIPS 2019): {settings.get("imbalance_profile") or "exp"} '
-                f'profile, seed {settings.get("imbalance_seed") or 0}')
-    return 'the published lists' if dataset in ('imagenet_lt', 'places_lt', 'inat18') else ''
 
 
 def _recipe(record: Mapping[str, Any]) -> str:
@@ -224,8 +206,9 @@ def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
     text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
     counts = trained.class_counts
     if counts is not None and test.get('many') is not None:
-        limits = test.get('splits') or {'many_above': 100, 'few_below': 20}
-        split = counts.shot_split(limits['many_above'], limits['few_below'])
+        limits, benchmark = test.get('splits'), find_benchmark((trained.record.get('settings') or {}).get('dataset'))
+        split = (counts.shot_split(limits['many_above'], limits['few_below']) if limits
+                 else counts.shot_split(*benchmark.shot_limits) if benchmark else counts.shot_split())
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
                  f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '
                  f'than {split.few_below}.')

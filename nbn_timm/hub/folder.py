@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from nbn_timm.data import DATASETS
+from nbn_timm.datasets import find_benchmark
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
@@ -17,8 +17,6 @@ from nbn_timm.trained.record import has_names, public_counts
 from nbn_timm.training.settings import public_record
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
-
-_BENCHMARKS = set(DATASETS) - {'list', 'folder'}
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
@@ -68,7 +66,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
         config['label_names'] = list(counts.names)
     dataset = (trained.record.get('settings') or {}).get('dataset')
     if dataset:  # else the architecture's default tag would name published weights that these are not
-        config['pretrained_cfg'] = {'tag': dataset if dataset in _BENCHMARKS else None}
+        config['pretrained_cfg'] = {'tag': dataset if find_benchmark(dataset) else None}
     try:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),

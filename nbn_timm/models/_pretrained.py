@@ -35,7 +35,7 @@ from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, rec
 from .weight_files import read_state_dict
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
-           'register_aliases', 'shipped_file', 'shipped_names', 'weights_record', 'write_zoo_file']
+           'register_aliases', 'shipped_file', 'shipped_names', 'shipped_settings', 'weights_record', 'write_zoo_file']
 
 _logger = logging.getLogger(__name__)
 
@@ -185,6 +185,12 @@ def shipped_file(name: str) -> str | None:
     """The file of weights that come with the package, by `arch.tag`; None where there is none."""
     path = _SHIPPED / _filename(name)
     return str(path) if path.is_file() else None
+
+
+def shipped_settings(name: str) -> dict[str, Any]:
+    """The training settings of weights that come with the package, by `arch.tag`; empty where there are none."""
+    file = shipped_file(name)
+    return json.loads(Path(file).with_suffix('.json').read_text(encoding='utf-8'))['settings'] if file else {}
 
 
 def weights_record(name: str) -> dict[str, Any] | None:

@@ -19,11 +19,12 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
+from ._tags import tag_of_classes
+
 __all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format']
 
 StateDict = dict[str, torch.Tensor]
 
-_BENCHMARKS = {1000: 'imagenet_lt', 8142: 'inat18', 365: 'places_lt', 100: 'cifar100_lt', 10: 'cifar10_lt'}
 _BOTTLENECK_DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _BASIC_DEPTHS: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 
@@ -53,8 +54,8 @@ class Recognized:
 
     @property
     def tag(self) -> str:
-        """The benchmark with that number of classes, or an empty string."""
-        return _BENCHMARKS.get(self.num_classes, '')
+        """The benchmark of the zoo with that number of classes, or an empty string."""
+        return tag_of_classes(self.num_classes)
 
     @property
     def name(self) -> str:

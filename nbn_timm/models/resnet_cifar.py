@@ -24,7 +24,7 @@ default_cfgs = generate_default_cfgs({
     name: cfg
     for depth in (20, 32, 44, 56)
     for form in ('', '_nbn', '_nbn_lr')
-    for name, cfg in cifar_cfgs(f'resnet{depth}{form}', digits=(depth, form) == (20, '_nbn')).items()
+    for name, cfg in cifar_cfgs(f'resnet{depth}{form}').items()
 })
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from timm.models import split_model_name_tag
 
-from nbn_timm.data import DATASETS
+from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import METRICS
 
@@ -61,7 +61,7 @@ def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
     """
     results = _read(Path(path))
     evaluated = str(results.get('model') or architecture)
-    names = {architecture, *(f'{architecture}_{dataset}' for dataset in DATASETS)}  # a model and its aliases
+    names = {architecture, *(f'{architecture}_{dataset}' for dataset in benchmarks())}  # a model and its aliases
     if ':' not in evaluated and split_model_name_tag(evaluated)[0] not in names:
         raise InputError(f"the results file '{path}' is of the model '{evaluated}', and this is '{architecture}': give "
                          'the results of this model')

@@ -13,10 +13,10 @@ from nbn_timm.data import (
     Splits,
     TrainLoader,
     create_eval_loader,
-    create_splits,
     create_train_loader,
     keep_in_memory,
 )
+from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
@@ -86,12 +86,16 @@ class Plan:
             num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
             world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
 
+    def evaluator(self, model: nn.Module | None = None) -> LongTailEvaluator:
+        """What counts the hits of a model, and of routed experts their number."""
+        counting = (self.num_classes, self.splits.class_counts, self.world.device, None, *self.splits.shot_limits)
+        if isinstance(model, RoutedExperts):
+            return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
+        return LongTailEvaluator(*counting)
+
     def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
         """Evaluate a model on a split."""
-        counting = (self.num_classes, self.splits.class_counts, self.world.device)
-        unwrapped = unwrap_model(model)
-        evaluator = (RoutingEvaluator(unwrapped.multiply_adds(self.input.input_size), *counting)
-                     if isinstance(unwrapped, RoutedExperts) else LongTailEvaluator(*counting))
+        evaluator = self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
@@ -115,7 +119,7 @@ def check_eval_metric(name: str, splits: Splits) -> None:
         return
     if splits.class_counts is None:
         raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
-    if not dict(splits.class_counts.shot_split().items())[name]:
+    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[name]:
         raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
 
 
