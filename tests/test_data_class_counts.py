@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 
 

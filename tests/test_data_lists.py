@@ -127,7 +127,8 @@ def test_class_folders_agree_with_torchvision(tmp_path):
     for name in ('cat', 'ant', 'dog'):
         for index in range(3):
             write_image(tmp_path / 'train' / name / f'{index}.png')
-    samples, names = read_class_folders(tmp_path / 'train')
+    split = read_class_folders(tmp_path / 'train')
+    samples, names = split.samples, split.names
     expected = ImageFolder(str(tmp_path / 'train'))
     assert list(names) == expected.classes
     assert [(samples.path(index), label) for index, label in enumerate(samples.targets.tolist())] == expected.samples
@@ -139,9 +140,10 @@ def test_evaluation_folders_take_the_labels_of_training(tmp_path):
             write_image(tmp_path / part / name / 'x.png')
     assert find_split_folder(tmp_path, 'val') == tmp_path / 'validation'
     assert find_split_folder(tmp_path, 'test') is None
-    _, names = read_class_folders(tmp_path / 'train')
-    samples, same = read_class_folders(tmp_path / 'validation', names)
-    assert same == names
+    names = read_class_folders(tmp_path / 'train').names
+    split = read_class_folders(tmp_path / 'validation', names)
+    samples = split.samples
+    assert split.names == names
     assert {os.path.basename(os.path.dirname(samples.path(i))): int(samples.targets[i]) for i in range(2)} == {
         'ant': 0, 'cat': 2}
     write_image(tmp_path / 'validation' / 'emu' / 'x.png')

@@ -18,8 +18,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from nbn_timm.cli.validate import prepare_model
 from nbn_timm.config import COUNT, NOT_NEGATIVE, POSITIVE_INT, parse_flags
-from nbn_timm.data import create_eval_loader
-from nbn_timm.data.pictures import FoundImages, UnlabelledImages, find_images
+from nbn_timm.data import FEW_BELOW, MANY_ABOVE, create_eval_loader
+from nbn_timm.data.dataset import UnlabelledImages
+from nbn_timm.data.pictures import FoundImages, find_images
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
@@ -36,7 +37,7 @@ def create_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='nbn-predict', allow_abbrev=False,
         description='Say what is in pictures: the likeliest classes of each, their probabilities, and how many '
-                    'training images each class had (many: more than 100, few: less than 20).')
+                    f'training images each class had (many: more than {MANY_ABOVE}, few: less than {FEW_BELOW}).')
     parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER',
                         help='image files, and folders, which are searched for images in and below them')
 
@@ -132,8 +133,8 @@ def run(args: argparse.Namespace, found: FoundImages, device: torch.device) -> i
     height, width = trained.input.input_size[1:]
     tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
          + (f'from {counts.source}' if counts else 'not known'))
-    if found.skipped:
-        tell(f'{number(found.skipped, "file")} skipped in the folders: hidden, or without an image extension')
+    for note in found.notes:
+        tell(note)
     begun = time.perf_counter()
     unreadable = write_whole(args.output, write) if args.output else write(forgiving(sys.stdout))
     seconds = time.perf_counter() - begun

@@ -16,7 +16,7 @@ from torchvision.datasets.utils import check_integrity
 
 from nbn_timm.data.benchmarks import LIST_BENCHMARKS, LISTS_URL, ListBenchmark, ListFile
 from nbn_timm.data.cifar_lt import CIFAR_CLASSES, CIFAR_FACTOR, load_cifar
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.data.lists import read_image_list
 from nbn_timm.data.longtail import PROFILES, draw_long_tail
 from nbn_timm.errors import InputError, run_cli
@@ -147,8 +147,8 @@ def prepare_cifar(
     path = data_dir / f'{name}_{profile}_{factor:g}.json'
     write_text_atomic(path, json.dumps(report, indent=1) + '\n')
     split = ', '.join(f'{len(classes)} {shot}' for shot, classes in counts.shot_split().items())
-    print(f'{name}: {len(indices):,} training images, {max(counts.counts)} to {min(counts.counts)} per class '
-          f'({split}); report in {path}')
+    print(f'{name}: {len(indices):,} training images, {max(counts.train_images)} to {min(counts.train_images)} per '
+          f'class ({split}); report in {path}')
 
 
 def console() -> int:

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from nbn_timm.data.benchmarks import LIST_BENCHMARKS, ListBenchmark
 from nbn_timm.data.cifar_lt import CIFAR_CLASSES, CIFAR_FACTOR, load_cifar
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import Classes
 from nbn_timm.data.dataset import ImageSamples, LabelledImages
 from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, OWN_IMAGES, DataDefaults
 from nbn_timm.data.digits import DIGITS_FACTOR, load_digits_splits
@@ -40,7 +40,8 @@ class Splits:
         train, val, test: None where the dataset has no such split or it was not asked for. A dataset without `val`
             has nothing to select a model on: its last epoch is reported.
         train_targets: Labels of the training split, int64 [N], for samplers; None where only reading it would tell.
-        class_counts: None where the training split cannot be counted and no file was given.
+        classes: Names and, where the training split can be counted or a file was given, training images per class;
+            None if nothing is known.
         defaults: Published input format and augmentation.
         num_classes: None where it cannot be known without reading all images.
         notes: What a person should know about the data, one sentence each.
@@ -49,11 +50,16 @@ class Splits:
     train: Dataset | None
     val: Dataset | None
     test: Dataset | None
-    class_counts: ClassCounts | None
+    classes: Classes | None
     defaults: DataDefaults
     num_classes: int | None = None
     train_targets: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def class_counts(self) -> Classes | None:
+        """The classes, if their training images are known."""
+        return self.classes if self.classes is not None and self.classes.counts is not None else None
 
 
 def create_splits(settings: DataSettings, parts: Collection[str] = PARTS) -> Splits:
@@ -68,7 +74,7 @@ def create_splits(settings: DataSettings, parts: Collection[str] = PARTS) -> Spl
         InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
     """
     read = _reader(settings.dataset, bool(settings.lists))
-    given = ClassCounts.from_file(settings.class_counts_file) if settings.class_counts_file else None
+    given = Classes.from_file(settings.class_counts_file) if settings.class_counts_file else None
     settings = replace(settings, num_classes=_known_classes(settings, given))
     source = read(settings, parts, given is None)
     return _assemble(settings, parts, given, source)
@@ -123,38 +129,46 @@ def _read_lists(settings: DataSettings, parts: Collection[str], count: bool) -> 
     data_dir = _data_dir(settings)
     num_classes = settings.num_classes
     lists: dict[str, ImageList] = {}
+    notes: list[str] = []
     for part in PARTS:  # the training list first, because it may settle the class number
         wanted = part in parts or (part == 'train' and count)
         path = _find_list(settings, data_dir, part, benchmark, required=part in parts) if wanted else None
         if path is None:
             continue
         lists[part] = read_image_list(path, num_classes)
+        notes += lists[part].notes
         if part == 'train' and num_classes is None:
             num_classes = int(lists['train'].targets.max()) + 1
     datasets = {part: ImageSamples(rows.paths, rows.targets, root=data_dir) for part, rows in lists.items()}
     names = _names_from_folders(lists['train'], num_classes) if 'train' in lists and num_classes else None
     if settings.dataset in CIFAR_CLASSES:
-        note = f"the images of {settings.dataset} come from list files, not from LDAM's draw: say so beside any number"
-        return _Source(datasets, names, CIFAR_LT, [note])
-    return _Source(datasets, names, benchmark.defaults if benchmark else OWN_IMAGES)
+        notes.append(
+            f"the images of {settings.dataset} come from list files, not from LDAM's draw: say so beside any number")
+        return _Source(datasets, names, CIFAR_LT, notes)
+    return _Source(datasets, names, benchmark.defaults if benchmark else OWN_IMAGES, notes)
 
 
 def _read_folders(settings: DataSettings, parts: Collection[str], count: bool) -> _Source:
     data_dir = _data_dir(settings)
     datasets: dict[str, ImageSamples] = {}
     names: tuple[str, ...] | None = None
+    notes: list[str] = []
     for part in PARTS:  # the training split first, because its folders name the classes
         folder = find_split_folder(data_dir, part) if part in parts or part == 'train' else None
         if folder is not None:
-            datasets[part], names = read_class_folders(folder, names)
+            read = read_class_folders(folder, names, training=part == 'train' and part in parts)
+            names = read.names
+            notes += read.notes
+            if read.samples is not None:
+                datasets[part] = read.samples
         elif part == 'train' and part in parts:
             raise InputError(f"'{data_dir}' has no folder 'train': put the images as train/<class>/<image>")
     if not set(datasets) & set(parts):
         wanted = [name for part in parts for name in SPLIT_FOLDERS[part]]
         raise InputError(
             f"'{data_dir}' has no folder {' or '.join(wanted)}: put the images as {wanted[0]}/<class>/<image>")
-    notes = [] if 'train' in datasets else [
-        f"'{data_dir}' has no training split, so the classes are the folders that are there"]
+    if 'train' not in datasets:
+        notes.append(f"'{data_dir}' has no training split, so the classes are the folders that are there")
     return _Source(datasets, names, OWN_IMAGES, notes)
 
 
@@ -185,7 +199,7 @@ def _read_timm(settings: DataSettings, parts: Collection[str], count: bool) -> _
 def _assemble(
         settings: DataSettings,
         parts: Collection[str],
-        given: ClassCounts | None,
+        given: Classes | None,
         source: _Source,
 ) -> Splits:
     """Draw the long tail, count it, and keep the parts that were asked for."""
@@ -214,7 +228,7 @@ def _assemble(
     measured = None
     if targets is not None:
         fitting = source.names if source.names and len(source.names) == num_classes else None
-        measured = ClassCounts.from_targets(targets, fitting, description, num_classes)
+        measured = Classes.from_targets(targets, fitting, description, num_classes)
     counts = given or measured
     if counts is None and 'train' in parts:
         notes.append('the training images per class are unknown: give them as a file where they are needed')
@@ -225,7 +239,7 @@ def _assemble(
         train=train if 'train' in parts else None,
         val=source.datasets.get('val') if 'val' in parts else None,
         test=source.datasets.get('test') if 'test' in parts else None,
-        class_counts=counts,
+        classes=counts,
         defaults=source.defaults,
         num_classes=num_classes,
         train_targets=targets,
@@ -272,17 +286,12 @@ def _find_list(
 
 
 def _names_from_folders(rows: ImageList, num_classes: int) -> tuple[str, ...] | None:
-    """Class names from the folder of each class's first image, or None if these do not tell the classes apart."""
-    labels, first = np.unique(rows.targets, return_index=True)
-    folders = [os.path.dirname(rows.paths[index]) for index in first]
-    if len(set(folders)) < len(folders) or len(folders) < 2:
-        return None
-    common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ''
-    names = dict(zip(labels.tolist(), (os.path.relpath(folder, common or '.') for folder in folders), strict=True))
-    return tuple(names.get(label, str(label)) for label in range(num_classes))
+    """Class names, of a class without images its number; None if the folders do not tell the classes apart."""
+    names = rows.folder_names()
+    return None if names is None else tuple(names.get(label, str(label)) for label in range(num_classes))
 
 
-def _known_classes(settings: DataSettings, given: ClassCounts | None) -> int | None:
+def _known_classes(settings: DataSettings, given: Classes | None) -> int | None:
     """The number of classes where the benchmark, the settings or the given counts tell it; they must agree."""
     published = {'digits_lt': 10, 'cifar10_lt': 10, 'cifar100_lt': 100}.get(settings.dataset)
     if settings.dataset in LIST_BENCHMARKS:

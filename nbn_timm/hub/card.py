@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from nbn_timm.data import ClassCounts
+from nbn_timm.data import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.data.cifar_lt import CIFAR_CLASSES
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
@@ -140,7 +140,7 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
     draw = _draw(settings)
     if draw:
         rows.append(('draw', draw))
-    if counts is not None:
+    if counts is not None and counts.counts is not None:
         largest, smallest = max(counts.counts), min(count for count in counts.counts if count)
         rows += [
             ('training images', f'{counts.total:,} in {counts.num_classes} classes'),
@@ -157,7 +157,7 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
 
 def _images(size: int, counts: ClassCounts) -> str:
     """How many images, and which classes have that many."""
-    names = [name for name, count in zip(counts.names, counts.counts, strict=True) if count == size]
+    names = [name for name, count in zip(counts.names, counts.train_images, strict=True) if count == size]
     more = f' and {len(names) - 5} others' if len(names) > 5 else ''
     return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
 
@@ -223,8 +223,8 @@ def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
     text = f'Accuracy in percent on the {test["split"]} split, {test["images"]:,} images{precision}:\n\n'
     text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
     counts = trained.class_counts
-    if counts is not None and test.get('many') is not None:
-        limits = test.get('splits') or {'many_above': 100, 'few_below': 20}
+    if counts is not None and counts.counts is not None and test.get('many') is not None:
+        limits = test.get('splits') or {'many_above': MANY_ABOVE, 'few_below': FEW_BELOW}
         split = counts.shot_split(limits['many_above'], limits['few_below'])
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
                  f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.mixing.mixing import ALWAYS, Mixing
 
 
