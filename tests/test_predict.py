@@ -187,7 +187,8 @@ def test_folders_are_searched_in_natural_order(tmp_path):
     found = find_images([tmp_path, tmp_path / 'notes.txt', tmp_path / 'gone.png'])
     assert [os.path.relpath(file, tmp_path) for file in found.files] == [
         'a.jpeg', 'b/2.PNG', 'b/10.png', 'b/a/1.webp', 'notes.txt', 'gone.png']
-    assert found.skipped == 3
+    assert found.notes == (f"left out of '{tmp_path}': 2 hidden files or folders (such as '.hidden.png'), "
+                           "1 .txt file ('notes.txt'), 1 .csv file ('x.csv')",)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -205,7 +206,7 @@ def test_skipped_files_are_counted(work, tmp_path, capsys):
     (tmp_path / 'copy.png').write_bytes((work / 'test' / 'ant' / '0.png').read_bytes())
     predict.main([*flags(work), str(tmp_path)])
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[0] == str(tmp_path / 'copy.png') and '1 file ' in printed.err
+    assert printed.out.splitlines()[0] == str(tmp_path / 'copy.png') and '1 .txt file ' in printed.err
 
 
 @pytest.mark.parametrize('workers', ['0', '1'])

@@ -254,7 +254,8 @@ class Matching:
         """What a person should know: a sentence if classes were matched by position."""
         if not self.by_position:
             return []
-        how_many = 'the classes' if self.by_position == self.theirs.num_classes else f'{self.by_position:,} classes'
+        number = self.theirs.num_classes
+        how_many = 'the classes' if self.by_position == number else f'{self.by_position:,} of {number:,} classes'
         return [f'{how_many} of {self.what} are matched with those of {self.here} by position, because one side has '
                 'only numbers for them']
 
@@ -428,7 +429,7 @@ def _from_record(data: Any, source: str) -> Classes:
             '{"counts": [...], "names": [...]}') from error
 
 
-_LABEL = re.compile('0|[1-9][0-9]{0,17}')
+_LABEL = re.compile('0|[1-9][0-9]{0,999}')
 
 
 def _unique(pairs: list[tuple[str, Any]], source: str) -> dict[str, Any]:

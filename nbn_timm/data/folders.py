@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbn_timm.data.dataset import ImageSamples
-from nbn_timm.data.pictures import PictureSearch, is_hidden, is_picture, natural_order, sorted_entries
+from nbn_timm.data.pictures import (
+    HIDDEN,
+    LINK_BACK,
+    PictureSearch,
+    is_hidden,
+    is_picture,
+    natural_order,
+    sorted_entries,
+)
 from nbn_timm.errors import InputError, nearest, quoted
 from nbn_timm.files import open_regular
 
@@ -83,7 +91,7 @@ def read_class_folders(folder: Path, names: Sequence[str] | None = None, trainin
     return _labelled(folder, [(path, name) for name in found for path in found[name]], names or tuple(found), notes)
 
 
-_STRAY = 'picture that lies beside the class folders'
+_STRAY = 'picture{s} beside the class folders'
 
 
 def _class_folders(folder: Path, search: PictureSearch) -> dict[str, str]:
@@ -93,11 +101,11 @@ def _class_folders(folder: Path, search: PictureSearch) -> dict[str, str]:
     top = os.path.realpath(folder)
     for entry in sorted_entries(str(folder)):
         if is_hidden(entry.name):
-            search.left_out.add('hidden file or folder', entry.name)
+            search.left_out.add(HIDDEN, entry.name)
         elif os.path.isdir(entry.path):
             real = os.path.realpath(entry.path)
             if os.path.join(top, '').startswith(os.path.join(real, '')):
-                search.left_out.add('link to a folder that counts already', entry.name)
+                search.left_out.add(LINK_BACK, entry.name)
             elif named.setdefault(real, entry.name) != entry.name:
                 raise InputError(f'the class folders {quoted(named[real])} and {quoted(entry.name)} of '
                                  f'{quoted(str(folder))} are one folder by a link: remove one of them')
@@ -154,7 +162,7 @@ def _annotated(folder: Path, pictures: list[str], names: Sequence[str] | None, n
         raise InputError(f'{what} labels {quoted(missing)}, which is not in folder {_ONE_HEAP!r} beside it: '
                          'unpack the archive again')
     if unlabelled := len(path_of) - len(class_of):
-        notes.append(f'{unlabelled:,} pictures of {quoted(str(folder))} are not in {_ANNOTATIONS}: they are left out')
+        notes.append(f'pictures of {quoted(str(folder))} that are not in {_ANNOTATIONS} are left out: {unlabelled:,}')
     found = [(path_of[name], class_name) for name, class_name in class_of.items()]
     if not found:
         raise InputError(f'{what} labels no picture: unpack the archive again')

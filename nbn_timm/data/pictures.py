@@ -16,6 +16,10 @@ from nbn_timm.files import open_regular
 _NO_PICTURES = ('MPEG', 'EPS')
 _ARCHIVE_LEFTOVERS = '__MACOSX'  # the folder of resource forks in archives that macOS made
 
+# Kinds of what is left out, see `LeftOut`.
+HIDDEN, LINK_BACK = 'hidden file{s} or folder{s}', 'link{s} to a folder that counts already'
+_KINDS_TOLD = 8
+
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -137,24 +141,23 @@ class LeftOut:
         self._first: dict[str, str] = {}
 
     def add(self, kind: str, name: str) -> None:
-        """Count one; `kind` is what it is, in the singular."""
+        """Count one; `kind` says what it is, with {s} where there is an s in the plural."""
         self.number[kind] += 1
         self._first.setdefault(kind, name)
 
     def add_file(self, name: str) -> None:
         """Count a file that is no picture."""
-        self.add(f'{os.path.splitext(name)[1].lower() or "nameless"} file', name)
+        extension = os.path.splitext(name)[1].lower()
+        self.add(f'{quoted(extension)[1:-1]} file{{s}}' if extension else 'file{s} without extension', name)
 
     def notes(self, place: str) -> list[str]:
         """One sentence, if there is anything to tell."""
-        kinds = [f'{number:,} {_plural(kind, number)} ({"such as " if number > 1 else ""}{quoted(self._first[kind])})'
-                 for kind, number in sorted(self.number.items())]
+        most = self.number.most_common(_KINDS_TOLD)
+        kinds = [f'{number:,} ' + kind.replace('{s}', '' if number == 1 else 's')
+                 + f' ({"such as " if number > 1 else ""}{quoted(self._first[kind])})' for kind, number in most]
+        if others := self.number.total() - sum(number for _, number in most):
+            kinds.append(f'{others:,} of other kinds')
         return [f'left out of {place}: {", ".join(kinds)}'] if kinds else []
-
-
-def _plural(kind: str, number: int) -> str:
-    noun, _, rest = kind.partition(' that ')
-    return (noun if number == 1 else f'{noun}s') + (f' that {rest}' if rest else '')
 
 
 class PictureSearch:
@@ -192,7 +195,7 @@ class PictureSearch:
             if not os.path.isdir(link):
                 to_files.append((index, link, target))
             elif target in self._entered or self._is_above(target):
-                self.left_out.add('link to a folder that counts already', link)
+                self.left_out.add(LINK_BACK, link)
             else:
                 self._entered.add(target)
                 found[index] += self._walk(link, target, index, links)
@@ -211,19 +214,19 @@ class PictureSearch:
             for entry in sorted_entries(folder):
                 inner = os.path.join(real, entry.name)
                 if is_hidden(entry.name):
-                    self.left_out.add('hidden file or folder', entry.name)
+                    self.left_out.add(HIDDEN, entry.name)
                 elif entry.is_symlink():
                     links.append((index, entry.path))
                 elif entry.is_dir():
                     if inner in self._entered:
-                        self.left_out.add('folder that counts already', entry.path)
+                        self.left_out.add('folder{s} of another class', entry.path)
                     else:
                         self._entered.add(inner)
                         subfolders.append((entry.path, inner))
                 elif not is_picture(entry.name):
                     self.left_out.add_file(entry.name)
                 elif not entry.is_file():
-                    self.left_out.add('pipe or device', entry.name)
+                    self.left_out.add('pipe{s} or device{s}', entry.name)
                 else:
                     files.append(entry.path)
             stack += reversed(subfolders)
@@ -235,10 +238,10 @@ class PictureSearch:
         if not is_picture(os.path.basename(link)):
             self.left_out.add_file(link)
         elif not os.path.isfile(target):
-            self.left_out.add('broken link', link)
+            self.left_out.add('broken link{s}', link)
         elif target in self._taken or (
                 os.path.dirname(target) in self._entered and is_picture(name) and not is_hidden(name)):
-            self.left_out.add('link to a picture that counts already', link)
+            self.left_out.add('link{s} to a picture that counts already', link)
         else:
             self._taken.add(target)
             return True
