@@ -22,9 +22,7 @@ def save(path, image, **settings):
 
 def test_formats_are_pillows():
     known = picture_extensions()
-    for extension in ('.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2'):
-        assert extension in known
-    assert ('.avif' in known) == features.check('avif') or '.avif' in known
+    assert known >= {'.jpg', '.jpeg', '.jfif', '.png', '.gif', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm', '.jp2'}
     for extension in ('.txt', '.pdf', '.mpg', '.eps', '.h5', '.svg', ''):
         assert extension not in known
     assert is_picture('a.JPG') and is_picture('a.b.png') and not is_picture('png') and not is_picture('a.png.txt')
@@ -62,8 +60,9 @@ def test_pictures_are_turned_as_a_camera_marked_them(tmp_path, orientation, exte
         7: upright.transpose(1, 0, 2)[::-1, ::-1], 8: upright.transpose(1, 0, 2)[:, ::-1]}[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    quality = {'quality': 95, 'subsampling': 0} if extension == 'jpg' else {'lossless': True} if extension == 'webp' else {}
-    path = save(tmp_path / f'x.{extension}', Image.fromarray(np.ascontiguousarray(stored)), exif=exif, **quality)
+    quality = {'jpg': {'quality': 95, 'subsampling': 0}, 'webp': {'lossless': True}}
+    path = save(tmp_path / f'x.{extension}', Image.fromarray(np.ascontiguousarray(stored)), exif=exif,
+                **quality.get(extension, {}))
     seen = np.asarray(read_picture(path)).astype(int)
     assert seen.shape == upright.shape and np.abs(seen - upright).max() <= 6
     for samples in (ImageSamples([path], [0]), UnlabelledImages([path])):
@@ -72,7 +71,8 @@ def test_pictures_are_turned_as_a_camera_marked_them(tmp_path, orientation, exte
 
 
 def test_damaged_exif_spoils_no_picture(tmp_path):
-    for number, block in enumerate((b'Exif\0\0II*\0\xff\xff\xff\xff', b'Exif\0\0nonsense', b'Exif\0\0MM\0*\0\0\0\x08\0\x01')):
+    blocks = b'II*\0\xff\xff\xff\xff', b'nonsense', b'MM\0*\0\0\0\x08\0\x01'
+    for number, block in enumerate(b'Exif\0\0' + block for block in blocks):
         path = save(tmp_path / f'{number}.jpg', Image.new('RGB', (4, 4), (200, 0, 0)), exif=block)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')

@@ -241,7 +241,7 @@ def test_text_leaves_unreadable_images_to_the_standard_error(work, tmp_path, mon
     assert 'gone.jpg' not in printed.out and '0.png' in printed.out and 'gone.jpg' in printed.err
 
 
-def test_orientation_is_ignored_as_in_training(work, tmp_path):
+def test_pictures_are_turned_upright_as_in_training(work, tmp_path):
     image = Image.open(work / 'test' / 'ant' / '0.png').crop((0, 2, 16, 18))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -250,7 +250,7 @@ def test_orientation_is_ignored_as_in_training(work, tmp_path):
     image.save(tmp_path / 'tagged.png', exif=exif)
     plain, tagged, turned = (records([*flags(work), tmp_path / f'{name}.png'], tmp_path)[0]['predictions']
                              for name in ('plain', 'tagged', 'turned'))
-    assert tagged == plain != turned
+    assert tagged == turned != plain
 
 
 def test_odd_names_are_printed(work, tmp_path):
