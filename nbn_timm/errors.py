@@ -15,6 +15,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ''
 
 
+def quoted(name: str) -> str:
+    """A name in quotes for a sentence: on one line and in letters that any terminal takes."""
+    return "'" + ''.join(letter if letter.isprintable() else letter.encode('unicode_escape').decode('ascii')
+                         for letter in name) + "'"
+
+
 _LOST_PEER = ('Connection closed by peer', 'Connection reset by peer')  # what gloo says when a process is gone
 
 

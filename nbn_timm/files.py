@@ -1,10 +1,13 @@
 """Files that are written whole or not at all, and the digests that identify them."""
+import errno
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -98,6 +101,25 @@ def _check_replaceable(folder: Path, replaceable: Collection[str]) -> None:
     if foreign is not None:
         remedy = 'choose another output folder' if replaceable else 'choose another output folder or add --overwrite'
         raise InputError(f"the folder '{folder}' is not empty (it has '{foreign}'): {remedy}")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, and nothing that could keep its reader waiting: no pipe, socket or device.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, 'it is a pipe or a device and no regular file', os.fspath(path))
+        return os.fdopen(handle, 'rb')
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def file_sha256(path: str | Path) -> str:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data import ClassCounts, DataDefaults, Splits, create_eval_loader
+from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
+from nbn_timm.data.splits import Known
 from nbn_timm.datasets import benchmark_of, create_splits, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
@@ -174,36 +175,33 @@ def open_data(
         settings: ValidateSettings,
         trained: TrainedModel,
         world: World,
-) -> tuple[Splits, ClassCounts | None]:
+) -> tuple[Splits, Classes | None]:
     """The split to evaluate, and the training images per class.
 
     Raises:
         InputError: There is no such split, or the training images are asked for and not known.
     """
     source, split = settings.shots.counts_from, settings.evaluation.split
-    counts = None if source == 'dataset' else read_class_counts(settings, trained)
     data = replace(settings.data, batch_size=settings.batch.batch_size)
+    whose = f"checkpoint '{settings.weights.checkpoint}'" if settings.weights.checkpoint else f"model '{trained.name}'"
+    known = Known(trained.classes, whose) if trained.classes is not None else None
     if source != 'dataset':  # nobody asks for the training images
-        data = replace(data, train_list=None, class_counts=None,
+        data = replace(data, train_list=None, class_counts=data.class_counts if source == 'file' else None,
                        num_classes=data.num_classes or trained.model.num_classes)
     with world.primary_first():
-        splits = create_splits(data, (split,))
+        splits = create_splits(data, (split,), known)
     if (splits.val if split == 'val' else splits.test) is None:
         raise InputError(f"'{data.dataset}' has no {split} split here: "
                          f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")
-    if source == 'dataset':
-        counts = splits.class_counts
-        if counts is None:
-            raise InputError(f'the training images per class are not known, since the training split of '
-                             f"'{data.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
+    counts = class_counts_of(settings, trained, splits)
     if counts is None and (settings.post_hoc.test_agnostic or settings.adjustment.logit_adjustment):
         raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
                          '--class-counts FILE and leave out --counts-from none')
     return splits, counts
 
 
-def read_class_counts(settings: ValidateSettings, trained: TrainedModel) -> ClassCounts | None:
-    """Training images per class where --counts-from is 'file', 'checkpoint' or 'none'.
+def class_counts_of(settings: ValidateSettings, trained: TrainedModel, splits: Splits) -> Classes | None:
+    """Training images per class from where --counts-from says; None for 'none'.
 
     Raises:
         InputError: The source has none.
@@ -211,13 +209,15 @@ def read_class_counts(settings: ValidateSettings, trained: TrainedModel) -> Clas
     source = settings.shots.counts_from
     if source == 'none':
         return None
-    if source == 'file' and settings.data.class_counts:
-        return ClassCounts.from_file(settings.data.class_counts)
     if source == 'checkpoint' and trained.class_counts is not None:
         file = settings.weights.checkpoint
         where = f"checkpoint '{file}'" if file else 'record of the weights'
         return replace(trained.class_counts, source=f'{where} ({trained.class_counts.source})')
-    reason = '--class-counts was not given' if source == 'file' else 'the checkpoint records none'
+    if source == 'dataset' or (source == 'file' and settings.data.class_counts):
+        if splits.class_counts is not None:
+            return splits.class_counts
+    reason = {'file': '--class-counts was not given', 'checkpoint': 'the checkpoint records none'}.get(
+        str(source), f"the training split of '{settings.data.dataset}' was not found")
     raise InputError(f'the training images per class are not known, since {reason}: {HOW_TO_GIVE_COUNTS}')
 
 
@@ -231,7 +231,7 @@ def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: 
 def build_evaluator(
         settings: ValidateSettings,
         model: Any,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
         input_format: DataDefaults,
         limits: tuple[int, int],
         device: torch.device,
@@ -252,7 +252,7 @@ def describe(
         settings: ValidateSettings,
         trained: TrainedModel,
         input_format: DataDefaults,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
 ) -> dict[str, Any]:
     """What is evaluated, as plain data for the result and for people."""
     weights, precision = settings.weights, settings.precision
@@ -276,7 +276,7 @@ def describe(
 def report(
         settings: ValidateSettings,
         result: EvalResult,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
         about: dict[str, Any],
 ) -> None:
     """Print the table, and write the files that were asked for."""

@@ -15,7 +15,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task import ClassificationEvaluator
 from torch.utils.data import DataLoader, TensorDataset
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
 

@@ -336,7 +336,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def loader_of(*flags: str, dataset=None):
     args = parse_args(build_parser(), ['--dataset', 'list', '--model', 'resnet20', '--workers', '0', *flags])
-    splits = Splits(train=dataset or Images(), val=None, test=None, class_counts=None, num_classes=4,
+    splits = Splits(train=dataset or Images(), val=None, test=None, classes=None, num_classes=4,
                     defaults=DataDefaults(), train_targets=None if dataset else TARGETS)
     return build_train_loader(args, splits, DataDefaults(), plan_batch(1, 8), World(torch.device('cpu')),
                               torch.nn.Identity())

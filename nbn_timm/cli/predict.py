@@ -20,8 +20,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import create_eval_loader
-from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
-from nbn_timm.data.pictures import FoundImages, UnlabelledImages, find_images
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
+from nbn_timm.data.dataset import UnlabelledImages
+from nbn_timm.data.pictures import FoundImages, find_images
 from nbn_timm.data.settings import LoaderSettings
 from nbn_timm.datasets import find_benchmark
 from nbn_timm.deploy import FoldSettings
@@ -153,8 +154,8 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     height, width = trained.input.input_size[1:]
     tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
          + (f'from {counts.source}' if counts else 'not known'))
-    if found.skipped:
-        tell(f'{number(found.skipped, "file")} skipped in the folders: hidden, or without an image extension')
+    for note in found.notes:
+        tell(note)
     begun = time.perf_counter()
     unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))
     seconds = time.perf_counter() - begun

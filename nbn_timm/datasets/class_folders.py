@@ -20,7 +20,11 @@ class ClassFolders(NamedDataset):
         for part in PARTS:  # the training split first, because its folders name the classes
             folder = find_split_folder(data_dir, part) if part in parts or part == 'train' else None
             if folder is not None:
-                source.datasets[part], source.names = read_class_folders(folder, source.names)
+                read = read_class_folders(folder, source.names, training=part == 'train' and part in parts)
+                source.names = read.names
+                source.notes += read.notes
+                if read.samples is not None:
+                    source.datasets[part] = read.samples
             elif part == 'train' and part in parts:
                 raise InputError(f"'{data_dir}' has no folder 'train': put the images as train/<class>/<image>")
         if not set(source.datasets) & set(parts):

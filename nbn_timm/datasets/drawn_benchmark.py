@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.data.dataset import ImageSamples, LabelledImages
 from nbn_timm.data.longtail import draw_long_tail, profile_counts
 from nbn_timm.data.settings import DataSettings
@@ -127,8 +127,9 @@ class DrawnBenchmark(Benchmark):
         path = data_dir / f'{self.name}_{profile}_{factor:g}.json'
         write_text_atomic(path, json.dumps(report, indent=1) + '\n')
         split = ', '.join(f'{len(classes)} {shot}' for shot, classes in counts.shot_split(*self.shot_limits).items())
-        print(f'{self.name}: {len(indices):,} training images, {max(counts.counts)} to {min(counts.counts)} per class '
-              f'({split}); report in {path}')
+        images = counts.train_images
+        print(f'{self.name}: {len(indices):,} training images, {max(images)} to {min(images)} per class ({split}); '
+              f'report in {path}')
 
     def _check_files(self, settings: DataSettings, train: LabelledImages) -> None:
         """Look for all images of all splits, where they are files."""

@@ -1,10 +1,7 @@
 """List files of one's own: `path label` lines."""
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.lists import ImageList, read_image_list
@@ -57,17 +54,19 @@ def read_lists(
     data_dir = image_root(settings)
     num_classes = settings.num_classes
     lists: dict[str, ImageList] = {}
+    notes: list[str] = []
     for part in PARTS:  # the training list first, because it may settle the class number
         wanted = part in parts or (part == 'train' and count)
         path = _find_list(settings, data_dir, part, published or {}, required=part in parts) if wanted else None
         if path is None:
             continue
         lists[part] = read_image_list(path, num_classes)
+        notes += lists[part].notes
         if part == 'train' and num_classes is None:
             num_classes = int(lists['train'].targets.max()) + 1
     datasets = {part: ImageSamples(rows.paths, rows.targets, root=data_dir) for part, rows in lists.items()}
     names = _names_from_folders(lists['train'], num_classes) if 'train' in lists and num_classes else None
-    return Source(dict(datasets), names)
+    return Source(dict(datasets), names, notes)
 
 
 def _find_list(
@@ -100,11 +99,6 @@ def _find_list(
 
 
 def _names_from_folders(rows: ImageList, num_classes: int) -> tuple[str, ...] | None:
-    """Class names from the folder of each class's first image, or None if these do not tell the classes apart."""
-    labels, first = np.unique(rows.targets, return_index=True)
-    folders = [os.path.dirname(rows.paths[index]) for index in first]
-    if len(set(folders)) < len(folders) or len(folders) < 2:
-        return None
-    common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ''
-    names = dict(zip(labels.tolist(), (os.path.relpath(folder, common or '.') for folder in folders), strict=True))
-    return tuple(names.get(label, str(label)) for label in range(num_classes))
+    """Class names, of a class without images its number; None if the folders do not tell the classes apart."""
+    names = rows.folder_names()
+    return None if names is None else tuple(names.get(label, str(label)) for label in range(num_classes))

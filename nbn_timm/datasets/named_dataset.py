@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import read_counts
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
 from nbn_timm.data.settings import DataSettings
-from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Source, Splits, assemble
+from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
 
@@ -93,22 +93,27 @@ def dataset_choices() -> str:
                      for name, known in DATASETS.items())
 
 
-def create_splits(settings: DataSettings, parts: Collection[str] = PARTS) -> Splits:
+def create_splits(
+        settings: DataSettings,
+        parts: Collection[str] = PARTS,
+        known: Known | None = None,
+) -> Splits:
     """Build the splits of a dataset and count its training images.
 
     Args:
         settings: What to read.
         parts: The splits to build, of 'train', 'val' and 'test'. The training split is counted even if it is not
             among them, provided that it can be found.
+        known: Classes of a finished network, by which the labels are numbered.
 
     Raises:
         InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
     """
     dataset = find_dataset(settings.dataset)
-    given = ClassCounts.from_file(settings.class_counts) if settings.class_counts else None
-    settings = replace(settings, num_classes=_known_classes(dataset, settings, given))
+    given = read_counts(settings.class_counts) if settings.class_counts else None
+    settings = replace(settings, num_classes=_known_classes(dataset, settings))
     source = dataset.read(settings, parts, given is None)
-    return assemble(settings, parts, source, dataset.defaults, given, dataset.drawn_factor(settings),
+    return assemble(settings, parts, source, dataset.defaults, given, known, dataset.drawn_factor(settings),
                     dataset.shot_limits)
 
 
@@ -136,15 +141,10 @@ def image_root(settings: DataSettings) -> Path:
     return Path(settings.data_dir)
 
 
-def _known_classes(dataset: NamedDataset, settings: DataSettings, given: ClassCounts | None) -> int | None:
-    """The number of classes where the benchmark, the settings or the given counts tell it; they must agree."""
+def _known_classes(dataset: NamedDataset, settings: DataSettings) -> int | None:
+    """The number of classes where the benchmark or the settings tell it; they must agree."""
     published = dataset.num_classes
     if published and settings.num_classes not in (None, published):
         raise InputError(
             f'{settings.dataset} has {published} classes, not {settings.num_classes}: remove --num-classes')
-    expected = published or settings.num_classes
-    if given and expected not in (None, given.num_classes):
-        raise InputError(
-            f'{given.source} counts {given.num_classes} classes but {settings.dataset} has {expected}: '
-            'give the counts of this dataset')
-    return expected or (given.num_classes if given else None)
+    return published or settings.num_classes

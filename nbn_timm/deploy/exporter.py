@@ -150,9 +150,10 @@ def export_model(
         report = _write_and_check(artefact, temporary, images, settings)
         counts = trained.class_counts
         if counts is not None:
+            images_of = counts.counts or (None,) * counts.num_classes
             (temporary / LABELS_FILE).write_text(_json([
                 {'label': label, 'name': name, 'training_images': count}
-                for label, (name, count) in enumerate(zip(counts.names, counts.counts, strict=True))]), 'utf-8')
+                for label, (name, count) in enumerate(zip(counts.names, images_of, strict=True))]), 'utf-8')
         (temporary / REPORT_FILE).write_text(_json(report.to_dict()), 'utf-8')
         reports.append(report)
 
@@ -167,7 +168,8 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
     about: dict[str, Any] = {
         'model': _public_name(trained), 'input': trained.input.input_format()}
     if counts is not None:
-        about['training_images'] = list(counts.counts)
+        if counts.counts is not None:
+            about['training_images'] = list(counts.counts)
         if has_names(counts):
             about['label_names'] = list(counts.names)
     counted = {} if counts is None else {'class_counts': public_counts(counts).to_dict()}

@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
-from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE, ClassCounts
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import EvalResult
 
@@ -47,7 +47,8 @@ class LongTailEvaluator(ClassificationEvaluator):
                 f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
                 f'has {num_classes}: give the counts of the training set that the model was trained on')
         self.num_classes = num_classes
-        self.shot_split = class_counts.shot_split(many, few) if class_counts is not None else None
+        counted = class_counts is not None and class_counts.counts is not None
+        self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
         super().__init__(device, max_samples=max_samples)
 

@@ -1,7 +1,7 @@
 """Settings of an evaluation."""
 from dataclasses import dataclass
 
-from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
 
 

@@ -136,7 +136,7 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
     draw = describe_draw(settings)
     if draw:
         rows.append(('draw', draw))
-    if counts is not None:
+    if counts is not None and counts.counts is not None:
         largest, smallest = max(counts.counts), min(count for count in counts.counts if count)
         rows += [
             ('training images', f'{counts.total:,} in {counts.num_classes} classes'),
@@ -150,7 +150,7 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
 
 def _images(size: int, counts: ClassCounts) -> str:
     """How many images, and which classes have that many."""
-    names = [name for name, count in zip(counts.names, counts.counts, strict=True) if count == size]
+    names = [name for name, count in zip(counts.names, counts.train_images, strict=True) if count == size]
     more = f' and {len(names) - 5} others' if len(names) > 5 else ''
     return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
 

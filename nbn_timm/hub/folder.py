@@ -33,7 +33,7 @@ def portable(trained: TrainedModel) -> TrainedModel:
     counts = trained.class_counts
     return replace(
         trained, model=fold_nbn(trained.model) if trained.nbn else trained.model, nbn=False,
-        record=public_record(trained.record), class_counts=None if counts is None else public_counts(counts))
+        record=public_record(trained.record), classes=None if counts is None else public_counts(counts))
 
 
 def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, overwrite: bool = False) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.deferred_loss import Deferred
 from nbn_timm.registry import Registry, refuse_unknown
@@ -124,7 +124,7 @@ def require_counts(class_counts: ClassCounts | None, loss: str) -> ClassCounts:
     Raises:
         InputError: There are none.
     """
-    if class_counts is None:
+    if class_counts is None or class_counts.counts is None:
         raise InputError(f"loss '{loss}' needs the training images per class, and this training set cannot be "
                          'counted: give them with --class-counts FILE')
     return class_counts

@@ -56,6 +56,8 @@ class NearestClassMean(FittedStage):
         metric: 'euclidean' or 'dot'.
     """
 
+    keeps_classifier = False
+
     def __init__(self, features: str = 'cl2n', metric: str = 'euclidean') -> None:
         for name, value, known in (('features', features, FEATURES), ('metric', metric, METRICS)):
             if value not in known:

@@ -25,10 +25,12 @@ class Stage:
     Attributes:
         unused: Settings of train.py that have no effect on this stage: refused if their flags are typed.
         takes_mixing: Mixed images and soft targets are of use to it.
+        keeps_classifier: The classes stay those of the network; else they may be others.
     """
 
     unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
     takes_mixing: ClassVar[bool] = True
+    keeps_classifier: bool = True
 
     @classmethod
     def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:

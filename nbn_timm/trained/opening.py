@@ -11,7 +11,8 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from nbn_timm.data import ClassCounts, DataDefaults
+from nbn_timm.data import Classes, DataDefaults, read_counts
+from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
@@ -21,7 +22,7 @@ from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
 from nbn_timm.second_stages import restore_stages
 from nbn_timm.settings import Settings, setting
-from nbn_timm.trained.record import model_settings, training_arguments
+from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
@@ -59,7 +60,7 @@ class TrainedModel:
         model_args: Constructor arguments beyond the number of classes.
         nbn: NBN was put into a model of timm's with `add_nbn`.
         input: Format of its images.
-        class_counts: Class names and training images per class, where they are known.
+        classes: Names and training images per class, where they are known.
         record: What else is known: 'settings' (training arguments), 'epoch' (of the weights, from 1), 'test'
             (accuracies in percent), 'hardware', 'date'.
     """
@@ -69,8 +70,14 @@ class TrainedModel:
     model_args: Mapping[str, Any]
     nbn: bool
     input: DataDefaults
-    class_counts: ClassCounts | None
+    classes: Classes | None
     record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a person should be told, one sentence each
+
+    @property
+    def class_counts(self) -> Classes | None:
+        """The classes, if their training images are known."""
+        return self.classes if self.classes is not None and self.classes.counts is not None else None
 
 
 def open_trained(
@@ -116,11 +123,9 @@ def open_trained(
         opened = _from_name(source, asked)
     if class_counts_file is None:
         return opened
-    counts = ClassCounts.from_file(class_counts_file)
-    if counts.num_classes != opened.model.num_classes:
-        raise InputError(f"'{class_counts_file}' counts {counts.num_classes} classes and the model has "
-                         f'{opened.model.num_classes}: give the counts of the data that it was trained on')
-    return replace(opened, class_counts=counts)
+    known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
+    classes, notes = read_counts(class_counts_file).of(known)
+    return replace(opened, classes=classes, notes=(*opened.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -182,9 +187,8 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     name, nbn, kwargs = model_settings(
         known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs}, checkpoint,
         'the architecture with it')
-    counts = checkpoint.get('class_counts')
-    class_counts = ClassCounts.from_dict(counts) if isinstance(counts, dict) else None
-    num_classes = (asked.num_classes or (class_counts.num_classes if class_counts else None)
+    classes = recorded_classes(checkpoint)
+    num_classes = (asked.num_classes or (classes.num_classes if classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
     network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
     load_weights(network, path, use_ema)
@@ -199,7 +203,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         record['epoch'] = checkpoint['epoch'] + 1
     if 'state_dict_ema' in checkpoint and not use_ema:
         record['has_ema'] = True
-    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), class_counts, record)
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), classes, record)
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:
@@ -213,12 +217,13 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
     network = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
     record = recorded_training(name)
-    counts = record.pop('class_counts', None)
+    classes = recorded_classes(record)
+    record.pop('class_counts', None)
     settings = record.get('settings') or {}
     args = read_timm_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
     args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
     return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings),
-                        ClassCounts.from_dict(counts) if counts else None, record)
+                        classes, record)
 
 
 def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:

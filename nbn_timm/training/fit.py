@@ -49,7 +49,7 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
         for file, text in found.files.items():
             write_text_atomic(plan.folder / file, text)
         save_checkpoint(plan.folder, fitted_state(
-            model, settings.model.model, plan.record(), splits.class_counts))
+            model, settings.model.model, plan.record(), splits.classes))
         _logger.info('\n'.join(found.lines))
     world.barrier()
     report_on(plan, model, {'file': LAST, 'stage': name}, [SETTINGS_FILE, *found.files, LAST])

@@ -51,7 +51,7 @@ class Keeper:
         if checkpoint is not None:
             start_epoch, best = resume_run(
                 checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),
-                plan.splits.class_counts, self.scaler)
+                plan.splits.classes, self.scaler)
             goes_on_here = checkpoint.resolve() == (plan.folder / LAST).resolve() and (plan.folder / BEST).exists()
             self.best = best if goes_on_here else None
         if plan.world.is_primary:
@@ -72,7 +72,7 @@ class Keeper:
         self.log.write(epoch, training, result.metrics() if result else None, trained.lr)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
-            self.plan.splits.class_counts, metric, self.best, self.scaler), is_best)
+            self.plan.splits.classes, metric, self.best, self.scaler), is_best)
 
     def close(self) -> None:
         """Finish the log, and wait until the files of the run are there for all processes."""

@@ -16,11 +16,15 @@ from nbn_timm.data import (
     create_train_loader,
     keep_in_memory,
 )
+from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.second_stages import Stage
+from nbn_timm.trained.record import recorded_classes
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
@@ -101,14 +105,19 @@ class Plan:
                         precision.channels_last, self.world.distributed)
 
 
-def open_data(settings: TrainSettings, batch: BatchPlan, world: World) -> Splits:
-    """The splits of the data set.
+def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: Stage | None = None) -> Splits:
+    """The splits of the data set, with the classes in the order of the network of --initial-checkpoint.
+
+    Where its classifier stays, the data may have no other classes.
 
     Raises:
         InputError: Something given is wrong, or checkpoints are to be chosen by what there is not.
     """
+    known, initial = None, settings.start.initial_checkpoint
+    if initial and (classes := recorded_classes(read_checkpoint(initial))) is not None:
+        known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
-        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed))
+        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
     check_eval_metric(settings.run.eval_metric, splits)
     return splits
 

@@ -39,8 +39,8 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
 
-    splits = open_data(settings, batch, world)
     stage = build_stage(settings)
+    splits = open_data(settings, batch, world, stage)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
                 model.num_classes)

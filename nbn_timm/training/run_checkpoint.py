@@ -12,10 +12,11 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler
 from torch import nn
 
-from nbn_timm.data import ClassCounts
+from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write
 from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.trained.record import recorded_classes
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
 
@@ -163,10 +164,9 @@ def resume_run(
         raise InputError(f"'{path}' is of model '{state['arch']}' and not of '{arch}': give --model {state['arch']}, "
                          'or another --experiment')
     _check_shapes(path, state['state_dict'], task)
-    if counts := state.get('class_counts'):
-        if class_counts is not None and tuple(counts['counts']) != class_counts.counts:
-            raise InputError(f"'{path}' was trained on other class counts than {class_counts.source} has: "
-                             'give its dataset, or another --experiment')
+    before = recorded_classes(state)
+    if before is not None and class_counts is not None:
+        _check_classes(path, before, class_counts)
     _warn_of_changes(path, state.get('args') or {}, settings)
 
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
@@ -225,6 +225,17 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _check_classes(path: Path, before: Classes, now: Classes) -> None:
+    if before.counts != now.counts:
+        raise InputError(f"'{path}' was trained on other class counts than {now.source} has: "
+                         'give its dataset, or another --experiment')
+    matching = before.match(now, now.source, f"'{path}'")
+    matching.require_same()
+    if matching.reordered:
+        raise InputError(f"'{path}' was trained on the classes of {now.source} in another order: give the data of that "
+                         'run, or another --experiment')
 
 
 def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingTask) -> None:
