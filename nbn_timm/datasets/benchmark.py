@@ -1,8 +1,8 @@
 """What the field compares its methods on: one file of this folder, one class and one decorator each."""
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 import timm
 
@@ -108,16 +108,12 @@ def rule_of_ldam(profile: str, seed: int) -> str:
     return f'by the rule of LDAM (Cao et al., NeurIPS 2019): {profile} profile, seed {seed}'
 
 
-def describe_draw(recorded: Mapping[str, Any]) -> str:
-    """How the long tail of a finished training came about, empty where that is not known.
-
-    Args:
-        recorded: Its settings, as a checkpoint has them.
-    """
-    if recorded.get('train_list'):
-        return f'list file `{recorded["train_list"]}`'
-    profile, seed = recorded.get('imbalance_profile') or 'exp', recorded.get('imbalance_seed') or 0
-    benchmark = find_benchmark(recorded.get('dataset'))
+def describe_draw(settings: DataSettings) -> str:
+    """How the long tail of a training came about, empty where that is not known."""
+    if settings.train_list:
+        return f'list file `{settings.train_list}`'
+    benchmark = find_benchmark(settings.dataset)
     if benchmark is not None:
-        return benchmark.describe_draw(recorded.get('imbalance_factor'), profile, seed)
-    return rule_of_ldam(profile, seed) if recorded.get('imbalance_factor') else ''
+        return benchmark.describe_draw(settings.imbalance_factor, settings.imbalance_profile, settings.imbalance_seed)
+    drawn = settings.imbalance_factor is not None
+    return rule_of_ldam(settings.imbalance_profile, settings.imbalance_seed) if drawn else ''
