@@ -182,5 +182,5 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
     real_import = builtins.__import__
     monkeypatch.setattr(builtins, '__import__', refuse)
-    with pytest.raises(InputError, match=r'pip install nbn_timm\[quickstart\]'):
+    with pytest.raises(InputError, match='pip install scikit-learn'):
         load_digits_splits()

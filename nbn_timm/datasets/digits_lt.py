@@ -58,8 +58,7 @@ def load_digits_splits() -> dict[str, ArraySamples]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            'the digits_lt dataset needs scikit-learn, which is not installed: run pip install nbn_timm[quickstart]'
-        ) from error
+            'the digits_lt dataset needs scikit-learn, which is not installed: pip install scikit-learn') from error
     digits = load_digits()
     everything = ArraySamples(np.stack([_enlarge(image) for image in digits.images]), digits.target)
     random = np.random.RandomState(0)

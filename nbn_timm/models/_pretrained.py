@@ -327,7 +327,7 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
     try:
         import gdown
     except ImportError:
-        return f"the authors' archive {url} needs gdown: pip install 'nbn_timm[download]'"
+        return f"the authors' archive {url} needs gdown: pip install gdown"
     with TemporaryDirectory() as folder:
         archive = Path(folder) / 'archive'
         _logger.info("Fetching the authors' checkpoints from %s", url)
