@@ -62,7 +62,7 @@ class Given(Generic[GroupsT]):
         Raises:
             InputError: Names the first such flag, with the reason.
         """
-        typed = settings.without_effect(list(self.flags))
+        typed = settings.without_effect(list(self.flags), self.flags.keys())
         for name, reason in typed.items():
             if not isinstance(reason, Tolerated):
                 raise InputError(f'{flag(name)} {reason}: leave it out')
