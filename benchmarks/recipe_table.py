@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from nbn_timm.cli.train_args import build_parser
+
 from nbn_timm.config import parse_args, shipped_configs
 
 CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ECCV|ICCV|ICLR|NeurIPS|TIP) \d{4}|arXiv \d{4}\.\d{5})')

@@ -19,8 +19,8 @@ from nbn_timm.files import write_text_atomic
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.trained.record import public_counts
-from nbn_timm.training.settings import public_record
 from nbn_timm.trained.results import METRICS
+from nbn_timm.training.settings import public_record
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / 'nbn_timm' / 'weights'

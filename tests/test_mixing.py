@@ -1,19 +1,21 @@
 """Mixing: images and labels against a computation image by image, and CMO's second stream."""
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from nbn_timm.cli.train import parse_train_args
-from nbn_timm.data import ArraySamples, AugmentSettings, ClassCounts, Splits, create_train_loader
+from nbn_timm.cli.train import parse_train
+from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.data.defaults import CIFAR_LT
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import CMO, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
-from nbn_timm.training.batch import plan_batch
-from nbn_timm.training.build_mixing import build_mixing
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.build import build_mixing
 from nbn_timm.training.distributed import World, seed_everything
+from nbn_timm.training.plan import Plan
 
 COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')
 
@@ -236,13 +238,13 @@ def splits(count: int = 40) -> Splits:
 
 def built(*flags: str, data: Splits | None = None, world: World | None = None, batch_size: int = 8):
     """The first stream and what mixes it."""
-    args = parse_train_args(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', '--epochs', '20', *flags])
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', '--epochs', '20', *flags])
     data, world = data or splits(), world or World(torch.device('cpu'))
-    sampler = create_sampler(args.sampler, data.train_targets, None, args.seed, world.rank, world.size)
-    loader = create_train_loader(data.train, sampler, batch_size=batch_size, defaults=CIFAR_LT, num_workers=0,
-                                 seed=args.seed, augment=AugmentSettings(), rank=world.rank)
-    mixing = build_mixing(args, data, CIFAR_LT, plan_batch(world.size, batch_size), world, loader, 3)
-    return loader, mixing
+    plan = Plan(settings, world, Path(), BatchPlan(batch_size, 1, batch_size * world.size), data, CIFAR_LT, 3)
+    sampler = create_sampler(settings.sampler.sampler, data.train_targets, None, settings.run.seed, world.rank,
+                             world.size)
+    loader = plan.train_loader(data.train, sampler, batch_size, settings.run.seed)
+    return loader, build_mixing(plan, loader)
 
 
 def run_epoch(loader, mixing, epoch):
@@ -329,7 +331,7 @@ def test_what_the_data_does_not_tell_is_one_sentence():
     with pytest.raises(InputError, match='--remix mixes .*--batch-size of at least 2'):
         built('--remix', '1', batch_size=1)
     loader, _ = built()
-    args = parse_train_args(['--dataset', 'hfds/x', '--model', 'resnet20', '--epochs', '20', '--cmo', '1'])
+    settings = parse_train(['--dataset', 'hfds/x', '--model', 'resnet20', '--epochs', '20', '--cmo', '1'])
     data.train_targets = None
     with pytest.raises(InputError, match="--cmo needs the labels .*'hfds/x'"):
-        build_mixing(args, data, CIFAR_LT, plan_batch(1, 8), World(torch.device('cpu')), loader, 3)
+        build_mixing(Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), data, CIFAR_LT, 3), loader)

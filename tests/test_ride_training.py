@@ -30,8 +30,9 @@ from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.losses import create_loss, takes_experts, takes_soft_targets
 from nbn_timm.losses.router_loss import RoutingLoss, should_ask
 from nbn_timm.models import RoutedExperts
+from nbn_timm.training.distillation import DistillationTask
 from nbn_timm.training.run_checkpoint import LAST
-from nbn_timm.training.task import DistillationTask, begin_epoch
+from nbn_timm.training.task import begin_epoch
 
 FIGURES = json.loads((released.REFERENCE / 'ride_loss.json').read_text())
 RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', '--img-size', '8', '--device', 'cpu',

@@ -120,7 +120,7 @@ def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tm
             raise KeyboardInterrupt
         return train_one_epoch(task, loader, *args)
 
-    monkeypatch.setattr(train, 'train_one_epoch', killed)
+    monkeypatch.setattr('nbn_timm.training.run.train_one_epoch', killed)
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, '--experiment', 'killed'])
     monkeypatch.undo()
