@@ -5,8 +5,7 @@ Settings are read as train.py reads them; the last column names the papers that 
 import re
 from pathlib import Path
 
-from nbn_timm.cli.train import read_command_line
-from nbn_timm.config import shipped_configs
+from nbn_timm.config import build_parser, read_config, shipped_configs
 from nbn_timm.samplers.settings import SamplerSettings
 from nbn_timm.second_stages import STAGES, FittedStage
 from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings
@@ -54,8 +53,9 @@ def method(settings: TrainSettings) -> str:
 
 def main() -> None:
     print(HEAD)
+    parser = build_parser(TrainSettings, 'recipe_table', '')
     for name, path in shipped_configs().items():
-        settings = read_command_line(['--config', str(path)]).settings()
+        settings = TrainSettings.of(read_config(parser, TrainSettings, path))
         fitted = settings.stage.stage is not None and issubclass(STAGES[settings.stage.stage], FittedStage)
         batch = settings.batch.global_batch_size or settings.batch.batch_size
         steps = ('', '', '') if fitted else (

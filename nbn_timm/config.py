@@ -17,6 +17,7 @@ GroupsT = TypeVar('GroupsT', bound=SettingGroups)
 
 MAX_CONFIG = 1_000_000  # bytes of a YAML file
 MAX_DEPTH = 20  # of its nesting
+ASKED_FOR = '???'  # value of a key that a config needs and only its user has, as OmegaConf writes it
 
 _logger = logging.getLogger(__name__)
 
@@ -163,14 +164,18 @@ def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Seq
         argv: Arguments; None means those of the process.
 
     Raises:
-        InputError: The config is missing, is no YAML mapping, or has an unknown key, a key twice or an
-            impossible value.
+        InputError: The config is missing, is no YAML mapping, has an unknown key, a key twice or an impossible
+            value, or asks for what is not given.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument('-c', '--config')
     name = finder.parse_known_args(argv)[0].config
     config = read_config(parser, groups, config_path(name)) if name else {}
-    return Given(groups, vars(parse_flags(parser, argv, groups.declared())), config)
+    flags = vars(parse_flags(parser, argv, groups.declared()))
+    for key, value in config.items():
+        if value == ASKED_FOR and key not in flags:
+            raise InputError(f"config '{name}' asks for {flag(key)}: give one")
+    return Given(groups, flags, config)
 
 
 def parse_flags(

@@ -14,6 +14,7 @@ import yaml
 
 from nbn_timm.cli.train import parse_train
 from nbn_timm.config import (
+    ASKED_FOR,
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
@@ -66,6 +67,12 @@ class SomeGroups(SettingGroups):
 
 def parse(argv: list[str]) -> SomeSettings:
     return read_given(SomeGroups, build_parser(SomeGroups, 'some', 'Some command.'), argv).settings().some
+
+
+def recipe(name: str, *flags: str) -> TrainSettings:
+    """Settings of a shipped config, with a file wherever it asks for one."""
+    asked_for = [key for key, value in yaml.safe_load(SHIPPED[name].read_text()).items() if value == ASKED_FOR]
+    return parse_train(['--config', name, *(f'{flag(key)}=some.pth' for key in asked_for), *flags])
 
 
 def train_parser() -> argparse.ArgumentParser:
@@ -152,6 +159,14 @@ def test_impossible_numbers_are_usage_errors(flags, capsys, write):
         read_config(train_parser(), TrainSettings, Path(write(f"{flags[0].strip('-')}: {flags[1]}")))
 
 
+def test_what_a_config_asks_for_must_be_given(write):
+    path = write("opt: adam\ncompile: '???'\n")
+    with pytest.raises(InputError, match="some.yaml' asks for --compile: give one") as caught:
+        parse(['-c', path])
+    assert '\n' not in str(caught.value)
+    assert parse(['-c', path, '--compile', 'mine']).compile == 'mine'
+
+
 def test_wrong_flags_are_usage_errors(capsys):
     for argv in (['--bach-size', '3'], ['--model-kwargs', 'width'], ['--opt', 'x']):
         with pytest.raises(SystemExit) as caught:
@@ -189,7 +204,7 @@ def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
 
 @pytest.mark.parametrize('name', CHEAP)
 def test_cheap_configs_build_their_model(name):
-    settings = parse_train(['--config', name])
+    settings = recipe(name)
     model, start = settings.model, settings.start
     model = create_model(model.model, 10, start.pretrained, start.drop, start.drop_path, **model.model_kwargs)
     size = settings.input.img_size or 32
@@ -198,7 +213,7 @@ def test_cheap_configs_build_their_model(name):
 
 @pytest.mark.parametrize('name', [name for name in FIRST if name not in CHEAP])
 def test_large_configs_build_their_model(name):
-    settings = parse_train(['--config', name])
+    settings = recipe(name)
     model, start = settings.model, settings.start
     with torch.device('meta'):
         model = create_model(model.model, 10, False, start.drop, start.drop_path, **model.model_kwargs)
@@ -208,7 +223,7 @@ def test_large_configs_build_their_model(name):
 @pytest.mark.parametrize('name', SECOND)
 def test_second_stages_take_the_finished_network_and_have_no_setting_without_effect(name, tmp_path):
     torch.save({'args': {'model': 'resnet20'}}, tmp_path / 'first.pth')
-    settings = parse_train(['--config', name, '--initial-checkpoint', str(tmp_path / 'first.pth')])
+    settings = recipe(name, '--initial-checkpoint', str(tmp_path / 'first.pth'))
     assert settings.model.model == 'resnet20'
     assert build_stage(settings) is not None
     given = read_config(train_parser(), TrainSettings, SHIPPED[name])
@@ -217,7 +232,7 @@ def test_second_stages_take_the_finished_network_and_have_no_setting_without_eff
 
 def schedule(name: str, *flags: str) -> list[float]:
     """Learning rate in each epoch of a config, as the training loop sets it."""
-    settings = parse_train(['--config', name, '--model', 'resnet20', *flags])
+    settings = recipe(name, '--model', 'resnet20', *flags)
     optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, 10)
     rates = []
@@ -246,14 +261,14 @@ def test_cifar_schedule_is_ldams(name):
 def test_schedule_of_bag_of_tricks(name):
     """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 after four fifths of the epochs, lr * 0.0001 after nine tenths,
     with e counted from 1 and the decays in the epochs 320 and 360 of 400."""
-    epochs = parse_train(['--config', name]).schedule.epochs
+    epochs = recipe(name).schedule.epochs
 
     def theirs(epoch: int) -> float:
         if epoch < 5:
             return 0.1 * (1 / 3 * (1 - epoch / 5) + epoch / 5)
         return 0.1 * (1e-4 if epoch >= epochs * 9 // 10 else 1e-2 if epoch >= epochs * 4 // 5 else 1)
     assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, epochs + 1)], rel=1e-5)
-    group = create_optimizer(torch.nn.BatchNorm2d(2), parse_train(['--config', name]).optimizer).param_groups[0]
+    group = create_optimizer(torch.nn.BatchNorm2d(2), recipe(name).optimizer).param_groups[0]
     assert (group['nesterov'], group['momentum'], group['weight_decay']) == (True, 0.9, 2e-4)
 
 
@@ -309,7 +324,7 @@ def test_warm_up_begins_above_zero_and_loses_no_epoch():
 
 def test_released_recipes_decay_everything_with_plain_momentum():
     for name in ('resnet50', 'resnet50_nbn', 'resnext50', 'resnext50_nbn', 'cifar100_lt/resnet32_nbn'):
-        optimizer = create_optimizer(torch.nn.BatchNorm2d(2), parse_train(['--config', name]).optimizer)
+        optimizer = create_optimizer(torch.nn.BatchNorm2d(2), recipe(name).optimizer)
         assert isinstance(optimizer, torch.optim.SGD)
         assert len(optimizer.param_groups) == 1
         group = optimizer.param_groups[0]

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from test_config import header, schedule
+from test_config import header, recipe, schedule
 from test_losses import EVERY, TARGET, class_counts, inputs
 from test_train_run import LAST, MODEL, assert_same, data_flags, images, rows, weights  # noqa: F401
 
 import nbn_timm.cli.train as train
-from nbn_timm.cli.train import parse_train
 from nbn_timm.config import shipped_configs
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss, is_deferrable, takes_experts, takes_features
@@ -149,7 +148,7 @@ def test_a_run_that_ends_before_its_loss_starts_says_so(images, tmp_path, capsys
 
 @pytest.mark.parametrize('name', CIFAR_RECIPES)
 def test_recipes_build_their_loss(name):
-    settings = parse_train(['--config', name])
+    settings = recipe(name)
     loss = build_loss(settings, SimpleNamespace(class_counts=class_counts(*range(100, 0, -1))), None)
     assert isinstance(loss, Deferred) == ('start_epoch' in settings.loss.loss_kwargs)
     logits = torch.randn(4, 100)
@@ -162,7 +161,7 @@ def test_recipes_build_their_loss(name):
 
 
 def test_every_loss_has_a_recipe():
-    assert {parse_train(['--config', name]).loss.loss for name in CIFAR_RECIPES} == set(EVERY)
+    assert {recipe(name).loss.loss for name in CIFAR_RECIPES} == set(EVERY)
 
 
 @pytest.mark.parametrize('name', BAG_OF_TRICKS)
@@ -174,7 +173,7 @@ def test_bag_of_tricks_schedule(name):
         warmup = min(1.0, (1 + 2 * epoch / 5) / 3)
         return 0.1 * warmup * 0.01 ** sum(epoch >= milestone for milestone in milestones)
     assert schedule(name) == pytest.approx([rate(epoch) for epoch in range(1, 201)], rel=1e-5)
-    settings = parse_train(['--config', name])
+    settings = recipe(name)
     optimizer = settings.optimizer
     assert (optimizer.opt, optimizer.momentum, optimizer.weight_decay) == ('sgd', 0.9, 2e-4)
     assert settings.batch.global_batch_size == 128

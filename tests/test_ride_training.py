@@ -401,7 +401,7 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
     ([*RIDE[:4], '--stage', 'routing'], '--initial-checkpoint'),
     ([*RIDE[:4], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
     (['--config', 'cifar100_lt/resnet32_ride_distilled', '--epochs', '1'],
-     'is for a teacher, and there is none: give its --kd-checkpoint'),
+     'asks for --kd-checkpoint: give one'),
     ([*RIDE[:4], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
 ])
 def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message):  # noqa: F811

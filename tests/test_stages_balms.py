@@ -262,19 +262,20 @@ def test_statistics_drift_if_asked_and_half_precision_trains(images, first, tmp_
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
+import nbn_timm.training.run as run
 from nbn_timm.second_stages.balms import BalancedMetaSoftmax
-original, report, steps = BalancedMetaSoftmax.learn, train.report, []
+original, report, steps = BalancedMetaSoftmax.learn, run.report, []
 
 def learn(self, classifier, *batch):
     steps.append([*(part.clone() for part in batch), self.generator.get_state()])
     original(self, classifier, *batch)
     steps[-1].append(self.sampler.rate_logits.detach().clone())
 
-def keep(args, folder, splits, task, *rest):
-    torch.save((steps, task.get_checkpoint_state()), folder / f"rank{os.environ['RANK']}.pt")
-    report(args, folder, splits, task, *rest)
+def keep(plan, task, *rest):
+    torch.save((steps, task.get_checkpoint_state()), plan.folder / f"rank{os.environ['RANK']}.pt")
+    report(plan, task, *rest)
 
-BalancedMetaSoftmax.learn, train.report = learn, keep
+BalancedMetaSoftmax.learn, run.report = learn, keep
 train.main(sys.argv[1:])
 '''
 
@@ -296,7 +297,7 @@ def test_two_processes_learn_the_same_rates_from_the_batches_of_both(images, fir
 @pytest.mark.parametrize('more, message', [
     (['--sampler', 'class_balanced'], 'is not for --sampler class_balanced: give --sampler meta'),
     (['--loss', 'cross_entropy'], 'is not for --loss cross_entropy: give --loss balanced_softmax'),
-    (['--mixup', '0.2'], 'is not for --mixup 0.2: leave it out'),
+    (['--mixup', '0.2'], '--mixup would have no effect on --stage balms: leave it out'),
     (['--stage', 'crt'], "learns in the second stage 'balms'"),
     (['--stage-kwargs', 'meta_split=test'], 'give train or val'),
     (['--stage-kwargs', 'meta_batch_size=0'], 'whole number from 1'),
