@@ -165,6 +165,10 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
     calls = []
 
     class Spy(Mixing):
+        @classmethod
+        def create(cls, settings, run):
+            return cls(run.num_classes)
+
         def mix(self, images, target):
             calls.append(len(target))
             return images, self.soft_target(target)
