@@ -257,6 +257,28 @@ def test_cifar_schedule_is_ldams(name):
     assert schedule(name) == pytest.approx([ldam(epoch) for epoch in range(1, 201)])
 
 
+@pytest.mark.parametrize('flags', [
+    ('--sched', 'multistep', '--decay-milestones', '3', '5'), ('--sched', 'step', '--decay-epochs', '2')])
+@pytest.mark.parametrize('more', [(), ('--sched-on-updates',)])
+@pytest.mark.parametrize('warmup', [0, 1])
+def test_decays_hold_from_the_same_epoch_whether_the_rate_follows_epochs_or_updates(flags, more, warmup):
+    """From the first update of the 3rd and the 5th epoch on, and not an update before."""
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--epochs', '6', '--lr', '0.8', '--decay-rate',
+                            '0.5', '--warmup-epochs', str(warmup), *flags, *more])
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
+    scheduler, rates = create_scheduler(optimizer, settings.schedule, 3), []
+    for epoch in range(6):
+        scheduler.step(epoch)
+        scheduler.step_update(epoch * 3)
+        for update in range(3):
+            rates.append(optimizer.param_groups[0]['lr'])
+            scheduler.step_update(epoch * 3 + update + 1)
+    begin = 3 * warmup
+    assert rates[begin:] == pytest.approx([0.8] * (6 - begin) + [0.4] * 6 + [0.2] * 6)
+    rise = [0.2, 0.4, 0.6] if more else [0.4] * 3
+    assert rates[:begin] == pytest.approx(rise[:begin])
+
+
 @pytest.mark.parametrize('name', BAG_OF_TRICKS)
 def test_schedule_of_bag_of_tricks(name):
     """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 after four fifths of the epochs, lr * 0.0001 after nine tenths,

@@ -10,10 +10,10 @@ from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.data.defaults import CIFAR_LT
 from nbn_timm.errors import InputError
-from nbn_timm.mixing import CMO, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
+from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
 from nbn_timm.training.batch import BatchPlan
-from nbn_timm.training.build import build_mixing
+from nbn_timm.training.build import build_loss, build_mixing
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.plan import Plan
 
@@ -293,6 +293,26 @@ def test_the_second_stream_is_as_long_as_the_first_and_not_the_same():
 def test_epochs_with_cmo(flags, epochs):
     _, cmo = built('--cmo', '0.5', *flags)
     assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.patches.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
+
+
+@pytest.mark.parametrize('name', MIXINGS)
+def test_labels_are_smoothed_once(name):
+    """By the loss where nothing is mixed, and else by the method, whether or not it mixes a batch."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.3)
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--smoothing', '0.3'])
+    assert build_loss(settings, splits(), None)(logits, target) == expected
+    _, mixing = built(*(f'--{switch}=1' for switch in MIXINGS[name].switches), '--smoothing', '0.3')
+    mixing.enabled = False
+    images, soft = mixing(torch.zeros(6, 3, 32, 32), target)
+    torch.testing.assert_close(build_loss(settings, splits(), mixing)(logits, soft), expected)
+    mixing.enabled, mixing.prob = True, 1.0
+    if isinstance(mixing, CMO):
+        mixing.set_epoch(5)
+    for soft in (mixing(torch.randn(6, 3, 32, 32), target)[1] for _ in range(5)):
+        torch.testing.assert_close(soft.sum(1), torch.ones(6))
+        assert soft.min() == pytest.approx(0.3 / 3)  # a class that is not in the mixture
 
 
 def test_settings_of_remix_arrive():

@@ -5,6 +5,7 @@ order of the images is random.
 """
 import json
 import random
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def first(tmp_path_factory) -> Path:
     torch.manual_seed(3)
     model = timm.create_model('resnet20_nbn', num_classes=4)
     with torch.no_grad():
-        for layer in nbn_layers(model):
+        for layer in nbn_layers(model).values():
             layer.bias.normal_()
             layer.scale.alpha.fill_(1.7)
     path = tmp_path_factory.mktemp('first') / 'first.pth'
@@ -143,7 +144,8 @@ def test_an_average_holds_for_all_layers_that_share_a_scale(first, images, tmp_p
     monkeypatch.setattr(run, 'report', lambda plan, task, *rest: seen.append(task))
     train.main([*data_flags(images, 'train'), *FLAGS, '--initial-checkpoint', str(first), '--no-aug', '-b', '5',
                 '--epochs', '1', '--model-ema', '--model-ema-decay', '0.5', '--output', str(tmp_path)])
-    trained, averaged = (nbn_layers(seen[0].get_trainable_module(ema=ema)) for ema in (False, True))
+    trained, averaged = (list(nbn_layers(unwrap_model(seen[0].get_trainable_module(ema=ema))).values())
+                         for ema in (False, True))
     saved = torch.load(next(tmp_path.glob('*/' + LAST)), weights_only=True)
     scales = [value for key, value in saved['state_dict_ema'].items() if key.endswith('alpha')]
     assert len(scales) < len(averaged)  # some do share
@@ -290,10 +292,12 @@ def test_the_optimizer_of_a_second_stage_has_what_the_stage_trains_and_no_more(
         return seen[-1][1]
 
     monkeypatch.setattr(run, 'create_optimizer', spy)
+    numbers = [f'{key}=4' for key, parameter in signature(STAGES[stage]).parameters.items()
+               if type(parameter.default) is int and parameter.default > 4]  # there are four classes
     needs = [word for key, value in STAGES[stage].needs.items() if value is not None
              for word in (f"--{key.replace('_', '-')}", str(value))]
     train.main([*data_flags(images, 'train'), '--model', model, *FLAGS[2:], '-b', '5', '--epochs', '1', '--stage',
-                stage, *needs, '--initial-checkpoint', str(path), '--output', str(tmp_path), '--experiment', 'run'])
+                stage, *needs, *(['--stage-kwargs', *numbers] if numbers else []), '--initial-checkpoint', str(path), '--output', str(tmp_path), '--experiment', 'run'])
     (part, optimizer), = seen
     handed = {parameter for group in optimizer.param_groups for parameter in group['params']}
     assert handed == set(part.parameters()) and all(parameter.requires_grad for parameter in handed)
@@ -336,5 +340,5 @@ def test_running_statistics_are_shared_as_asked(way, reduce, images, tmp_path, m
     monkeypatch.setattr(torch.distributed, 'broadcast', broadcast)
     share_statistics(task, World(torch.device('cpu'), rank=1, local_rank=1, size=2), reduce)
     assert norm.running_mean.tolist() == [2.0 if reduce else 3.0] * 2
-    averaged = task.get_trainable_module(ema=True)[0]
+    averaged = unwrap_model(task.get_trainable_module(ema=True))[0]
     assert averaged.running_mean.tolist() == [1.5 if reduce else 3.0] * 2

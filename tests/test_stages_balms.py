@@ -229,6 +229,20 @@ def test_the_rates_learn_from_the_features_of_both_batches(split, images, first,
     assert state['task_state']['stage']['adam']['state'][0]['step'] == 15
 
 
+def test_meta_batches_are_balanced_twice_as_large_and_new_in_every_epoch(images, first, tmp_path):
+    """By default. Classes are equally frequent in them, so that of 120 images 30 are of the class that has one."""
+    _, steps = run_watched(images, tmp_path, first, '--no-aug')
+    assert [len(step[3]) for step in steps] == [8] * 15
+    drawn = torch.stack([step[3] for step in steps])
+    counts = drawn.flatten().bincount(minlength=4)
+    assert ((counts - 30) ** 2 / 30).sum() < 3 + 4 * np.sqrt(2 * 3)
+    epochs = drawn.reshape(3, -1)
+    assert len(torch.unique(epochs, dim=0)) == 3
+    trained = torch.cat([step[0] for step in steps])
+    assert len(torch.unique(torch.cat([step[2] for step in steps]).round(decimals=4), dim=0)) > 10  # not one image each
+    assert all(not torch.equal(step[2][:4], step[0]) for step in steps) and len(trained) == 60
+
+
 def test_a_killed_stage_that_resumes_ends_where_the_uninterrupted_one_does(images, first, tmp_path):
     common = balms_flags(images, tmp_path, first, '--epochs', '4', '--model-ema', '--model-ema-decay', '0.8',
                          '--reprob', '0.3', '--log-interval', '1', '--stage-kwargs', 'meta_lr=0.1', '--sampler-kwargs',
