@@ -1,6 +1,7 @@
 """Images in memory, augmented by the batch, against the pipeline that takes one image at a time."""
 import math
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf
 
-from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train import parse_train
 from nbn_timm.data import (
     ArraySamples,
     AugmentSettings,
@@ -26,7 +27,9 @@ from nbn_timm.data import batched as batched_module
 from nbn_timm.data.batched import BatchAugment, batch_augment
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
-from nbn_timm.training.build import keep_small_images
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.distributed import World
+from nbn_timm.training.plan import Plan
 
 NONE = AugmentSettings()
 
@@ -215,18 +218,20 @@ def test_a_broken_file_is_named_before_the_first_epoch(tmp_path):
         keep_in_memory(samples, CIFAR_LT, NONE)
 
 
+def small_images_kept(splits: Splits, *flags: str) -> Splits:
+    settings = parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--workers', '0', *flags])
+    plan = Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), splits, CIFAR_LT, 3)
+    return plan.with_small_images_in_memory().splits
+
+
 @pytest.mark.parametrize(('flags', 'train', 'test'), [
     ([], True, False), (['--watch-test'], True, True), (['--in-memory'], True, False),
     (['--no-in-memory', '--watch-test'], False, False), (['--aa', 'cifar10', '--watch-test'], False, False)])
 def test_which_splits_a_run_keeps(tmp_path, flags, train, test):
-    args = parse_train_args(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--workers', '0', *flags])
-    splits = Splits(save(tmp_path), None, save(tmp_path), None, CIFAR_LT)
-    kept = keep_small_images(args, splits, CIFAR_LT)
+    kept = small_images_kept(Splits(save(tmp_path), None, save(tmp_path), None, CIFAR_LT), *flags)
     assert (isinstance(kept.train, MemoryImages), isinstance(kept.test, MemoryImages)) == (train, test)
 
 
 def test_a_run_is_told_why_its_images_cannot_be_kept(tmp_path):
-    args = parse_train_args(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--workers', '0', '--in-memory', '--aa',
-                             'cifar10'])
     with pytest.raises(InputError, match='--in-memory cannot be had.*one image at a time'):
-        keep_small_images(args, Splits(save(tmp_path), None, None, None, CIFAR_LT), CIFAR_LT)
+        small_images_kept(Splits(save(tmp_path), None, None, None, CIFAR_LT), '--in-memory', '--aa', 'cifar10')

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError
-from nbn_timm.files import atomic_write, file_sha256, git_blob_id
+from nbn_timm.files import atomic_write, file_sha256, git_blob_id, write_folder
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
 
 
@@ -99,6 +99,30 @@ def _raise(error: Exception):
     def write(temporary: Path) -> None:
         raise error
     return write
+
+
+@pytest.mark.parametrize('write', [
+    lambda folder: atomic_write(folder / 'new', lambda path: path.write_text('one') and None),
+    lambda folder: write_folder(folder / 'new', lambda path: (path / 'file').write_text('one') and None)])
+def test_what_is_written_is_on_the_disk_before_it_takes_its_place(write, tmp_path, monkeypatch):
+    """Else a machine that loses its power has a file of the right name without content."""
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def synced(handle):
+        events.append(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    def replaced(source, target):
+        files = [path for path in [Path(source), *Path(source).glob('*')] if path.is_file()]
+        assert [path.stat().st_ino for path in files] == events != []
+        assert all(path.read_text() == 'one' for path in files)
+        events.append('replaced')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'fsync', synced)
+    monkeypatch.setattr(os, 'replace', replaced)
+    write(tmp_path)
+    assert events[-1] == 'replaced' and (tmp_path / 'new').exists()
 
 
 def test_atomic_write_replaces_whole_or_not_at_all(tmp_path):

@@ -3,6 +3,7 @@ import json
 import math
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +13,20 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import nbn_timm.training.run_checkpoint as checkpoints
-from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
 from nbn_timm.mixing import Mixing, TimmMixup
 from nbn_timm.models.create import create_model
-from nbn_timm.training.batch import BatchPlan, plan_batch
-from nbn_timm.training.build import build_train_loader, input_format
+from nbn_timm.training.batch import BatchPlan, BatchSettings, plan_batch
+from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World, init_world, seed_everything
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
-from nbn_timm.training.optim import create_optimizer
+from nbn_timm.training.optim import AverageSettings, OptimizerSettings, create_optimizer
+from nbn_timm.training.plan import Plan, input_format
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import (
     BEST,
@@ -163,6 +165,10 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
     calls = []
 
     class Spy(Mixing):
+        @classmethod
+        def create(cls, settings, run):
+            return cls(run.num_classes)
+
         def mix(self, images, target):
             calls.append(len(target))
             return images, self.soft_target(target)
@@ -178,7 +184,7 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
 
 def test_ema_is_the_average_by_hand():
     task = make_task()
-    prepare_task(task, WORLD, ema_decay=0.9)
+    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9), None)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.5)
     average = None
     for epoch in range(3):
@@ -202,25 +208,27 @@ def test_seeds_differ_by_epoch_and_rank_and_cover_all_generators():
 
 @pytest.mark.parametrize('given, expected', [
     (dict(world_size=1), BatchPlan(128, 1, 128)),
-    (dict(world_size=4, size=32, accum_steps=2), BatchPlan(32, 2, 256)),
-    (dict(world_size=8, global_size=512), BatchPlan(64, 1, 512)),
-    (dict(world_size=2, global_size=512, size=64), BatchPlan(64, 4, 512)),
-    (dict(world_size=2, global_size=512, accum_steps=4), BatchPlan(64, 4, 512)),
+    (dict(world_size=4, batch_size=32, grad_accum_steps=2), BatchPlan(32, 2, 256)),
+    (dict(world_size=8, global_batch_size=512), BatchPlan(64, 1, 512)),
+    (dict(world_size=2, global_batch_size=512, batch_size=64), BatchPlan(64, 4, 512)),
+    (dict(world_size=2, global_batch_size=512, grad_accum_steps=4), BatchPlan(64, 4, 512)),
 ])
 def test_batch_plan(given, expected):
-    assert plan_batch(**given) == expected
+    world_size = given.pop('world_size')
+    assert plan_batch(BatchSettings(**given), world_size) == expected
 
 
 @pytest.mark.parametrize('given', [
-    dict(world_size=3, global_size=512),
-    dict(world_size=2, global_size=512, size=100),
-    dict(world_size=2, global_size=512, size=64, accum_steps=2),
-    dict(world_size=8, global_size=4),
-    dict(world_size=1, size=0),
+    dict(world_size=3, global_batch_size=512),
+    dict(world_size=2, global_batch_size=512, batch_size=100),
+    dict(world_size=2, global_batch_size=512, batch_size=64, grad_accum_steps=2),
+    dict(world_size=8, global_batch_size=4),
+    dict(world_size=1, batch_size=0),
 ])
 def test_batches_that_do_not_divide_are_refused(given):
-    with pytest.raises(InputError, match='batch-size'):
-        plan_batch(**given)
+    world_size = given.pop('world_size')
+    with pytest.raises(InputError, match='batch[-_]size'):
+        plan_batch(BatchSettings(**given), world_size)
 
 
 def test_progress_line_and_time_left():
@@ -236,14 +244,14 @@ def test_progress_line_and_time_left():
 
 def test_optimizer_decays_one_dimensional_parameters_unless_told():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert [len(group['params']) for group in create_optimizer(model).param_groups] == [4]
+    assert [len(group['params']) for group in create_optimizer(model, OptimizerSettings()).param_groups] == [4]
     excluded = {group['weight_decay']: len(group['params'])
-                for group in create_optimizer(model, decay_1d=False).param_groups}
+                for group in create_optimizer(model, OptimizerSettings(decay_1d=False)).param_groups}
     assert excluded == {0.0: 3, 5e-4: 1}
     with pytest.raises(InputError, match="unknown --opt 'momentom'.*did you mean 'momentum'"):
-        create_optimizer(model, 'momentom')
+        create_optimizer(model, OptimizerSettings(opt='momentom'))
     with pytest.raises(InputError, match='--opt-kwargs'):
-        create_optimizer(model, 'momentum', nonsense=1)
+        create_optimizer(model, OptimizerSettings(opt_kwargs={'nonsense': 1}))
 
 
 def test_create_model_sets_momentum_and_names_what_is_wrong():
@@ -260,28 +268,28 @@ def test_images_must_fit_the_model():
     """The model itself is the witness: what is refused fails, what is not runs."""
     name = 'vit_tiny_patch16_224'
     vit = create_model(name, depth=1)
-    args = parse_train_args(['--model', name, '--dataset', 'digits_lt'])
+    settings = parse_train(['--model', name, '--dataset', 'digits_lt'])
     with pytest.raises(InputError, match=f"'{name}' takes images of 224x224 only and these are 32x32: "
                                          'give --img-size 224 or --model-kwargs img_size=32'):
-        input_format(args, DIGITS_LT, vit)
+        input_format(settings, DIGITS_LT, vit)
     with pytest.raises(AssertionError):
         vit(torch.zeros(1, 3, 32, 32))
     for model in (create_model(name, depth=1, img_size=32), create_model(name, depth=1, dynamic_img_size=True),
                   create_model('resnet20_nbn')):
-        assert model(torch.zeros(2, *input_format(args, DIGITS_LT, model).input_size)).shape[0] == 2
-    args.img_size = 224
-    assert input_format(args, DIGITS_LT, vit).input_size == (3, 224, 224)
+        assert model(torch.zeros(2, *input_format(settings, DIGITS_LT, model).input_size)).shape[0] == 2
+    assert input_format(settings.with_values(img_size=224), DIGITS_LT, vit).input_size == (3, 224, 224)
     with pytest.raises(InputError, match='leave in_chans out'):
-        input_format(args, DIGITS_LT, create_model('resnet20_nbn', in_chans=1))
+        input_format(settings, DIGITS_LT, create_model('resnet20_nbn', in_chans=1))
 
 
 def test_a_rectified_head_needs_two_images():
-    args = parse_train_args(['--model', 'resnet10_nbn_lr', '--dataset', 'list', '--workers', '0'])
+    settings = parse_train(['--model', 'resnet10_nbn_lr', '--dataset', 'list', '--workers', '0'])
     samples = ArraySamples(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 3)
     splits = Splits(samples, None, None, COUNTS, DIGITS_LT)
 
     def batches(size: int, model: nn.Module) -> int:
-        return len(build_train_loader(args, splits, DIGITS_LT, BatchPlan(size, 1, size), WORLD, model))
+        plan = Plan(settings, WORLD, Path(), BatchPlan(size, 1, size), splits, DIGITS_LT, 3)
+        return len(build_train_loader(plan, model))
 
     rectified, plain = nn.Sequential(RectifiedLinear(2, 3)), nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(InputError, match='--batch-size of at least 2'):
@@ -324,8 +332,8 @@ def test_wrong_devices_are_refused():
 
 def trained(epochs: int = 1, ema: bool = True):
     task = make_task()
-    prepare_task(task, WORLD, ema_decay=0.9 if ema else None)
-    optimizer = create_optimizer(task.trainable_module)
+    prepare_task(task, WORLD, AverageSettings(model_ema=ema, model_ema_decay=0.9), None)
+    optimizer = create_optimizer(task.trainable_module, OptimizerSettings())
     for epoch in range(epochs):
         run_epoch(task, [make_batch(4)], optimizer, epoch=epoch)
     return task, optimizer
@@ -380,7 +388,7 @@ def test_resuming_something_else_is_refused(tmp_path):
 def test_changed_settings_are_one_warning_and_the_new_ones_hold(tmp_path, caplog):
     task, optimizer = trained()
     save_checkpoint(tmp_path, state_of(task, optimizer, settings={'lr': 0.1, 'momentum': 0.9, 'output': 'here'}))
-    changed = create_optimizer(task.trainable_module, momentum=0.5)
+    changed = create_optimizer(task.trainable_module, OptimizerSettings(momentum=0.5))
     resume_run(tmp_path / LAST, task, changed, 'net', {'lr': 0.2, 'momentum': 0.5, 'output': 'there'})
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
