@@ -15,11 +15,27 @@ CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the Image
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
 
 
+class Views:
+    """Several independently augmented versions of an image, as a tuple.
+
+    Args:
+        transform: PIL image to tensor.
+        count: How many.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], count: int) -> None:
+        self.transform = transform
+        self.count = count
+
+    def __call__(self, image: Any) -> tuple[Any, ...]:
+        return tuple(self.transform(image) for _ in range(self.count))
+
+
 def create_transform(
         defaults: DataDefaults,
         is_training: bool = False,
         augment: AugmentSettings | None = None,
-) -> Callable[[Any], Any]:
+) -> transforms.Compose:
     """The transform of a split: PIL image to uint8 tensor [3, H, W].
 
     Everything is timm's own pipeline; for small images ('cifar', 'digits') its random resized crop gives way to
