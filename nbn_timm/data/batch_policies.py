@@ -119,8 +119,11 @@ class AutoAugment(PlannedPolicy):
 
     def plan(self, count: int) -> Plan:
         pairs = torch.randint(len(self.operations), (count,))
-        happens = torch.rand(count, 2) <= self.probabilities[pairs]
-        signs = torch.randint(2, (count, 2))
+        return self.planned(pairs, torch.rand(count, 2), torch.randint(2, (count, 2)))
+
+    def planned(self, pairs: torch.Tensor, chances: torch.Tensor, signs: torch.Tensor) -> Plan:
+        """The plan of these draws: int64 [B], from [0, 1) [B, 2], and 0 (minus) or 1 [B, 2]."""
+        happens = chances <= self.probabilities[pairs]
         arguments = self.arguments[pairs].gather(2, signs[..., None])[..., 0]
         return torch.where(happens, self.operations[pairs], -1), arguments
 
@@ -201,7 +204,7 @@ class TimmOperations(PlannedPolicy):
             magnitudes: torch.Tensor,
             signs: torch.Tensor,
     ) -> Plan:
-        """The plan of these draws, [B, steps] each."""
+        """The plan of these draws, [B, steps] each; signs are -1 and 1."""
         share = magnitudes.clamp(0, self.greatest) / 10
         operations, arguments = torch.full_like(chosen, -1), torch.zeros_like(share)
         for index, name in enumerate(self.names):
