@@ -140,7 +140,8 @@ def recorded(policy, count):
     return seen
 
 
-@pytest.mark.parametrize('config', ['rand-m5-n3-mstd2-p0.7', 'rand-m9-inc1-mstd101', 'rand-m9-tweights', 'original', 'v0r'])
+@pytest.mark.parametrize(
+    'config', ['rand-m5-n3-mstd2-p0.7', 'rand-m9-inc1-mstd101', 'rand-m9-tweights', 'original', 'v0r'])
 def test_timms_policies_are_chosen_as_often(config):
     make = timm_policies.rand_augment_transform if config.startswith('rand') else timm_policies.auto_augment_transform
     count = 6000
