@@ -297,7 +297,8 @@ def test_the_optimizer_of_a_second_stage_has_what_the_stage_trains_and_no_more(
     needs = [word for key, value in STAGES[stage].needs.items() if value is not None
              for word in (f"--{key.replace('_', '-')}", str(value))]
     train.main([*data_flags(images, 'train'), '--model', model, *FLAGS[2:], '-b', '5', '--epochs', '1', '--stage',
-                stage, *needs, *(['--stage-kwargs', *numbers] if numbers else []), '--initial-checkpoint', str(path), '--output', str(tmp_path), '--experiment', 'run'])
+                stage, *needs, *(['--stage-kwargs', *numbers] if numbers else []), '--initial-checkpoint', str(path),
+                '--output', str(tmp_path), '--experiment', 'run'])
     (part, optimizer), = seen
     handed = {parameter for group in optimizer.param_groups for parameter in group['params']}
     assert handed == set(part.parameters()) and all(parameter.requires_grad for parameter in handed)
