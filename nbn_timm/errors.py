@@ -1,5 +1,6 @@
 """The one error that users meet, and how commands report it."""
 import difflib
+import errno
 import hashlib
 import os
 import re
@@ -35,6 +36,7 @@ def one_line(text: str) -> str:
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _LOST_PEER = ('Connection closed by peer', 'Connection reset by peer')  # what gloo says when a process is gone
 
 
@@ -46,14 +48,18 @@ def run_cli(main: Callable[[list[str] | None], None], prog: str) -> int:
     """
     try:
         code = _run(main, prog)
+        sys.stdout.flush()
     except BrokenPipeError:
         _drop_stdout()
         return 1
-    except OSError:
-        if _full_stdout(prog):  # which is what refused; else it is a bug
-            return 1
-        raise
-    return 1 if _full_stdout(prog) else code
+    except OSError as error:
+        # Of printing; what is written to files is reported where it is.
+        if error.filename is not None or error.errno not in _REFUSED:
+            raise
+        _drop_stdout()
+        _say(prog, f'the standard output cannot be written ({error.strerror}): free some space, or send it elsewhere')
+        return 1
+    return code
 
 
 def _run(main: Callable[[list[str] | None], None], prog: str) -> int:
@@ -103,20 +109,6 @@ def _first_to_say(sentence: str) -> bool:
         return store.add(f'nbn_timm/said/{attempt}/{digest}', 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True
-
-
-def _full_stdout(prog: str) -> bool:
-    """Say so if the standard output cannot be written, as on a full disk."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_stdout()
-        return True
-    except OSError as error:
-        _drop_stdout()
-        _say(prog, f'the standard output cannot be written ({error.strerror}): free some space, or send it elsewhere')
-        return True
-    return False
 
 
 def _drop_stdout() -> None:

@@ -11,6 +11,8 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import add_nbn
 
+from .model_folder import is_model_folder, read_config, read_weights
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -43,23 +45,33 @@ def create_model(
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
+    if is_model_folder(name):
+        read_config(name)
+        if pretrained:
+            read_weights(name)  # timm would look at no checksum
     settings = dict(num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs)
     try:
         model = timm.create_model(name, pretrained=pretrained, **settings)
     except TypeError as error:
-        if 'argument' not in str(error):
+        if 'argument' not in str(error) and not is_model_folder(name):
             raise
         raise InputError(f"model '{name}' does not take this setting ({error}): "
                          'check --drop, --drop-path and --model-kwargs') from error
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
-        if not (pretrained or 'pretrained tag' in str(error)):
+        if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
                          'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
                          'out --pretrained') from error
+    except Exception as error:
+        if not is_model_folder(name):
+            raise
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"'{name}' is no model that timm can make ({type(error).__name__}: {reason}): its config.json "
+                         'is damaged or of another kind, so get it again') from error
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
