@@ -50,13 +50,13 @@ def run_cli(main: Callable[[list[str] | None], None], prog: str) -> int:
         code = _run(main, prog)
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_stdout()
+        drop_stdout()
         return 1
     except OSError as error:
         # Of printing; what is written to files is reported where it is.
         if error.filename is not None or error.errno not in _REFUSED:
             raise
-        _drop_stdout()
+        drop_stdout()
         _say(prog, f'the standard output cannot be written ({error.strerror}): free some space, or send it elsewhere')
         return 1
     return code
@@ -111,7 +111,7 @@ def _first_to_say(sentence: str) -> bool:
         return True
 
 
-def _drop_stdout() -> None:
+def drop_stdout() -> None:
     """Let what is still buffered go nowhere when Python ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -152,7 +152,7 @@ def _from_checkpoint(path: str, use_ema: bool, model: str | None, all_experts: b
 
 
 def _from_name(name: str) -> TrainedModel:
-    network = create_model(name, pretrained=True)
+    network: Any = create_model(name, pretrained=True)
     record = recorded_training(name)
     counts = record.pop('class_counts', None)
     settings = record.get('settings') or {}

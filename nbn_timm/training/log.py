@@ -2,7 +2,6 @@
 import importlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 
 from timm.utils import trim_summary, update_summary
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, drop_stdout
 from nbn_timm.files import write_text_atomic
 
 Metrics = Mapping[str, float | None]
@@ -27,7 +26,7 @@ class _Shown(logging.StreamHandler):
         if not isinstance(error, OSError):
             super().handleError(record)
             return
-        self.stream = open(os.devnull, 'w', encoding='utf-8')
+        drop_stdout()
         print(f'the standard output cannot be written ({error.strerror}), so nothing more is shown; the run goes on and '
               'its files tell of it', file=sys.stderr, flush=True)
 

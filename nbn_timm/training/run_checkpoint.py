@@ -204,7 +204,8 @@ def find_common_resume(resume: str | None, folder: Path, world: World) -> Path |
     if not world.distributed:
         return find_resume(resume, folder)
     _check_same_folder(folder, world)
-    path, seen = None, None
+    path: Path | None = None
+    seen: str | InputError | None = None
     try:
         path = find_resume(resume, folder)
         if path is not None:
