@@ -104,9 +104,9 @@ def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": 3}', "'pretrained_cfg'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": "3"}', "'num_classes'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'local-dir'),
-    ('config.json', b'{"architecture": "resnet20_nbn", "model_args": {"no_such": 1}}', 'no_such'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
     ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
-    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}', ''),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}', 'malformed'),
 ])
 def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
     save_for_hf(timm.create_model('resnet20_nbn', num_classes=3), tmp_path)

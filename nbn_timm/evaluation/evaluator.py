@@ -14,6 +14,11 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import EvalResult
 
 
+# Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding the images
+# that a batch size or a number of processes leaves over would get logits with other last bits.
+_FEWEST = 8
+
+
 class LongTailEvaluator(ClassificationEvaluator):
     """Accumulate loss, top-1, top-5 and per-class top-1 counts.
 
@@ -177,10 +182,8 @@ def evaluate(
     model.eval()
     with torch.inference_mode():
         for images, target in loader:
-            if len(images) == 1:
-                # Matrix products of one row are computed otherwise, so that an image that is left over by the batch
-                # size or the number of processes would get logits with other last bits.
-                images = torch.cat([images, images])
+            if len(images) < _FEWEST:
+                images = images[torch.arange(_FEWEST, device=images.device) % len(images)]
             images = images.to(device, non_blocking=True, memory_format=memory_format)
             with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
                 output = evaluator.predict(model, images)

@@ -53,7 +53,9 @@ def create_model(
     try:
         model = timm.create_model(name, pretrained=pretrained, **settings)
     except TypeError as error:
-        if 'argument' not in str(error) and not is_model_folder(name):
+        if is_model_folder(name):
+            raise InputError(_no_model(name, error)) from error
+        if 'argument' not in str(error):
             raise
         raise InputError(f"model '{name}' does not take this setting ({error}): "
                          'check --drop, --drop-path and --model-kwargs') from error
@@ -69,9 +71,7 @@ def create_model(
     except Exception as error:
         if not is_model_folder(name):
             raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"'{name}' is no model that timm can make ({type(error).__name__}: {reason}): its config.json "
-                         'is damaged or of another kind, so get it again') from error
+        raise InputError(_no_model(name, error)) from error
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -79,6 +79,12 @@ def create_model(
             if isinstance(module, BATCH_NORMS):
                 module.momentum = bn_momentum
     return model
+
+
+def _no_model(name: str, error: Exception) -> str:
+    reason = ' '.join(str(error).split())
+    return (f"'{name}' is no model that timm can make with these settings ({type(error).__name__}: {reason}): check "
+            '--drop, --drop-path and --model-kwargs, and its config.json, which may be damaged or of another kind')
 
 
 def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
