@@ -160,7 +160,8 @@ class Misbehaved(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize(('how', 'said'), [
-    ('500', '500'), ('401', '401'), ('403', '403'), ('silent', 'no answer within 1 seconds'), ('page', 'something else'),
+    ('500', '500'), ('401', '401'), ('403', '403'), ('silent', 'no answer within 1 seconds'),
+    ('page', 'something else'),
     ('short', 'broke off after 4 of 1000 bytes'), ('slow', 'slower than 10 kB/s'), ('refused', 'refused')])
 def test_a_mirror_that_is_named_serves_or_is_an_error(weights_cache, monkeypatch, how, said):
     """Of weights that the package ships as well, which are not what was asked for."""

@@ -56,7 +56,8 @@ def test_bare_weights_are_recognised(tmp_path):
 def test_a_folder_in_timms_format_brings_its_record(tmp_path):
     model = timm.create_model('resnet20_nbn', num_classes=3)
     save_for_hf(model, tmp_path, model_config={RECORD_KEY: {
-        DIGEST: weights_digest(model.state_dict()), 'class_counts': {'counts': [5, 3, 1], 'names': ['a', 'b', 'c'], 'source': 'somewhere'},
+        DIGEST: weights_digest(model.state_dict()),
+        'class_counts': {'counts': [5, 3, 1], 'names': ['a', 'b', 'c'], 'source': 'somewhere'},
         'settings': {'input_size': [3, 16, 16], 'mean': [0.1, 0.2, 0.3]}, 'epoch': 7}},
         model_args={'gradient': 'released'})
     for source in (str(tmp_path), f'local-dir:{tmp_path}'):
@@ -106,7 +107,8 @@ def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'local-dir'),
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
     ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
-    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}', 'malformed'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}',
+     'malformed'),
 ])
 def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
     save_for_hf(timm.create_model('resnet20_nbn', num_classes=3), tmp_path)

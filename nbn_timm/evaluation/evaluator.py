@@ -13,9 +13,8 @@ from nbn_timm.data.class_counts import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import EvalResult
 
-
-# Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding the images
-# that a batch size or a number of processes leaves over would get logits with other last bits.
+# Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding,
+# images that a batch size or a number of processes leaves over would get logits with other last bits.
 _FEWEST = 8
 
 

@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running code from them, and refused in one sentence if a single bit of them is wrong."""
+"""Checkpoint files: read without running code from them, refused in one sentence if a single bit is wrong."""
 import argparse
 import hashlib
 import pickle
@@ -217,8 +217,8 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     # torch's own text on a refused pickle is advice to load it unsafely.
     first_line = str(error).strip().partition('\n')[0]
     reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) or not first_line else first_line
-    return (f"the checkpoint '{path}' cannot be read ({textwrap.shorten(reason, 200)}): it is damaged or no checkpoint, "
-            'so get it again')
+    return (f"the checkpoint '{path}' cannot be read ({textwrap.shorten(reason, 200)}): it is damaged or no "
+            'checkpoint, so get it again')
 
 
 def _code_in_pickle(path: Path, error: Exception) -> list[str]:

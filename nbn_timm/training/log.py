@@ -27,8 +27,8 @@ class _Shown(logging.StreamHandler):
             super().handleError(record)
             return
         drop_stdout()
-        print(f'the standard output cannot be written ({error.strerror}), so nothing more is shown; the run goes on and '
-              'its files tell of it', file=sys.stderr, flush=True)
+        print(f'the standard output cannot be written ({error.strerror}), so nothing more is shown; the run goes on '
+              'and its files tell of it', file=sys.stderr, flush=True)
 
 
 def setup_logging(is_primary: bool) -> None:

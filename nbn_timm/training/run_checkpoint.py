@@ -397,8 +397,8 @@ def check_finite(task: TrainingTask, epoch: int, world: World) -> None:
     bad = next((name for name, good in zip(learned, finite, strict=True) if not good), None)
     bad = next((name for name in world.gather(bad) if name), None) if world.distributed else bad
     if bad is not None:
-        raise InputError(f"'{bad}' became NaN or infinite in epoch {epoch + 1}, so no checkpoint of it was written: try "
-                         'a lower --lr, --warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was '
+        raise InputError(f"'{bad}' became NaN or infinite in epoch {epoch + 1}, so no checkpoint of it was written: "
+                         'try a lower --lr, --warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was '
                          'used')
 
 
