@@ -150,7 +150,7 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
     state_dict = rename_experts(clean_state_dict(dict(state_dict)))
     network = getattr(model, 'network', model)  # of a `RoutedExperts`
     layers = nbn_layers(network)
-    owners = [name for name, layer in layers.items() if layer.owns_scale]
+    alphas = [key for key in network.state_dict() if key.endswith('.scale.alpha')]
     has_scale = any(key.endswith('.scale.alpha') for key in state_dict)
     model_name = type(network).__name__
     if layers and not has_scale and 'scale_factor' not in state_dict:
@@ -161,9 +161,9 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
                          'would be garbage: use the architecture with _nbn in its name, or fold the checkpoint first')
     if 'scale_factor' in state_dict:
         scale = state_dict.pop('scale_factor')
-        for name in owners:
-            expert = _expert_of(name)
-            state_dict[f'{name}.scale.alpha'] = scale[expert:expert + 1].clone()
+        for key in alphas:
+            expert = _expert_of(key)
+            state_dict[key] = scale[expert:expert + 1].clone()
     if network is model:  # an assignment module is no part of it
         return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
     return {key if key.startswith('router.') else f'{ROUTED_PREFIX}{key}': value for key, value in state_dict.items()}
