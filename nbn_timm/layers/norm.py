@@ -91,6 +91,31 @@ def _unit(vector: torch.Tensor, cap_gradient: bool, eps: float = _NORM_EPS) -> t
     return vector / (torch.linalg.vector_norm(vector) + eps)
 
 
+class _Kept:
+    """What a layer keeps between forward passes in evaluation: weight, bias and alpha, and what they amount to.
+
+    Copies and pickles of it are empty, and TorchScript, which would save a tuple, passes over it.
+    """
+
+    def __init__(self) -> None:
+        self.tensors: tuple[torch.Tensor, ...] | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(self), ()
+
+
+def _may_keep(*tensors: torch.Tensor) -> bool:
+    """Whether results of these parameters may be kept: nothing differentiates, traces or transforms them, comparing
+    them does not wait for a GPU, and they are in full precision, which autocast does not change.
+    """
+    if torch.jit.is_tracing():
+        return False
+    learns = torch.is_grad_enabled()
+    return all(
+        type(tensor) is nn.Parameter and tensor.dtype is torch.float32 and tensor.device.type == 'cpu'
+        and not (learns and tensor.requires_grad) for tensor in tensors)
+
+
 class NormalizedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d with weight alpha * g / (|g| + 1e-6) and bias alpha * b / (|b| + 1e-6); a drop-in `norm_layer`.
 
@@ -129,6 +154,7 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
         super().__init__(num_features, eps, momentum, True, track_running_stats, device=device, dtype=dtype)
         self.scale = NbnScale(alpha, device=device, dtype=dtype)
         self.cap_gradient = gradient == 'capped'
+        self._kept = _Kept()
 
     @classmethod
     def from_batch_norm(cls, norm: nn.BatchNorm2d, gradient: str = 'capped', alpha: float = 1.0):
@@ -152,8 +178,31 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
 
     def effective_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight and the bias that are applied, each [C] with length |alpha|."""
+        return self._scaled(self.weight, self.bias)
+
+    def _scaled(self, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alpha = self.scale.alpha
-        return _unit(self.weight, self.cap_gradient) * alpha, _unit(self.bias, self.cap_gradient) * alpha
+        return _unit(weight, self.cap_gradient) * alpha, _unit(bias, self.cap_gradient) * alpha
+
+    def _applied_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`effective_affine`, in evaluation without computing it again while weight, bias and alpha are the same."""
+        if torch.jit.is_scripting():
+            return self.effective_affine()
+        return self._folded_affine()
+
+    @torch.jit.unused
+    def _folded_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias, alpha = self.weight, self.bias, self.scale.alpha
+        if self.training or torch.compiler.is_compiling() or not _may_keep(weight, bias, alpha):
+            return self.effective_affine()
+        kept = self._kept.tensors
+        # Values are compared, since edits through `.data` leave versions as they are; that costs a microsecond a tensor.
+        if kept is None or not (
+                torch.equal(weight, kept[0]) and torch.equal(bias, kept[1]) and torch.equal(alpha, kept[2])):
+            with torch.inference_mode(False), torch.no_grad():
+                kept = (weight.clone(), bias.clone(), alpha.clone(), *self.effective_affine())
+            self._kept.tensors = kept
+        return kept[3], kept[4]
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         """Batch normalisation with the effective affine parameters, [B, C, H, W] to [B, C, H, W]."""
@@ -162,7 +211,7 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)
             if self.momentum is None:  # cumulative average
                 average_factor = 1.0 / float(self.num_batches_tracked)
-        weight, bias = self.effective_affine()
+        weight, bias = self._applied_affine()
         return F.batch_norm(
             x, self.running_mean, self.running_var, weight, bias,
             self.training or self.running_mean is None, average_factor, self.eps)
