@@ -116,7 +116,8 @@ class CosineLinear(ClassVectors):
         return f'{super().extra_repr()}, scale={self.scale}'
 
 
-HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
+HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {
+    'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
 
 
 def convert_head(classifier: nn.Module, kind: str) -> nn.Module:

@@ -196,7 +196,7 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
         if self.training or torch.compiler.is_compiling() or not _may_keep(weight, bias, alpha):
             return self.effective_affine()
         kept = self._kept.tensors
-        # Values are compared, since edits through `.data` leave versions as they are; that costs a microsecond a tensor.
+        # Values are compared, since versions do not count edits through `.data`; it costs a microsecond a tensor.
         if kept is None or not (
                 torch.equal(weight, kept[0]) and torch.equal(bias, kept[1]) and torch.equal(alpha, kept[2])):
             with torch.inference_mode(False), torch.no_grad():
