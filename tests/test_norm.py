@@ -262,6 +262,7 @@ def test_what_evaluation_keeps_follows_every_change(change, inference):
             assert torch.equal(layer(x), layer.fuse()(x))
 
 
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
 def test_what_evaluation_keeps_is_neither_copied_nor_saved_nor_differentiated():
     layer = random_layer().eval()
     x = torch.randn(2, 16, 3, 3, requires_grad=True)

@@ -1,4 +1,6 @@
 """Classifier heads of a single network; `experts.py` has those of several experts."""
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -20,9 +22,10 @@ class ClassVectors(nn.Module):
         bias: With a bias [C].
     """
 
-    in_features: int
-    out_features: int
-    bias: nn.Parameter
+    if TYPE_CHECKING:  # None without a bias; TorchScript would take the annotation for a declaration
+        bias: torch.Tensor
+
+    weight: torch.Tensor
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__()

@@ -104,16 +104,16 @@ class _Kept:
         return type(self), ()
 
 
-def _may_keep(*tensors: torch.Tensor) -> bool:
+def _may_keep(*tensors: torch.Tensor | None) -> bool:
     """Whether results of these parameters may be kept: nothing differentiates, traces or transforms them, comparing
     them does not wait for a GPU, and they are in full precision, which autocast does not change.
     """
-    if torch.jit.is_tracing():
-        return False
     learns = torch.is_grad_enabled()
-    return all(
-        type(tensor) is nn.Parameter and tensor.dtype is torch.float32 and tensor.device.type == 'cpu'
-        and not (learns and tensor.requires_grad) for tensor in tensors)
+    for tensor in tensors:
+        if type(tensor) is not nn.Parameter or tensor.dtype is not torch.float32 or not tensor.is_cpu or (
+                learns and tensor.requires_grad):
+            return False
+    return not torch.jit.is_tracing()
 
 
 class NormalizedBatchNorm2d(nn.BatchNorm2d):
@@ -192,9 +192,13 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.jit.unused
     def _folded_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias, alpha = self.weight, self.bias, self.scale.alpha
-        if self.training or torch.compiler.is_compiling() or not _may_keep(weight, bias, alpha):
+        weight = self.weight
+        if self.training or torch.compiler.is_compiling() or type(weight) is not nn.Parameter:
             return self.effective_affine()
+        bias, alpha = self._parameters.get('bias'), self._modules['scale']._parameters.get('alpha')  # type: ignore[union-attr]
+        if not _may_keep(weight, bias, alpha):
+            return self.effective_affine()
+        assert bias is not None and alpha is not None
         kept = self._kept.tensors
         # Values are compared, since versions do not count edits through `.data`; it costs a microsecond a tensor.
         if kept is None or not (
