@@ -80,11 +80,11 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
                              'and give layers with running statistics')
     for layer in layers.values():
         # Only the class changes, so parameters, buffers and the shared alpha stay as they are.
-        layer.__class__ = _FROZEN[type(layer)]
+        layer.__class__ = _FROZEN[type(layer)]  # type: ignore[assignment]
         layer.train(layer.training)
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(False)
-    for layer in model.modules():
-        if isinstance(layer, FrozenNormalizedBatchNorm2d):
-            layer.scale.alpha.requires_grad_(alpha_trainable)
+    for module in model.modules():
+        if isinstance(module, FrozenNormalizedBatchNorm2d):
+            module.scale.alpha.requires_grad_(alpha_trainable)
     return model

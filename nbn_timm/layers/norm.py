@@ -74,8 +74,8 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one is other:
         return True
     one, other = (getattr(tensor, '_local_tensor', tensor) for tensor in (one, other))  # of a DTensor
-    return (one.untyped_storage()._cdata == other.untyped_storage()._cdata
-            and one.storage_offset() == other.storage_offset())
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata
+                and one.storage_offset() == other.storage_offset())
 
 
 def _unit(vector: torch.Tensor, cap_gradient: bool, eps: float = _NORM_EPS) -> torch.Tensor:
