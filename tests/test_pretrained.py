@@ -347,6 +347,50 @@ def test_another_number_of_classes_drops_the_whole_classifier(weights_cache, arc
     assert 'Unexpected keys' not in caplog.text
 
 
+@pytest.mark.parametrize('arch', ['resnet20_nbn_lr', 'resnet10_nbn_lr', 'resnet32_ride_nbn_lr'])
+def test_a_forced_new_head_takes_nothing_of_the_old_one(weights_cache, arch, tmp_path):
+    source = timm.create_model(arch, num_classes=7)
+    with torch.no_grad():
+        for name, value in source.state_dict().items():
+            if name.startswith('fc.') and value.is_floating_point():
+                value.fill_(5.0)
+        source.conv1.weight.fill_(0.25)
+    path = tmp_path / 'trained.safetensors'
+    save_file(source.state_dict(), path)
+    # As timm's --pretrained-path gives it: a new classifier also for the file's own number of classes.
+    model = timm.create_model(arch, pretrained=True, num_classes=7,
+                              pretrained_cfg_overlay=dict(file=str(path), num_classes=-1))
+    assert (model.conv1.weight == 0.25).all()
+    heads = model.fc if isinstance(model.fc, torch.nn.ModuleList) else [model.fc]
+    for head in heads:
+        assert not head.bn.running_mean.any() and (head.bn.running_var == 1).all()
+        assert not (head.weight == 5).any()
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'student.model.'])
+@pytest.mark.parametrize('source', ['file', 'state_dict'])
+def test_weights_below_a_prefix_are_the_weights(weights_cache, prefix, source, tmp_path):
+    trained = timm.create_model('resnet20_nbn', num_classes=5)
+    weights = {prefix + name: value for name, value in trained.state_dict().items()}
+    save_file(weights, tmp_path / 'last.safetensors')
+    overlay = {source: str(tmp_path / 'last.safetensors') if source == 'file' else weights}
+    model = timm.create_model('resnet20_nbn', pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+    assert same_weights(model, trained)
+
+
+def test_weights_of_which_a_part_does_not_fit_are_refused(weights_cache, tmp_path):
+    weights = timm.create_model('resnet20_nbn', num_classes=5).state_dict()
+    mixed = {**{f'model.{name}': value for name, value in weights.items()}, 'loss.weight': torch.ones(5)}
+    short = {name: value for name, value in weights.items() if not name.startswith('layer2.')}
+    for index, wrong in enumerate((mixed, short)):
+        path = tmp_path / f'{index}.safetensors'
+        save_file(wrong, path)
+        for classes in (5, 7):
+            with pytest.raises(InputError):
+                timm.create_model('resnet20_nbn', pretrained=True, num_classes=classes,
+                                  pretrained_cfg_overlay=dict(file=str(path)))
+
+
 def test_plain_weights_are_not_loaded_into_nbn(tmp_path):
     plain = timm.create_model('resnet18')
     save_file(plain.state_dict(), tmp_path / 'plain.safetensors')

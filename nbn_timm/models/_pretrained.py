@@ -36,7 +36,7 @@ from torch.hub import get_dir
 from nbn_timm.errors import InputError, without_password
 from nbn_timm.files import atomic_write, file_sha256, write_text_atomic
 
-from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize
+from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
 from .weight_files import DIGEST, read_state_dict, save_weights, weights_digest
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
@@ -93,18 +93,23 @@ def build_zoo_model(
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
         elif file and not cfg.source:
             overlay['file'] = file
-        if 'file' in overlay:
-            recognized = recognize(read_state_dict(overlay['file']))
-            if recognized is not None:
-                # timm would drop the classifier of a file with another number of classes than the tag's silently.
-                overlay.setdefault('num_classes', recognized.num_classes)
-            if recognized is not None and recognized.arch == variant:
-                kwargs = _like_the_file(overlay['file'], recognized, kwargs)
+        weights = read_state_dict(overlay['file']) if 'file' in overlay else cfg.state_dict
+        recognized = recognize(without_wrapper(weights)) if weights else None
+        if recognized is not None:
+            # timm would drop the classifier of weights with another number of classes than the tag's silently.
+            overlay.setdefault('num_classes', recognized.num_classes)
+            if recognized.arch == variant:
+                kwargs = _like_the_file(overlay.get('file', 'state_dict'), recognized, kwargs)
+    classes = overlay.get('num_classes', cfg.num_classes) if pretrained else None
+
+    def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+        return checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
+
     if isinstance(kwargs.get('num_experts'), int):
         overlay.setdefault('classifier', tuple(f'fc.{expert}' for expert in range(kwargs['num_experts'])))
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
-        pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+        pretrained_filter_fn=fit, **kwargs)
 
 
 def _like_the_file(file: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
