@@ -10,7 +10,9 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,22 +22,33 @@ import torch
 from released import as_released, checkpoint
 from torch.distributed.run import get_args_parser
 
-from nbn_timm import config
-from nbn_timm.cli import convert, export, predict, prepare, push, train, validate
+from nbn_timm.cli import convert, export, predict, prepare, push, train
+from nbn_timm.config import build_parser, read_given
+from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
+from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages import STAGES
+from nbn_timm.settings import SettingGroups
+from nbn_timm.validation import ValidateSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
+
+def check_flags(groups: type[SettingGroups], create_parser: Callable[[], ArgumentParser], argv: list[str]) -> None:
+    """That a command takes its flags, with their values, and that each of them has an effect."""
+    given = read_given(groups, create_parser(), argv)
+    given.check_effects(given.settings())
+
+
 # What takes the arguments of each command, or exits; the one place of this file that knows.
-PARSE = {
-    'nbn-train': train.parse_train_args,
-    'nbn-validate': lambda argv: config.parse_args(validate.create_parser(), argv),
-    'nbn-export': lambda argv: config.parse_flags(export.create_parser(), argv),
-    'nbn-predict': lambda argv: config.parse_flags(predict.create_parser(), argv),
-    'nbn-push': push.parse_args,
+PARSE: dict[str, Callable[[list[str]], object]] = {
+    'nbn-train': train.parse_train,
+    'nbn-validate': partial(check_flags, ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', '')),
+    'nbn-export': partial(check_flags, export.ExportCommand, export.create_parser),
+    'nbn-predict': partial(check_flags, predict.PredictSettings, predict.create_parser),
+    'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
 }
@@ -170,7 +183,7 @@ def stand_ins(tmp_path_factory) -> Path:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after its test."""
-    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, STAGES)]
+    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, STAGES, MIXINGS, DATASETS)]
     yield
     for registry, content in saved:
         registry.clear()
