@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -57,7 +59,7 @@ ELSEWHERE = ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git', 'cd
 
 
 class Block(NamedTuple):
-    """A Python block, or one command line."""
+    """A Python block, a change of a file, or one command line."""
     page: Path
     line: int
     language: str
@@ -66,8 +68,8 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The path in the comment that a block which is a file begins with."""
-        match = re.match(r'# (\S+\.py)\n', self.text)
+        """The path in the comment that a block which is a file begins with, or of the file that a change is of."""
+        match = re.match(r'(?:# |--- a/)(\S+\.py)\n', self.text)
         return match[1] if match else ''
 
     def __str__(self) -> str:
@@ -75,17 +77,17 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The Python blocks and command lines of a page, in their order."""
+    """The Python blocks, changes and command lines of a page, in their order."""
     language, not_run, start, held = '', '', 0, []
     for number, line in enumerate(page.read_text(encoding='utf-8').splitlines(), 1):
         mark = re.fullmatch(r'<!-- not run: (.+) -->', line)
         if line.startswith('```') and not language:
             language, start, held = line[3:].strip() or 'text', number + 1, []
         elif line.startswith('```'):
-            if language == 'python':
+            if language in ('python', 'diff'):
                 yield Block(page, start, language, '\n'.join(held) + '\n', not_run)
             language, not_run, held = '', '', []
-        elif language == 'python':
+        elif language in ('python', 'diff'):
             held.append(line)
         elif language in ('', 'bash') and (language or line.startswith('    ')):
             start = start if held else number
@@ -224,16 +226,40 @@ def test_flags_in_the_prose_exist(capsys):
                 assert not unknown, f'{page.relative_to(ROOT)}:{number}: no command has {unknown}'
 
 
+def changed(text: str, diff: str) -> str:
+    """A text with the changes of a diff without line numbers; what is around each change is there once."""
+    for part in diff.split('\n', 2)[2].split('@@\n'):
+        lines = part.splitlines(keepends=True)
+        before, after = (''.join(line[1:] for line in lines if line[0] in kinds) for kinds in (' -', ' +'))
+        assert text.count(before) == 1, f'not there once:\n{before}'
+        text = text.replace(before, after)
+    return text
+
+
+def write_clothing(folder: Path) -> None:
+    """Stand-ins of Fashion-MNIST's files: noise, 12 training and 2 test images of each class."""
+    folder.mkdir(parents=True)
+    for name, images in (('train', 120), ('t10k', 20)):
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28), np.uint8)
+        for kind, array in (('images-idx3', pixels), ('labels-idx1', np.arange(images, dtype=np.uint8) % 10)):
+            head = struct.pack(f'>{array.ndim + 1}I', 0x0800 + array.ndim, *array.shape)
+            (folder / f'{name}-{kind}-ubyte').write_bytes(head + array.tobytes())
+
+
 def test_examples_of_contributing_are_all_that_it_takes(tmp_path):
-    """Each file of CONTRIBUTING, put into a copy of the package, is found by the commands below it."""
+    """Each file and change of CONTRIBUTING, put into a copy of the package, is known to the commands below it."""
     unneeded = shutil.ignore_patterns('__pycache__', '*.safetensors')
     shutil.copytree(ROOT / 'nbn_timm', tmp_path / 'nbn_timm', ignore=unneeded)
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    write_clothing(tmp_path / 'data' / 'FashionMNIST' / 'raw')
     found = list(blocks(ROOT / 'CONTRIBUTING.md'))
     for block in found:
-        if block.file:
-            assert not (tmp_path / block.file).exists(), f'{block}: {block.file} is there already'
-            (tmp_path / block.file).write_text(block.text)
+        file = tmp_path / block.file
+        if block.language == 'diff':
+            file.write_text(changed(file.read_text(), block.text))
+        elif block.file:
+            assert not file.exists(), f'{block}: {block.file} is there already'
+            file.write_text(block.text)
     lines = [words for block in found if block.language == 'shell' for words in commands(block, {})]
     calls = [(words[0].removeprefix('nbn-'), words[1:]) for words in lines if words[0].startswith('nbn-')]
     # One process for all, since importing torch takes longer than the rest.
@@ -242,4 +268,10 @@ def test_examples_of_contributing_are_all_that_it_takes(tmp_path):
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, text=True, capture_output=True,
                           env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list((tmp_path / 'output').glob('*/test.json'))) == len(calls) > 3
+    trainings = [arguments for command, arguments in calls if command == 'train']
+    assert len(list((tmp_path / 'output').glob('*/test.json'))) == len(trainings) > 6
+    for arguments in trainings:  # what they were told is in their records, that of new flags too
+        recorded = (tmp_path / 'output' / arguments[-1] / 'args.yaml').read_text()
+        for flag, value in zip(arguments, arguments[1:], strict=False):
+            if re.match('--[a-z-]+$', flag) and re.fullmatch(r'[\w.]+', value) and flag != '--config':
+                assert f'{flag[2:].replace("-", "_")}: {value}\n' in recorded, f'{flag} {value}'
