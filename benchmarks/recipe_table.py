@@ -2,27 +2,26 @@
 
 Settings are read as train.py reads them; the last column names the papers that a config's header cites.
 """
-import argparse
 import re
 from pathlib import Path
 
-from nbn_timm.cli.train_args import build_parser
-
-from nbn_timm.config import parse_args, shipped_configs
+from nbn_timm.config import build_parser, read_config, shipped_configs
+from nbn_timm.samplers.settings import SamplerSettings
+from nbn_timm.second_stages import STAGES, FittedStage
+from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings
+from nbn_timm.training.settings import TrainSettings
 
 CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ECCV|ICCV|ICLR|NeurIPS|TIP) \d{4}|arXiv \d{4}\.\d{5})')
 
 
-def schedule(args: argparse.Namespace) -> str:
+def rate(optimizer: OptimizerSettings, schedule: ScheduleSettings) -> str:
     """Learning rate and how it changes."""
     shapes = {
-        'cosine': 'cosine',
-        'step': f'x{args.decay_rate:g} every {args.decay_epochs:g} epochs',
-        'multistep': f'x{args.decay_rate:g} at epochs {" and ".join(map(str, args.decay_milestones))}',
-        'constant': 'constant',
+        'step': f'x{schedule.decay_rate:g} every {schedule.decay_epochs:g} epochs',
+        'multistep': f'x{schedule.decay_rate:g} at epochs {" and ".join(map(str, schedule.decay_milestones))}',
     }
-    warmup = f'{args.warmup_epochs} epochs warm-up, ' if args.warmup_epochs else ''
-    return f'{args.lr:g}, {warmup}{shapes[args.sched]}'
+    warmup = f'{schedule.warmup_epochs} epochs warm-up, ' if schedule.warmup_epochs else ''
+    return f'{optimizer.lr:g}, {warmup}{shapes.get(schedule.sched, schedule.sched)}'
 
 
 def sources(config: Path) -> str:
@@ -42,24 +41,27 @@ unless [results.md](results.md) says so.
 |---|---|---|---|---|---|---|---|"""
 
 
-def method(args: argparse.Namespace) -> str:
+def method(settings: TrainSettings) -> str:
     """What is particular about a recipe's training."""
-    loss = args.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in args.loss_kwargs else '')
-    own_loss = args.stage is None or args.stage in ('crt', 'lws')
-    parts = [f'stage {args.stage}' if args.stage else '', loss if own_loss else '',
-             '' if args.sampler == 'instance_balanced' else f'{args.sampler.replace("_", " ")} draws']
+    stage, chosen, sampler = settings.stage.stage, settings.loss, settings.sampler.sampler
+    loss = chosen.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in chosen.loss_kwargs else '')
+    idle = settings.without_effect(['loss'])
+    parts = [f'stage {stage}' if stage else '', '' if idle else loss,
+             '' if sampler == SamplerSettings.sampler else f'{sampler.replace("_", " ")} draws']
     return '; '.join(part for part in parts if part)
 
 
 def main() -> None:
     print(HEAD)
+    parser = build_parser(TrainSettings, 'recipe_table', '')
     for name, path in shipped_configs().items():
-        args = parse_args(build_parser(), ['--config', str(path)])
-        fitted = args.stage in ('tau_norm', 'ncm')
-        batch = args.global_batch_size or args.batch_size
-        steps = ('', '', '') if fitted else (args.epochs, batch, schedule(args))
-        model = f'`{args.model}`' if args.model else 'the checkpoint\'s'
-        print(f'| [`{name}`](../configs/{name}.yaml) | {args.dataset} | {model} | {method(args)} | '
+        settings = TrainSettings.of(read_config(parser, TrainSettings, path))
+        fitted = settings.stage.stage is not None and issubclass(STAGES[settings.stage.stage], FittedStage)
+        batch = settings.batch.global_batch_size or settings.batch.batch_size
+        steps = ('', '', '') if fitted else (
+            settings.schedule.epochs, batch, rate(settings.optimizer, settings.schedule))
+        model = f'`{settings.model.model}`' if settings.model.model else 'the checkpoint\'s'
+        print(f'| [`{name}`](../configs/{name}.yaml) | {settings.data.dataset} | {model} | {method(settings)} | '
               f'{" | ".join(map(str, steps))} | {sources(path)} |')
 
 

@@ -17,6 +17,7 @@ GroupsT = TypeVar('GroupsT', bound=SettingGroups)
 
 MAX_CONFIG = 1_000_000  # bytes of a YAML file
 MAX_DEPTH = 20  # of its nesting
+ASKED_FOR = '???'  # value of a key that a config needs and only its user has, as OmegaConf writes it
 
 _logger = logging.getLogger(__name__)
 
@@ -166,18 +167,22 @@ def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Seq
         argv: Arguments; None means those of the process.
 
     Raises:
-        InputError: The config is missing, is no YAML mapping, or has an unknown key, a key twice or an
-            impossible value.
+        InputError: The config is missing, is no YAML mapping, has an unknown key, a key twice or an impossible
+            value, or asks for what is not given.
     """
     known, config = groups.declared(), {}
+    name = None
     if 'config' in known:
         finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         finder.add_argument('-c', '--config')
         name = finder.parse_known_args(argv)[0].config
         config = read_config(parser, groups, config_path(name)) if name else {}
     given = vars(parse_flags(parser, argv, known))
-    return Given(groups, {name: value for name, value in given.items() if name in known}, config,
-                 {name: value for name, value in given.items() if name not in known})
+    for key, value in config.items():
+        if value == ASKED_FOR and key not in given:
+            raise InputError(f"config '{name}' asks for {flag(key)}: give one")
+    return Given(groups, {key: value for key, value in given.items() if key in known}, config,
+                 {key: value for key, value in given.items() if key not in known})
 
 
 def parse_flags(

@@ -2,31 +2,36 @@
 import argparse
 import importlib
 import math
-from argparse import BooleanOptionalAction
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import yaml
-from nbn_timm.cli.train_args import build_parser
 
-from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train import parse_train
 from nbn_timm.config import (
+    ASKED_FOR,
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
     POSITIVE_INT,
     PROBABILITY,
-    KeyValues,
+    build_parser,
     config_path,
-    parse_args,
     read_config,
+    read_given,
     shipped_configs,
 )
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
-from nbn_timm.training.build import build_optimizer, build_scheduler, build_stage
+from nbn_timm.settings import SettingGroups, Settings, flag, setting
+from nbn_timm.training.build import build_stage
+from nbn_timm.training.optim import create_optimizer, create_scheduler
+from nbn_timm.training.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = shipped_configs()
@@ -38,19 +43,40 @@ BAG_OF_TRICKS = [name for name in CIFAR if 'BagofTricks-LT' in SHIPPED[name].rea
 CHEAP = [name for name in FIRST if name.startswith('cifar') or name == 'quickstart']
 
 
-@pytest.fixture
-def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument('-c', '--config')
-    parser.add_argument('-b', '--batch-size', type=int, default=8)
-    parser.add_argument('--lr', type=float)
-    parser.add_argument('--opt', choices=['sgd', 'adam'], default='sgd')
-    parser.add_argument('--amp', action=BooleanOptionalAction, default=False)
-    parser.add_argument('--fuse', action='store_true', default=None)
-    parser.add_argument('--steps', type=int, nargs='+')
-    parser.add_argument('--compile', nargs='?', const='inductor')
-    parser.add_argument('--model-kwargs', nargs='*', action=KeyValues, default={})
-    return parser
+@dataclass(frozen=True)
+class SomeSettings(Settings):
+    """A setting of every form."""
+
+    config: str | None = setting(None, 'a file', short='-c')
+    batch_size: int = setting(8, 'images', short='-b')
+    lr: float | None = setting(None, 'rate')
+    opt: str = setting('sgd', 'by name', choices=('sgd', 'adam'))
+    amp: bool = setting(False, 'a switch')
+    fuse: bool | None = setting(None, 'a switch that may be unset')
+    steps: tuple[int, ...] | None = setting(None, 'several', nargs=0)
+    compile: str | None = setting(None, 'may stand alone', nargs='?', const='inductor')
+    model_kwargs: Mapping[str, Any] = setting({}, 'a mapping')
+
+
+@dataclass(frozen=True)
+class SomeGroups(SettingGroups):
+    """All settings of an imaginary command."""
+
+    some: SomeSettings = SomeSettings()
+
+
+def parse(argv: list[str]) -> SomeSettings:
+    return read_given(SomeGroups, build_parser(SomeGroups, 'some', 'Some command.'), argv).settings().some
+
+
+def recipe(name: str, *flags: str) -> TrainSettings:
+    """Settings of a shipped config, with a file wherever it asks for one."""
+    asked_for = [key for key, value in yaml.safe_load(SHIPPED[name].read_text()).items() if value == ASKED_FOR]
+    return parse_train(['--config', name, *(f'{flag(key)}=some.pth' for key in asked_for), *flags])
+
+
+def train_parser() -> argparse.ArgumentParser:
+    return build_parser(TrainSettings, 'nbn-train', 'Train.')
 
 
 @pytest.fixture
@@ -62,19 +88,19 @@ def write(tmp_path):
     return write
 
 
-def test_file_gives_defaults_and_flags_win(parser, write):
+def test_file_gives_defaults_and_flags_win(write):
     path = write('batch_size: 32\nlr: 5e-4\namp: true\nfuse: true\nsteps: [3, 4]\nopt: adam\n')
-    args = parse_args(parser, ['--config', path, '-b', '2', '--no-amp'])
-    assert (args.batch_size, args.lr, args.amp, args.fuse) == (2, 5e-4, False, True)
-    assert (args.steps, args.opt) == ([3, 4], 'adam')
+    settings = parse(['--config', path, '-b', '2', '--no-amp'])
+    assert (settings.batch_size, settings.lr, settings.amp, settings.fuse) == (2, 5e-4, False, True)
+    assert (settings.steps, settings.opt) == ((3, 4), 'adam')
 
 
-def test_dashes_nulls_and_mappings(parser, write):
+def test_dashes_nulls_and_mappings(write):
     path = write('batch-size: 4\nlr: null\nmodel_kwargs: {width: 3, name: "7", ratios: [1, -2], flag: false}\n')
-    args = parse_args(parser, ['-c', path])
-    assert args.batch_size == 4
-    assert args.lr is None
-    assert args.model_kwargs == {'width': 3, 'name': '7', 'ratios': [1, -2], 'flag': False}
+    settings = parse(['-c', path])
+    assert settings.batch_size == 4
+    assert settings.lr is None
+    assert settings.model_kwargs == {'width': 3, 'name': '7', 'ratios': [1, -2], 'flag': False}
 
 
 @pytest.mark.parametrize('text, message', [
@@ -95,18 +121,18 @@ def test_dashes_nulls_and_mappings(parser, write):
     ('model_kwargs: {a: 1, a: 2}', "the key 'a' is there twice"),
     ('batch-size: 1\nbatch_size: 2', "sets 'batch_size' twice"),
 ])
-def test_wrong_files_name_key_and_file(parser, write, text, message):
+def test_wrong_files_name_key_and_file(write, text, message):
     with pytest.raises(InputError, match=message) as caught:
-        parse_args(parser, ['--config', write(text)])
+        parse(['--config', write(text)])
     assert 'some.yaml' in str(caught.value)
     assert '\n' not in str(caught.value)
 
 
-def test_key_values_win_key_by_key(parser, write):
+def test_key_values_win_key_by_key(write):
     path = write('model_kwargs: {width: 3, depth: 2}\n')
-    args = parse_args(parser, ['-c', path, '--model-kwargs', 'width=4', 'name=x', '--model-kwargs', 'act=relu'])
-    assert args.model_kwargs == {'width': 4, 'depth': 2, 'name': 'x', 'act': 'relu'}
-    assert parse_args(parser, ['-c', path]).model_kwargs == {'width': 3, 'depth': 2}
+    settings = parse(['-c', path, '--model-kwargs', 'width=4', 'name=x', '--model-kwargs', 'act=relu'])
+    assert settings.model_kwargs == {'width': 4, 'depth': 2, 'name': 'x', 'act': 'relu'}
+    assert parse(['-c', path]).model_kwargs == {'width': 3, 'depth': 2}
 
 
 @pytest.mark.parametrize('accepted, refused, kind', [
@@ -126,17 +152,25 @@ def test_numbers_have_limits(accepted, refused, kind):
 @pytest.mark.parametrize('flags', [('--epochs', '0'), ('--lr', '-1'), ('--smoothing', '1.5'), ('--workers', 'x')])
 def test_impossible_numbers_are_usage_errors(flags, capsys, write):
     with pytest.raises(SystemExit) as caught:
-        build_parser().parse_args(flags)
+        train_parser().parse_args(flags)
     assert caught.value.code == 2
     assert f'argument {flags[0]}' in capsys.readouterr().err.replace('-j/', '')
     with pytest.raises(InputError, match=f'number (at least|between).*|{flags[1]}'):
-        read_config(build_parser(), Path(write(f"{flags[0].strip('-')}: {flags[1]}")))
+        read_config(train_parser(), TrainSettings, Path(write(f"{flags[0].strip('-')}: {flags[1]}")))
 
 
-def test_wrong_flags_are_usage_errors(parser, capsys):
+def test_what_a_config_asks_for_must_be_given(write):
+    path = write("opt: adam\ncompile: '???'\n")
+    with pytest.raises(InputError, match="some.yaml' asks for --compile: give one") as caught:
+        parse(['-c', path])
+    assert '\n' not in str(caught.value)
+    assert parse(['-c', path, '--compile', 'mine']).compile == 'mine'
+
+
+def test_wrong_flags_are_usage_errors(capsys):
     for argv in (['--bach-size', '3'], ['--model-kwargs', 'width'], ['--opt', 'x']):
         with pytest.raises(SystemExit) as caught:
-            parse_args(parser, argv)
+            parse(argv)
         assert caught.value.code == 2
 
 
@@ -161,7 +195,7 @@ def test_all_configs_of_the_checkout_are_shipped():
 
 @pytest.mark.parametrize('name', SHIPPED)
 def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
-    values = read_config(build_parser(), SHIPPED[name])
+    values = read_config(train_parser(), TrainSettings, SHIPPED[name])
     assert set(values) == set(yaml.safe_load(SHIPPED[name].read_text()))
     assert 'model' not in values if name in SECOND else timm.is_model(values['model'])
     assert SHIPPED[name].read_text().startswith('# ')
@@ -170,36 +204,39 @@ def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
 
 @pytest.mark.parametrize('name', CHEAP)
 def test_cheap_configs_build_their_model(name):
-    args = parse_train_args(['--config', name])
-    model = create_model(args.model, 10, args.pretrained, args.drop, args.drop_path, **args.model_kwargs)
-    size = args.img_size or 32
+    settings = recipe(name)
+    model, start = settings.model, settings.start
+    model = create_model(model.model, 10, start.pretrained, start.drop, start.drop_path, **model.model_kwargs)
+    size = settings.input.img_size or 32
     assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
 
 @pytest.mark.parametrize('name', [name for name in FIRST if name not in CHEAP])
 def test_large_configs_build_their_model(name):
-    args = parse_train_args(['--config', name])
+    settings = recipe(name)
+    model, start = settings.model, settings.start
     with torch.device('meta'):
-        model = create_model(args.model, 10, False, args.drop, args.drop_path, **args.model_kwargs)
+        model = create_model(model.model, 10, False, start.drop, start.drop_path, **model.model_kwargs)
     assert model.num_classes == 10
 
 
 @pytest.mark.parametrize('name', SECOND)
 def test_second_stages_take_the_finished_network_and_have_no_setting_without_effect(name, tmp_path):
     torch.save({'args': {'model': 'resnet20'}}, tmp_path / 'first.pth')
-    args = parse_train_args(['--config', name, '--initial-checkpoint', str(tmp_path / 'first.pth')])
-    assert args.model == 'resnet20'
-    stage = build_stage(args, build_parser().get_default)
-    assert [key for key in stage.unused if getattr(args, key) != build_parser().get_default(key)] == []
+    settings = recipe(name, '--initial-checkpoint', str(tmp_path / 'first.pth'))
+    assert settings.model.model == 'resnet20'
+    assert build_stage(settings) is not None
+    given = read_config(train_parser(), TrainSettings, SHIPPED[name])
+    assert settings.without_effect(list(given)) == {}
 
 
 def schedule(name: str, *flags: str) -> list[float]:
     """Learning rate in each epoch of a config, as the training loop sets it."""
-    args = parse_train_args(['--config', name, '--model', 'resnet20', *flags])
-    optimizer = build_optimizer(args, torch.nn.Linear(1, 1))
-    scheduler = build_scheduler(args, optimizer, 10)
+    settings = recipe(name, '--model', 'resnet20', *flags)
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
+    scheduler = create_scheduler(optimizer, settings.schedule, 10)
     rates = []
-    for epoch in range(args.epochs):
+    for epoch in range(settings.schedule.epochs):
         scheduler.step(epoch)
         scheduler.step_update(epoch * 10)
         rates.append(optimizer.param_groups[0]['lr'])
@@ -220,18 +257,40 @@ def test_cifar_schedule_is_ldams(name):
     assert schedule(name) == pytest.approx([ldam(epoch) for epoch in range(1, 201)])
 
 
+@pytest.mark.parametrize('flags', [
+    ('--sched', 'multistep', '--decay-milestones', '3', '5'), ('--sched', 'step', '--decay-epochs', '2')])
+@pytest.mark.parametrize('more', [(), ('--sched-on-updates',)])
+@pytest.mark.parametrize('warmup', [0, 1])
+def test_decays_hold_from_the_same_epoch_whether_the_rate_follows_epochs_or_updates(flags, more, warmup):
+    """From the first update of the 3rd and the 5th epoch on, and not an update before."""
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--epochs', '6', '--lr', '0.8', '--decay-rate',
+                            '0.5', '--warmup-epochs', str(warmup), *flags, *more])
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
+    scheduler, rates = create_scheduler(optimizer, settings.schedule, 3), []
+    for epoch in range(6):
+        scheduler.step(epoch)
+        scheduler.step_update(epoch * 3)
+        for update in range(3):
+            rates.append(optimizer.param_groups[0]['lr'])
+            scheduler.step_update(epoch * 3 + update + 1)
+    begin = 3 * warmup
+    assert rates[begin:] == pytest.approx([0.8] * (6 - begin) + [0.4] * 6 + [0.2] * 6)
+    rise = [0.2, 0.4, 0.6] if more else [0.4] * 3
+    assert rates[:begin] == pytest.approx(rise[:begin])
+
+
 @pytest.mark.parametrize('name', BAG_OF_TRICKS)
 def test_schedule_of_bag_of_tricks(name):
     """lr * (1 + 2 e / 5) / 3 up to epoch 5, lr * 0.01 after four fifths of the epochs, lr * 0.0001 after nine tenths,
     with e counted from 1 and the decays in the epochs 320 and 360 of 400."""
-    epochs = parse_train_args(['--config', name]).epochs
+    epochs = recipe(name).schedule.epochs
 
     def theirs(epoch: int) -> float:
         if epoch < 5:
             return 0.1 * (1 / 3 * (1 - epoch / 5) + epoch / 5)
         return 0.1 * (1e-4 if epoch >= epochs * 9 // 10 else 1e-2 if epoch >= epochs * 4 // 5 else 1)
     assert schedule(name) == pytest.approx([theirs(epoch) for epoch in range(1, epochs + 1)], rel=1e-5)
-    group = build_optimizer(parse_train_args(['--config', name]), torch.nn.BatchNorm2d(2)).param_groups[0]
+    group = create_optimizer(torch.nn.BatchNorm2d(2), recipe(name).optimizer).param_groups[0]
     assert (group['nesterov'], group['momentum'], group['weight_decay']) == (True, 0.9, 2e-4)
 
 
@@ -264,8 +323,8 @@ def test_autoaugment_schedule_is_balanced_softmaxs_but_for_where_the_cosine_begi
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
 ])
 def test_augmentation_recipes_are_the_published_ones(name, expected):
-    args = vars(parse_train_args(['--config', f'cifar100_lt/resnet32_{name}']))
-    assert {key: args[key] for key in expected} == expected
+    values = parse_train(['--config', f'cifar100_lt/resnet32_{name}']).values()
+    assert {key: values[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])
@@ -287,38 +346,36 @@ def test_warm_up_begins_above_zero_and_loses_no_epoch():
 
 def test_released_recipes_decay_everything_with_plain_momentum():
     for name in ('resnet50', 'resnet50_nbn', 'resnext50', 'resnext50_nbn', 'cifar100_lt/resnet32_nbn'):
-        args = parse_train_args(['--config', name])
-        optimizer = build_optimizer(args, torch.nn.BatchNorm2d(2))
+        optimizer = create_optimizer(torch.nn.BatchNorm2d(2), recipe(name).optimizer)
         assert isinstance(optimizer, torch.optim.SGD)
         assert len(optimizer.param_groups) == 1
         group = optimizer.param_groups[0]
         assert (group['nesterov'], group['momentum']) == (False, 0.9)
         assert group['weight_decay'] == (2e-4 if 'cifar' in name else 5e-4)
-    args = parse_train_args(['--config', 'resnet50_nbn', '--no-decay-1d'])
-    assert [group['weight_decay'] for group in build_optimizer(args, torch.nn.BatchNorm2d(2)).param_groups] == [0]
+    settings = parse_train(['--config', 'resnet50_nbn', '--no-decay-1d']).optimizer
+    assert [group['weight_decay'] for group in create_optimizer(torch.nn.BatchNorm2d(2), settings).param_groups] == [0]
 
 
 def test_without_arguments_the_quick_start_runs():
-    args = parse_train_args([])
-    assert (args.config, args.dataset) == ('quickstart', 'digits_lt')
-    assert parse_train_args(['--epochs', '1']).epochs == 1
+    settings = parse_train([])
+    assert (settings.run.config, settings.data.dataset) == ('quickstart', 'digits_lt')
+    assert parse_train(['--epochs', '1']).schedule.epochs == 1
     with pytest.raises(InputError, match='no --dataset'):
-        parse_train_args(['--model', 'resnet32'])
+        parse_train(['--model', 'resnet32'])
 
 
 def test_every_flag_is_a_config_key_of_its_own_name():
     """Configs find the flag as `--` and the key with dashes."""
-    parser = build_parser()
-    for name, default in vars(parser.parse_args([])).items():
-        flag = f"--{name.replace('_', '-')}"
-        assert flag in parser.format_help()
-        if isinstance(default, bool):
-            assert getattr(parser.parse_args([flag]), name) is True
+    parser = train_parser()
+    for name, declared in TrainSettings.declared().items():
+        assert flag(name) in parser.format_help()
+        if declared.type is bool:
+            assert getattr(parser.parse_args([flag(name)]), name) is True
 
 
 def test_an_unknown_flag_names_the_nearest_one_and_no_page_of_usage(capsys):
     with pytest.raises(SystemExit) as error:
-        parse_args(build_parser(), ['--epoch', '3'])
+        read_given(TrainSettings, train_parser(), ['--epoch', '3'])
     assert error.value.code == 2
     printed = capsys.readouterr().err
     assert "unknown argument '--epoch'; did you mean '--epochs'?" in printed and printed.count('\n') == 2

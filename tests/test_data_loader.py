@@ -205,7 +205,7 @@ def test_augmentation_settings_depart_from_the_published_ones():
     changed = stages(create_transform(
         IMAGENET_LT, is_training=True,
         augment=AugmentSettings(scale=(0.5, 1.0), ratio=(1.0, 1.0), hflip=0.1, vflip=0.2, color_jitter=0.0,
-                                interpolation='bicubic')))
+                                train_interpolation='bicubic')))
     crop = changed['RandomResizedCropAndInterpolation']
     assert (crop.scale, crop.ratio, crop.interpolation) == ((0.5, 1.0), (1.0, 1.0), tv.InterpolationMode.BICUBIC)
     assert (changed['RandomHorizontalFlip'].p, changed['RandomVerticalFlip'].p) == (0.1, 0.2)
@@ -368,7 +368,8 @@ def test_mixup_collate_function_is_used():
 
 
 @pytest.mark.parametrize('augment', [
-    AugmentSettings(scale=(0.5, 1.0)), AugmentSettings(ratio=(1.0, 1.0)), AugmentSettings(interpolation='random')])
+    AugmentSettings(scale=(0.5, 1.0)), AugmentSettings(ratio=(1.0, 1.0)),
+    AugmentSettings(train_interpolation='random')])
 def test_settings_of_random_resized_crops_are_refused_where_images_are_padded_and_cropped(augment):
     with pytest.raises(InputError, match='padded and cropped'):
         create_transform(CIFAR_LT, is_training=True, augment=augment)

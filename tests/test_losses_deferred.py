@@ -4,15 +4,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from test_config import header, schedule
+from test_config import header, recipe, schedule
 from test_losses import EVERY, TARGET, class_counts, inputs
 from test_train_run import LAST, MODEL, assert_same, data_flags, images, rows, weights  # noqa: F401
 
 import nbn_timm.cli.train as train
-from nbn_timm.cli.train import parse_train_args
 from nbn_timm.config import shipped_configs
 from nbn_timm.errors import InputError
-from nbn_timm.losses import create_loss, is_deferrable, takes_experts
+from nbn_timm.losses import create_loss, is_deferrable, takes_experts, takes_features
 from nbn_timm.losses.deferred_loss import Deferred
 from nbn_timm.training.build import build_loss
 
@@ -149,12 +148,12 @@ def test_a_run_that_ends_before_its_loss_starts_says_so(images, tmp_path, capsys
 
 @pytest.mark.parametrize('name', CIFAR_RECIPES)
 def test_recipes_build_their_loss(name):
-    args = parse_train_args(['--config', name])
-    loss = build_loss(args, SimpleNamespace(class_counts=class_counts(*range(100, 0, -1))), None)
-    assert isinstance(loss, Deferred) == ('start_epoch' in args.loss_kwargs)
+    settings = recipe(name)
+    loss = build_loss(settings, SimpleNamespace(class_counts=class_counts(*range(100, 0, -1))), None)
+    assert isinstance(loss, Deferred) == ('start_epoch' in settings.loss.loss_kwargs)
     logits = torch.randn(4, 100)
-    output = logits[:, None].repeat(1, 3, 1) if takes_experts(args.loss) else logits
-    output = (logits, torch.rand(4, 64)) if args.loss == 'influence_balanced' else output
+    output = logits[:, None].repeat(1, 3, 1) if takes_experts(settings.loss.loss) else logits
+    output = (logits, torch.rand(4, 64)) if takes_features(settings.loss.loss) else output
     for epoch in (0, 199):
         if hasattr(loss, 'set_epoch'):
             loss.set_epoch(epoch)
@@ -162,7 +161,7 @@ def test_recipes_build_their_loss(name):
 
 
 def test_every_loss_has_a_recipe():
-    assert {parse_train_args(['--config', name]).loss for name in CIFAR_RECIPES} == set(EVERY)
+    assert {recipe(name).loss.loss for name in CIFAR_RECIPES} == set(EVERY)
 
 
 @pytest.mark.parametrize('name', BAG_OF_TRICKS)
@@ -174,8 +173,10 @@ def test_bag_of_tricks_schedule(name):
         warmup = min(1.0, (1 + 2 * epoch / 5) / 3)
         return 0.1 * warmup * 0.01 ** sum(epoch >= milestone for milestone in milestones)
     assert schedule(name) == pytest.approx([rate(epoch) for epoch in range(1, 201)], rel=1e-5)
-    args = parse_train_args(['--config', name])
-    assert (args.opt, args.momentum, args.weight_decay, args.global_batch_size) == ('sgd', 0.9, 2e-4, 128)
+    settings = recipe(name)
+    optimizer = settings.optimizer
+    assert (optimizer.opt, optimizer.momentum, optimizer.weight_decay) == ('sgd', 0.9, 2e-4)
+    assert settings.batch.global_batch_size == 128
 
 
 def test_there_are_recipes_of_bag_of_tricks():

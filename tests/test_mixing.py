@@ -1,19 +1,21 @@
 """Mixing: images and labels against a computation image by image, and CMO's second stream."""
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from formats import CIFAR_LT
-from nbn_timm.training.build_mixing import build_mixing
 
-from nbn_timm.cli.train import parse_train_args
-from nbn_timm.data import ArraySamples, AugmentSettings, ClassCounts, Splits, create_train_loader
+from nbn_timm.cli.train import parse_train
+from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
-from nbn_timm.mixing import CMO, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
+from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
-from nbn_timm.training.batch import plan_batch
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.build import build_loss, build_mixing
 from nbn_timm.training.distributed import World, seed_everything
+from nbn_timm.training.plan import Plan
 
 COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')
 
@@ -236,13 +238,13 @@ def splits(count: int = 40) -> Splits:
 
 def built(*flags: str, data: Splits | None = None, world: World | None = None, batch_size: int = 8):
     """The first stream and what mixes it."""
-    args = parse_train_args(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', '--epochs', '20', *flags])
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', '--epochs', '20', *flags])
     data, world = data or splits(), world or World(torch.device('cpu'))
-    sampler = create_sampler(args.sampler, data.train_targets, None, args.seed, world.rank, world.size)
-    loader = create_train_loader(data.train, sampler, batch_size=batch_size, defaults=CIFAR_LT, num_workers=0,
-                                 seed=args.seed, augment=AugmentSettings(), rank=world.rank)
-    mixing = build_mixing(args, data, CIFAR_LT, plan_batch(world.size, batch_size), world, loader, 3)
-    return loader, mixing
+    plan = Plan(settings, world, Path(), BatchPlan(batch_size, 1, batch_size * world.size), data, CIFAR_LT, 3)
+    sampler = create_sampler(settings.sampler.sampler, data.train_targets, None, settings.run.seed, world.rank,
+                             world.size)
+    loader = plan.train_loader(data.train, sampler, batch_size, settings.run.seed)
+    return loader, build_mixing(plan, loader)
 
 
 def run_epoch(loader, mixing, epoch):
@@ -293,6 +295,26 @@ def test_epochs_with_cmo(flags, epochs):
     assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.patches.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
 
 
+@pytest.mark.parametrize('name', MIXINGS)
+def test_labels_are_smoothed_once(name):
+    """By the loss where nothing is mixed, and else by the method, whether or not it mixes a batch."""
+    torch.manual_seed(0)
+    logits, target = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    expected = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.3)
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--smoothing', '0.3'])
+    assert build_loss(settings, splits(), None)(logits, target) == expected
+    _, mixing = built(*(f'--{switch}=1' for switch in MIXINGS[name].switches), '--smoothing', '0.3')
+    mixing.enabled = False
+    images, soft = mixing(torch.zeros(6, 3, 32, 32), target)
+    torch.testing.assert_close(build_loss(settings, splits(), mixing)(logits, soft), expected)
+    mixing.enabled, mixing.prob = True, 1.0
+    if isinstance(mixing, CMO):
+        mixing.set_epoch(5)
+    for soft in (mixing(torch.randn(6, 3, 32, 32), target)[1] for _ in range(5)):
+        torch.testing.assert_close(soft.sum(1), torch.ones(6))
+        assert soft.min() == pytest.approx(0.3 / 3)  # a class that is not in the mixture
+
+
 def test_settings_of_remix_arrive():
     _, remix = built('--remix', '0.3', '--remix-kappa', '4', '--remix-tau', '0.2', '--mixup-prob', '0.7',
                      '--smoothing', '0.1', '--mixup-off-epoch', '6')
@@ -305,11 +327,11 @@ def test_settings_of_remix_arrive():
 
 
 @pytest.mark.parametrize('flags, message', [
-    (('--remix', '1', '--cmo', '1'), '--remix and --cmo cannot mix the same batch'),
-    (('--mixup', '1', '--cutmix', '1', '--remix', '1'), '--mixup and --remix cannot mix'),
-    (('--cutmix', '1', '--cmo', '1'), '--cutmix and --cmo'),
-    (('--remix-tau', '0.3'), '--remix-tau is a setting of --remix'),
-    (('--remix', '1', '--cmo-skip-first', '2'), '--cmo-skip-first is a setting of --cmo'),
+    (('--remix', '1', '--cmo', '1'), '(--remix and --cmo|--cmo and --remix) cannot mix the same batch'),
+    (('--mixup', '1', '--cutmix', '1', '--remix', '1'), '(--mixup and --remix|--remix and --mixup) cannot mix'),
+    (('--cutmix', '1', '--cmo', '1'), '(--cutmix and --cmo|--cmo and --cutmix) cannot mix'),
+    (('--remix-tau', '0.3'), '--remix-tau has no effect without --remix: leave it out'),
+    (('--remix', '1', '--cmo-skip-first', '2'), '--cmo-skip-first has no effect without --cmo: leave it out'),
     (('--cmo', '1', '--cmo-skip-first', '17'), 'in none of the 20 epochs'),
     (('--cmo', '1', '--mixup-off-epoch', '4'), 'in none of the 20 epochs'),
     (('--cmo', '1', '--mixup-prob', '0.5'), '--mixup-prob'),
@@ -329,7 +351,7 @@ def test_what_the_data_does_not_tell_is_one_sentence():
     with pytest.raises(InputError, match='--remix mixes .*--batch-size of at least 2'):
         built('--remix', '1', batch_size=1)
     loader, _ = built()
-    args = parse_train_args(['--dataset', 'hfds/x', '--model', 'resnet20', '--epochs', '20', '--cmo', '1'])
+    settings = parse_train(['--dataset', 'hfds/x', '--model', 'resnet20', '--epochs', '20', '--cmo', '1'])
     data.train_targets = None
-    with pytest.raises(InputError, match="--cmo needs the labels .*'hfds/x'"):
-        build_mixing(args, data, CIFAR_LT, plan_batch(1, 8), World(torch.device('cpu')), loader, 3)
+    with pytest.raises(InputError, match='--cmo needs the labels of all .*, which this dataset does not tell'):
+        build_mixing(Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), data, CIFAR_LT, 3), loader)

@@ -212,9 +212,8 @@ def test_published_numbers_stand_beside_their_own_recipe_only(results_page, chan
 
 def test_published_file_fits_the_shipped_recipes(results_page):
     """Each entry that stands beside a run of ours does so for the config of that recipe."""
-    from nbn_timm.cli.train_args import build_parser
-
-    from nbn_timm.config import parse_args, shipped_configs
+    from nbn_timm.cli.train import parse_train
+    from nbn_timm.config import shipped_configs
 
     published = results_page.read_published(ROOT / 'benchmarks' / 'published.yaml')
     expected = {
@@ -224,7 +223,7 @@ def test_published_file_fits_the_shipped_recipes(results_page):
         'resnet32_nbn': '', 'resnet32_ride_nbn_lr': '', 'resnet32_cmo': '', 'resnet32_ldam': ''}
     for name, accuracy in expected.items():
         path = str(shipped_configs()[f'cifar100_lt/{name}'])
-        settings = vars(parse_args(build_parser(), ['--config', path]))
+        settings = parse_train(['--config', path]).values()
         assert results_page.published_beside(settings, published) == accuracy, name
 
 

@@ -30,8 +30,9 @@ from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.losses import create_loss, takes_experts, takes_soft_targets
 from nbn_timm.losses.router_loss import RoutingLoss, should_ask
 from nbn_timm.models import RoutedExperts
+from nbn_timm.training.distillation import DistillationTask
 from nbn_timm.training.run_checkpoint import LAST
-from nbn_timm.training.task import DistillationTask, begin_epoch
+from nbn_timm.training.task import begin_epoch
 
 FIGURES = json.loads((released.REFERENCE / 'ride_loss.json').read_text())
 RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', '--img-size', '8', '--device', 'cpu',
@@ -400,7 +401,7 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
     ([*RIDE[:4], '--stage', 'routing'], '--initial-checkpoint'),
     ([*RIDE[:4], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
     (['--config', 'cifar100_lt/resnet32_ride_distilled', '--epochs', '1'],
-     'is for a teacher, and there is none: give its --kd-checkpoint'),
+     'asks for --kd-checkpoint: give one'),
     ([*RIDE[:4], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
 ])
 def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message):  # noqa: F811

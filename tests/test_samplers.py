@@ -1,21 +1,22 @@
 """Samplers: what they draw, how ranks share it, and that an epoch can be drawn again."""
 from collections import Counter
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from nbn_timm.cli.train_args import build_parser
 from torch.utils.data import DistributedSampler
 
-from nbn_timm.config import parse_args
+from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ClassCounts, DataDefaults, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.samplers import SAMPLERS, EpochSampler, create_sampler
 from nbn_timm.samplers.groups import ClassGroups
-from nbn_timm.training.batch import plan_batch
+from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World
+from nbn_timm.training.plan import Plan
 
 TARGETS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [70, 25, 6]))  # no image of class 2
 NAMES = sorted(SAMPLERS)
@@ -335,11 +336,11 @@ class Stream(torch.utils.data.IterableDataset):
 
 
 def loader_of(*flags: str, dataset=None):
-    args = parse_args(build_parser(), ['--dataset', 'list', '--model', 'resnet20', '--workers', '0', *flags])
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', *flags])
     splits = Splits(train=dataset or Images(), val=None, test=None, classes=None, num_classes=4,
                     defaults=DataDefaults(), train_targets=None if dataset else TARGETS)
-    return build_train_loader(args, splits, DataDefaults(), plan_batch(1, 8), World(torch.device('cpu')),
-                              torch.nn.Identity())
+    plan = Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), splits, DataDefaults(), 4)
+    return build_train_loader(plan, torch.nn.Identity())
 
 
 def test_settings_come_from_flags_and_configs(tmp_path):

@@ -447,13 +447,15 @@ def test_tau_without_a_validation_split(images, first_stages, tmp_path):
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
-original = train.report_on
+import nbn_timm.training.fit as fit
+import nbn_timm.training.report as reports
+original = reports.report_on
 
-def report_on(args, folder, splits, model, *rest):
-    torch.save(model.state_dict(), folder / f"rank{os.environ['RANK']}.pt")
-    original(args, folder, splits, model, *rest)
+def report_on(plan, model, *rest):
+    torch.save(model.state_dict(), plan.folder / f"rank{os.environ['RANK']}.pt")
+    original(plan, model, *rest)
 
-train.report_on = report_on
+fit.report_on = reports.report_on = report_on
 world = train.init_world('cpu')
 train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
 for stage in ('crt', 'lws', 'ncm', 'tau_norm'):
@@ -487,8 +489,8 @@ def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_st
 @pytest.mark.parametrize('more, message', [
     (['--stage', 'crt'], '--initial-checkpoint'),
     (['--config', 'cifar100_lt/resnet32_crt', '--model', 'resnet20'], '--stage crt begins with a finished network'),
-    (['--freeze-bn'], '--freeze-bn is for a second stage'),
-    (['--stage-kwargs', 'tau=1'], '--stage-kwargs is for a second stage'),
+    (['--freeze-bn'], '--freeze-bn has no effect without --stage'),
+    (['--stage-kwargs', 'tau=1'], '--stage-kwargs has no effect without --stage'),
     (['--stage', 'crt', '--drop', '0.5', 'FIRST'], '--drop would have no effect on --stage crt'),
     (['--stage', 'routing', '--no-freeze-bn', 'FIRST'], '--freeze-bn would have no effect on --stage routing'),
     (['--stage', 'routing', 'FIRST'], 'no experts to choose from'),
@@ -513,5 +515,5 @@ def test_a_fitted_stage_says_which_settings_of_a_config_it_leaves(images, first_
     run_stage('ncm', first_stages['resnet20'], images, tmp_path, '--lr', '0.3', '--epochs', '7', '--stage-kwargs',
               'features=un')
     printed = capsys.readouterr().out
-    assert '--stage ncm trains nothing, so these settings have no effect: epochs, lr' in printed
+    assert 'Settings without effect here: lr, epochs (--stage ncm trains nothing).' in printed
     assert 'centroids of 20 training images (un features, euclidean similarity)' in printed

@@ -229,6 +229,20 @@ def test_the_rates_learn_from_the_features_of_both_batches(split, images, first,
     assert state['task_state']['stage']['adam']['state'][0]['step'] == 15
 
 
+def test_meta_batches_are_balanced_twice_as_large_and_new_in_every_epoch(images, first, tmp_path):
+    """By default. Classes are equally frequent in them, so that of 120 images 30 are of the class that has one."""
+    _, steps = run_watched(images, tmp_path, first, '--no-aug')
+    assert [len(step[3]) for step in steps] == [8] * 15
+    drawn = torch.stack([step[3] for step in steps])
+    counts = drawn.flatten().bincount(minlength=4)
+    assert ((counts - 30) ** 2 / 30).sum() < 3 + 4 * np.sqrt(2 * 3)
+    epochs = drawn.reshape(3, -1)
+    assert len(torch.unique(epochs, dim=0)) == 3
+    trained = torch.cat([step[0] for step in steps])
+    assert len(torch.unique(torch.cat([step[2] for step in steps]).round(decimals=4), dim=0)) > 10  # not one image each
+    assert all(not torch.equal(step[2][:4], step[0]) for step in steps) and len(trained) == 60
+
+
 def test_a_killed_stage_that_resumes_ends_where_the_uninterrupted_one_does(images, first, tmp_path):
     common = balms_flags(images, tmp_path, first, '--epochs', '4', '--model-ema', '--model-ema-decay', '0.8',
                          '--reprob', '0.3', '--log-interval', '1', '--stage-kwargs', 'meta_lr=0.1', '--sampler-kwargs',
@@ -262,19 +276,20 @@ def test_statistics_drift_if_asked_and_half_precision_trains(images, first, tmp_
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
+import nbn_timm.training.run as run
 from nbn_timm.second_stages.balms import BalancedMetaSoftmax
-original, report, steps = BalancedMetaSoftmax.learn, train.report, []
+original, report, steps = BalancedMetaSoftmax.learn, run.report, []
 
 def learn(self, classifier, *batch):
     steps.append([*(part.clone() for part in batch), self.generator.get_state()])
     original(self, classifier, *batch)
     steps[-1].append(self.sampler.rate_logits.detach().clone())
 
-def keep(args, folder, splits, task, *rest):
-    torch.save((steps, task.get_checkpoint_state()), folder / f"rank{os.environ['RANK']}.pt")
-    report(args, folder, splits, task, *rest)
+def keep(plan, task, *rest):
+    torch.save((steps, task.get_checkpoint_state()), plan.folder / f"rank{os.environ['RANK']}.pt")
+    report(plan, task, *rest)
 
-BalancedMetaSoftmax.learn, train.report = learn, keep
+BalancedMetaSoftmax.learn, run.report = learn, keep
 train.main(sys.argv[1:])
 '''
 
@@ -296,7 +311,7 @@ def test_two_processes_learn_the_same_rates_from_the_batches_of_both(images, fir
 @pytest.mark.parametrize('more, message', [
     (['--sampler', 'class_balanced'], 'is not for --sampler class_balanced: give --sampler meta'),
     (['--loss', 'cross_entropy'], 'is not for --loss cross_entropy: give --loss balanced_softmax'),
-    (['--mixup', '0.2'], 'is not for --mixup 0.2: leave it out'),
+    (['--mixup', '0.2'], '--mixup would have no effect on --stage balms: leave it out'),
     (['--stage', 'crt'], "learns in the second stage 'balms'"),
     (['--stage-kwargs', 'meta_split=test'], 'give train or val'),
     (['--stage-kwargs', 'meta_batch_size=0'], 'whole number from 1'),

@@ -1,8 +1,11 @@
 """The training loop and its parts, against plain torch."""
 import json
 import math
+import os
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,19 +15,20 @@ from timm.task import ClassificationTask
 from torch import nn
 
 import nbn_timm.training.run_checkpoint as checkpoints
-from nbn_timm.cli.train import parse_train_args
+from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
 from nbn_timm.mixing import Mixing, TimmMixup
 from nbn_timm.models.create import create_model
-from nbn_timm.training.batch import BatchPlan, plan_batch
-from nbn_timm.training.build import build_train_loader, input_format
+from nbn_timm.training.batch import BatchPlan, BatchSettings, plan_batch
+from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World, init_world, seed_everything
-from nbn_timm.training.log import RunLog
+from nbn_timm.training.log import RunLog, setup_logging
 from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
-from nbn_timm.training.optim import create_optimizer
+from nbn_timm.training.optim import AverageSettings, OptimizerSettings, create_optimizer
+from nbn_timm.training.plan import Plan, input_format
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import (
     BEST,
@@ -163,6 +167,10 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
     calls = []
 
     class Spy(Mixing):
+        @classmethod
+        def create(cls, settings, run):
+            return cls(run.num_classes)
+
         def mix(self, images, target):
             calls.append(len(target))
             return images, self.soft_target(target)
@@ -178,7 +186,7 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
 
 def test_ema_is_the_average_by_hand():
     task = make_task()
-    prepare_task(task, WORLD, ema_decay=0.9)
+    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9), None)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.5)
     average = None
     for epoch in range(3):
@@ -202,25 +210,27 @@ def test_seeds_differ_by_epoch_and_rank_and_cover_all_generators():
 
 @pytest.mark.parametrize('given, expected', [
     (dict(world_size=1), BatchPlan(128, 1, 128)),
-    (dict(world_size=4, size=32, accum_steps=2), BatchPlan(32, 2, 256)),
-    (dict(world_size=8, global_size=512), BatchPlan(64, 1, 512)),
-    (dict(world_size=2, global_size=512, size=64), BatchPlan(64, 4, 512)),
-    (dict(world_size=2, global_size=512, accum_steps=4), BatchPlan(64, 4, 512)),
+    (dict(world_size=4, batch_size=32, grad_accum_steps=2), BatchPlan(32, 2, 256)),
+    (dict(world_size=8, global_batch_size=512), BatchPlan(64, 1, 512)),
+    (dict(world_size=2, global_batch_size=512, batch_size=64), BatchPlan(64, 4, 512)),
+    (dict(world_size=2, global_batch_size=512, grad_accum_steps=4), BatchPlan(64, 4, 512)),
 ])
 def test_batch_plan(given, expected):
-    assert plan_batch(**given) == expected
+    world_size = given.pop('world_size')
+    assert plan_batch(BatchSettings(**given), world_size) == expected
 
 
 @pytest.mark.parametrize('given', [
-    dict(world_size=3, global_size=512),
-    dict(world_size=2, global_size=512, size=100),
-    dict(world_size=2, global_size=512, size=64, accum_steps=2),
-    dict(world_size=8, global_size=4),
-    dict(world_size=1, size=0),
+    dict(world_size=3, global_batch_size=512),
+    dict(world_size=2, global_batch_size=512, batch_size=100),
+    dict(world_size=2, global_batch_size=512, batch_size=64, grad_accum_steps=2),
+    dict(world_size=8, global_batch_size=4),
+    dict(world_size=1, batch_size=0),
 ])
 def test_batches_that_do_not_divide_are_refused(given):
-    with pytest.raises(InputError, match='batch-size'):
-        plan_batch(**given)
+    world_size = given.pop('world_size')
+    with pytest.raises(InputError, match='batch[-_]size'):
+        plan_batch(BatchSettings(**given), world_size)
 
 
 def test_progress_line_and_time_left():
@@ -236,14 +246,14 @@ def test_progress_line_and_time_left():
 
 def test_optimizer_decays_one_dimensional_parameters_unless_told():
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
-    assert [len(group['params']) for group in create_optimizer(model).param_groups] == [4]
+    assert [len(group['params']) for group in create_optimizer(model, OptimizerSettings()).param_groups] == [4]
     excluded = {group['weight_decay']: len(group['params'])
-                for group in create_optimizer(model, decay_1d=False).param_groups}
+                for group in create_optimizer(model, OptimizerSettings(decay_1d=False)).param_groups}
     assert excluded == {0.0: 3, 5e-4: 1}
     with pytest.raises(InputError, match="unknown --opt 'momentom'.*did you mean 'momentum'"):
-        create_optimizer(model, 'momentom')
+        create_optimizer(model, OptimizerSettings(opt='momentom'))
     with pytest.raises(InputError, match='--opt-kwargs'):
-        create_optimizer(model, 'momentum', nonsense=1)
+        create_optimizer(model, OptimizerSettings(opt_kwargs={'nonsense': 1}))
 
 
 def test_create_model_sets_momentum_and_names_what_is_wrong():
@@ -260,28 +270,28 @@ def test_images_must_fit_the_model():
     """The model itself is the witness: what is refused fails, what is not runs."""
     name = 'vit_tiny_patch16_224'
     vit = create_model(name, depth=1)
-    args = parse_train_args(['--model', name, '--dataset', 'digits_lt'])
+    settings = parse_train(['--model', name, '--dataset', 'digits_lt'])
     with pytest.raises(InputError, match=f"'{name}' takes images of 224x224 only and these are 32x32: "
                                          'give --img-size 224 or --model-kwargs img_size=32'):
-        input_format(args, DIGITS_LT, vit)
+        input_format(settings, DIGITS_LT, vit)
     with pytest.raises(AssertionError):
         vit(torch.zeros(1, 3, 32, 32))
     for model in (create_model(name, depth=1, img_size=32), create_model(name, depth=1, dynamic_img_size=True),
                   create_model('resnet20_nbn')):
-        assert model(torch.zeros(2, *input_format(args, DIGITS_LT, model).input_size)).shape[0] == 2
-    args.img_size = 224
-    assert input_format(args, DIGITS_LT, vit).input_size == (3, 224, 224)
+        assert model(torch.zeros(2, *input_format(settings, DIGITS_LT, model).input_size)).shape[0] == 2
+    assert input_format(settings.with_values(img_size=224), DIGITS_LT, vit).input_size == (3, 224, 224)
     with pytest.raises(InputError, match='leave in_chans out'):
-        input_format(args, DIGITS_LT, create_model('resnet20_nbn', in_chans=1))
+        input_format(settings, DIGITS_LT, create_model('resnet20_nbn', in_chans=1))
 
 
 def test_a_rectified_head_needs_two_images():
-    args = parse_train_args(['--model', 'resnet10_nbn_lr', '--dataset', 'list', '--workers', '0'])
+    settings = parse_train(['--model', 'resnet10_nbn_lr', '--dataset', 'list', '--workers', '0'])
     samples = ArraySamples(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4) % 3)
     splits = Splits(samples, None, None, COUNTS, DIGITS_LT)
 
     def batches(size: int, model: nn.Module) -> int:
-        return len(build_train_loader(args, splits, DIGITS_LT, BatchPlan(size, 1, size), WORLD, model))
+        plan = Plan(settings, WORLD, Path(), BatchPlan(size, 1, size), splits, DIGITS_LT, 3)
+        return len(build_train_loader(plan, model))
 
     rectified, plain = nn.Sequential(RectifiedLinear(2, 3)), nn.Sequential(nn.Linear(2, 3))
     with pytest.raises(InputError, match='--batch-size of at least 2'):
@@ -324,8 +334,8 @@ def test_wrong_devices_are_refused():
 
 def trained(epochs: int = 1, ema: bool = True):
     task = make_task()
-    prepare_task(task, WORLD, ema_decay=0.9 if ema else None)
-    optimizer = create_optimizer(task.trainable_module)
+    prepare_task(task, WORLD, AverageSettings(model_ema=ema, model_ema_decay=0.9), None)
+    optimizer = create_optimizer(task.trainable_module, OptimizerSettings())
     for epoch in range(epochs):
         run_epoch(task, [make_batch(4)], optimizer, epoch=epoch)
     return task, optimizer
@@ -380,7 +390,7 @@ def test_resuming_something_else_is_refused(tmp_path):
 def test_changed_settings_are_one_warning_and_the_new_ones_hold(tmp_path, caplog):
     task, optimizer = trained()
     save_checkpoint(tmp_path, state_of(task, optimizer, settings={'lr': 0.1, 'momentum': 0.9, 'output': 'here'}))
-    changed = create_optimizer(task.trainable_module, momentum=0.5)
+    changed = create_optimizer(task.trainable_module, OptimizerSettings(momentum=0.5))
     resume_run(tmp_path / LAST, task, changed, 'net', {'lr': 0.2, 'momentum': 0.5, 'output': 'there'})
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1
@@ -393,10 +403,175 @@ def test_find_resume(tmp_path):
     assert find_resume(None, tmp_path) is None
     with pytest.raises(InputError, match='does not exist'):
         find_resume(str(tmp_path / 'nothing'), tmp_path)
-    (tmp_path / LAST).touch()
+    save_checkpoint(tmp_path, {'epoch': 0})
     assert find_resume('auto', tmp_path) == tmp_path / LAST
     with pytest.raises(InputError, match='--resume auto.*--experiment'):
         find_resume(None, tmp_path)
+
+
+def epochs_in(folder) -> dict[str, int]:
+    return {path.name: torch.load(path)['epoch'] for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(('history', 'kept'), [
+    (0, {LAST: 4}), (1, {'last-1.pth.tar': 3, LAST: 4}),
+    (3, {'last-1.pth.tar': 3, 'last-2.pth.tar': 2, 'last-3.pth.tar': 1, LAST: 4})])
+@pytest.mark.parametrize('links', [True, False])
+def test_the_previous_checkpoints_are_kept(tmp_path, monkeypatch, history, kept, links):
+    if not links:
+        monkeypatch.setattr('os.link', refuse)
+    for epoch in range(5):
+        save_checkpoint(tmp_path, {'epoch': epoch}, history=history)
+    assert epochs_in(tmp_path) == kept
+    save_checkpoint(tmp_path, {'epoch': 5}, history=0)  # fewer from now on
+    assert epochs_in(tmp_path) == {LAST: 5}
+
+
+def refuse(*args, **kwargs):
+    raise OSError(95, 'Operation not supported')
+
+
+def test_at_no_moment_of_a_save_is_there_less_than_before(tmp_path, monkeypatch):
+    """The run goes on from last-1, as last is damaged: until the new last is in place, last-1 has to stay."""
+    for epoch in range(2):
+        save_checkpoint(tmp_path, {'epoch': epoch})
+    (tmp_path / LAST).write_bytes(b'damaged')
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append(find_resume('auto', tmp_path).name)
+        replace(source, target)
+        seen.append(find_resume('auto', tmp_path).name)
+
+    monkeypatch.setattr('os.replace', watched)
+    save_checkpoint(tmp_path, {'epoch': 1})
+    assert seen[0] == 'last-1.pth.tar' and set(seen[1:]) == {LAST} and len(seen) == 4
+
+
+def test_auto_takes_the_newest_whole_checkpoint_and_says_so(tmp_path, caplog):
+    for epoch in range(4):
+        save_checkpoint(tmp_path, {'epoch': epoch}, is_best=epoch == 1, history=2)
+    assert find_resume('auto', tmp_path) == tmp_path / LAST and not caplog.records
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / LAST).write_bytes(content)
+    assert find_resume('auto', tmp_path) == tmp_path / 'last-1.pth.tar'
+    assert f"'{tmp_path / LAST}' is damaged" in caplog.text
+    assert "from 'last-1.pth.tar' instead, after epoch 3" in caplog.text
+    caplog.clear()
+    (tmp_path / LAST).unlink()
+    (tmp_path / 'last-1.pth.tar').write_bytes(b'')
+    (tmp_path / 'last-2.pth.tar').unlink()
+    assert find_resume('auto', tmp_path) == tmp_path / BEST
+    assert "'last-1.pth.tar' cannot be read" in caplog.text.replace(f'{tmp_path}/', '')
+    (tmp_path / BEST).write_bytes(b'')
+    with pytest.raises(InputError, match='cannot go on, since its checkpoints are damaged'):
+        find_resume('auto', tmp_path)
+    assert find_resume(str(tmp_path / BEST), tmp_path) == tmp_path / BEST  # one of the run's own, asked for
+
+
+@pytest.mark.parametrize(('files', 'gone'), [
+    # Killed in the first save.
+    ({'args.yaml': 'a: 1\n', 'log.jsonl': '{"epoch": 0}\n', 'summary.csv': 'epoch\n0\n'}, False),
+    ({'log.jsonl': '{"epoch": 0}\n{"epoch": 1}\n'}, True), ({'summary.csv': 'epoch\n0\n1\n'}, True),
+    ({'test.json': '{}'}, True), ({}, False)])
+@pytest.mark.parametrize('resume', ['auto', None])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, files, gone, resume):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if gone:
+        with pytest.raises(InputError, match='checkpoints are gone'):
+            find_resume(resume, tmp_path)
+    else:
+        assert find_resume(resume, tmp_path) is None
+
+
+TOGETHER = '''
+import sys
+from pathlib import Path
+from nbn_timm.errors import InputError
+from nbn_timm.training.distributed import close_world, init_world
+from nbn_timm.training.run_checkpoint import find_common_resume, save_checkpoint
+world = init_world('cpu')
+shared, own = Path(sys.argv[1], 'shared'), Path(sys.argv[1], f'node{world.rank}')
+own.mkdir()
+save_checkpoint(own, {'epoch': world.rank})
+if world.is_primary:
+    save_checkpoint(shared, {'epoch': 3})
+world.barrier()
+said = []
+for folder in (shared, own):
+    try:
+        said.append(str(find_common_resume('auto', folder, world)))
+    except InputError as error:
+        said.append(str(error))
+Path(sys.argv[1], f'said{world.rank}').write_text('|'.join(said))
+world.barrier()
+close_world(world)
+'''
+
+
+def test_processes_that_see_different_folders_all_stop(tmp_path):
+    (tmp_path / 'script.py').write_text(TOGETHER)
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(tmp_path / 'script.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        path, said = (tmp_path / f'said{rank}').read_text().split('|')
+        assert path == str(tmp_path / 'shared' / LAST)
+        assert said.startswith(f"process 1 does not see the run folder '{tmp_path}/node{rank}' of process 0: give an")
+    assert sorted(path.name for path in (tmp_path / 'shared').iterdir()) == [LAST]
+
+
+def test_processes_go_on_from_the_same_checkpoint_or_all_stop(tmp_path):
+    agree = checkpoints._check_agreement
+    agree([None, None], tmp_path)
+    agree(['epoch 3', 'epoch 3'], tmp_path)
+    damaged = InputError('it is damaged')
+    for seen, said in ((['epoch 3', 'epoch 4'], 'process 0: epoch 3; process 1: epoch 4'),
+                       (['epoch 3', None], 'process 0: epoch 3; process 1: none'),
+                       (['epoch 3', damaged], 'process 1 found: it is damaged'),
+                       ([damaged, InputError('it is damaged')], '^it is damaged')):
+        with pytest.raises(InputError, match=said):
+            agree(seen, tmp_path)
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint():
+    """The loss of the last update is finite, what it made of the weights is not."""
+    task = make_task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: task.trainable_module[1].weight.data[0].fill_(math.inf))
+    with pytest.raises(InputError, match=r"'1\.weight' became NaN or infinite in epoch 3, so no checkpoint"):
+        run_epoch(task, [make_batch(4)], optimizer, epoch=2, progress=Progress(9, 1))
+    task = make_task()
+    task.trainable_module.append(nn.BatchNorm1d(3))
+    task.trainable_module[4].running_var.fill_(math.inf)
+    with pytest.raises(InputError, match=r"'4\.running_var' became NaN"):
+        run_epoch(task, [make_batch(4)])
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    ({'epoch': 'three'}, "its 'epoch' is not"), ({'epoch': -2}, "its 'epoch' is not"),
+    ({'best': {'metric': 1}}, "'best'"),
+    ({'state_dict': [1]}, "its 'state_dict' is not"), ({'optimizer': {'state': {}}}, 'optimizer state'),
+    ({'optimizer': {'state': 3, 'param_groups': [1]}}, 'optimizer state'),
+    ({'class_counts': {'counts': 'many'}}, ''), ({'args': [3]}, None), ({'arch': 7}, "of model '7'"),
+    ({'state_dict': {3: torch.ones(1)}}, 'has 3 for a name'),
+    ({'state_dict': {'1.weight': torch.full((8, 12), math.nan)}}, "'1.weight' is NaN")])
+def test_malformed_checkpoints_are_one_sentence(tmp_path, change, said):
+    task, optimizer = trained()
+    state = state_of(task, optimizer)
+    if 'state_dict' in change and isinstance(change['state_dict'], dict):
+        change = {'state_dict': state['state_dict'] | change['state_dict']}
+    save_checkpoint(tmp_path, state | change)
+    if said is None:  # of the settings nothing is needed
+        resume_run(tmp_path / LAST, task, optimizer, 'net', {}, COUNTS)
+        return
+    with pytest.raises(InputError, match=f'(?s){said}') as error:
+        resume_run(tmp_path / LAST, task, optimizer, 'net', {}, COUNTS)
+    assert '\n' not in str(error.value)
 
 
 def test_the_best_checkpoint_is_written_before_the_last(tmp_path, monkeypatch):
@@ -440,6 +615,26 @@ def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
     assert all('time' in line for line in lines)
     assert (tmp_path / 'summary.csv').read_text().split() == [
         'epoch,train_loss,eval_top1,eval_few,lr', '0,1.5,50.0,,0.1', '1,1.0,60.0,0.0,0.05']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_run_whose_output_nobody_takes_says_so_once_and_goes_on(capsys, monkeypatch):
+    import logging
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        with open('/dev/full', 'w', buffering=1) as full:
+            monkeypatch.setattr(sys, 'stdout', full)
+            setup_logging(True)
+            for _ in range(3):
+                logging.getLogger('nbn_timm').info('epoch')
+            monkeypatch.undo()
+    finally:
+        root.handlers[:], _ = before
+        root.setLevel(before[1])
+        logging.captureWarnings(False)
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'cannot be written (No space left on device)' in said and 'Traceback' not in said
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):

@@ -15,6 +15,7 @@ from PIL import Image
 import nbn_timm.cli.train as train
 import nbn_timm.cli.validate as validate
 import nbn_timm.models.create
+import nbn_timm.training.run as run
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.training.run_checkpoint import BEST, LAST
 
@@ -111,7 +112,7 @@ def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tm
              'bfloat16', '--channels-last', '--reprob', '0.3', '--cutout', '3', '--mixup-off-epoch', '3', *method,
              '--output', str(tmp_path)]
     train.main([*flags, '--experiment', 'whole'])
-    train_one_epoch = train.train_one_epoch
+    train_one_epoch = run.train_one_epoch
 
     def killed(task, loader, *args):
         if args[4] == 2:  # in the middle of the third epoch
@@ -120,7 +121,7 @@ def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tm
             raise KeyboardInterrupt
         return train_one_epoch(task, loader, *args)
 
-    monkeypatch.setattr(train, 'train_one_epoch', killed)
+    monkeypatch.setattr(run, 'train_one_epoch', killed)
     with pytest.raises(KeyboardInterrupt):
         train.main([*flags, '--experiment', 'killed'])
     monkeypatch.undo()
@@ -135,15 +136,14 @@ def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tm
 RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
-import nbn_timm.cli.validate as validate
-import nbn_timm.models.create
-original = train.report
+import nbn_timm.training.run as run
+original = run.report
 
-def report(args, folder, splits, task, *rest):
-    torch.save(task.get_checkpoint_state(), folder / f"rank{os.environ['RANK']}.pt")
-    original(args, folder, splits, task, *rest)
+def report(plan, task, *rest):
+    torch.save(task.get_checkpoint_state(), plan.folder / f"rank{os.environ['RANK']}.pt")
+    original(plan, task, *rest)
 
-train.report = report
+run.report = report
 train.main(sys.argv[1:])
 '''
 
@@ -195,7 +195,8 @@ def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     assert str(folder) in printed
     assert 'chosen by validation top1' in printed
     assert {path.name for path in folder.iterdir()} == {
-        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, BEST, 'test.json', 'test_per_class.csv'}
+        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, 'last-1.pth.tar', BEST, 'test.json',
+        'test_per_class.csv'}
     columns = (folder / 'summary.csv').read_text().splitlines()[0].split(',')
     assert {f'eval_{name}' for name in ('top1', 'top5', 'many', 'medium', 'few', 'mean_class', 'loss')} < set(columns)
     checkpoint = torch.load(folder / LAST, weights_only=True)
@@ -397,7 +398,7 @@ def test_broken_data_is_one_sentence(broken, damage, message, workers, capsys, m
     (['--mixup', '1', '-b', '1'], '--mixup'),
     (['--remix', '1', '--loss', 'ldam'], "loss 'ldam' takes labels and no mixed targets"),
     (['--cmo', '1'], '--cmo would mix in none of the 1 epochs'),
-    (['--force-color-jitter', '--aa', 'cifar10'], '--color-jitter'),
+    (['--force-color-jitter', '--aa', 'cifar10'], '--force-color-jitter'),
     (['--initial-checkpoint', 'nothing.pth'], 'nothing.pth'),
     (['--resume', 'nothing.pth'], 'nothing.pth'),
     (['--lr', '1e30', '--epochs', '3'], 'epoch'),

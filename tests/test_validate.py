@@ -17,6 +17,7 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import train, validate
 from nbn_timm.data import ClassCounts
+from nbn_timm.datasets import benchmark_of
 
 ROOT = Path(__file__).parents[1]
 MODEL = 'resnet20_nbn'
@@ -338,4 +339,4 @@ def test_training_and_validation_report_the_same_numbers(tmp_path):
     ('no_such_model', None),
 ])
 def test_a_released_checkpoint_is_evaluated_on_the_benchmark_of_its_model(model, expected):
-    assert validate.benchmark_of(model) == expected
+    assert benchmark_of(model) == expected

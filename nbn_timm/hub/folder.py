@@ -12,6 +12,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
+from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import has_names, public_counts
 from nbn_timm.training.settings import public_record
@@ -60,8 +61,9 @@ def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, ove
 
 def _save(trained: TrainedModel, folder: Path) -> None:
     counts = trained.class_counts
-    record = dict(trained.record) if counts is None else {'class_counts': counts.to_dict(), **trained.record}
-    config: dict[str, Any] = {RECORD_KEY: record}
+    weights = trained.model.state_dict()
+    counted = {} if counts is None else {'class_counts': counts.to_dict()}
+    config: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **counted, **trained.record}}
     if counts is not None and has_names(counts):
         config['label_names'] = list(counts.names)
     dataset = (trained.record.get('settings') or {}).get('dataset')
@@ -71,6 +73,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
             data_config=trained.input.input_format(), safe_serialization=True)
+        save_weights(weights, folder / FILES[1])  # which adds a digest of them
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
                          'arguments') from error

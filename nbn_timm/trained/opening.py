@@ -1,5 +1,5 @@
 """A trained model from wherever it lies, with what is known of its classes, its input and its training."""
-import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,8 +8,6 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from nbn_timm.data import Classes, DataDefaults, read_counts
 from nbn_timm.data.classes import label_names
@@ -19,13 +17,17 @@ from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
-from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_config, read_weights
+from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_stages
 from nbn_timm.settings import Settings, setting
 from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
 
-HUB, FOLDER = 'hf-hub:', 'local-dir:'
+__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'open_trained', 'read_config', 'recorded_training']
+
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -141,37 +143,32 @@ class _Asked:
 def recorded_training(name: str | None) -> dict[str, Any]:
     """What is known of the training of pretrained weights: of the package's, or of a folder or repository.
 
+    A record says by a digest which weights it is of; of others it is not told.
+
     Returns:
         See `TrainedModel.record`, and 'class_counts' of `ClassCounts.to_dict`; empty where nothing is known.
+
+    Raises:
+        InputError: The weights are damaged, or the record is malformed.
     """
     if name is None:
         return {}
-    if name.startswith((HUB, FOLDER)):
-        return dict(read_timm_config(name).get(RECORD_KEY) or {})
-    return weights_record(name) or {}
-
-
-def read_timm_config(source: str) -> dict[str, Any]:
-    """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
-
-    Raises:
-        InputError: There is none.
-    """
-    scheme, _, place = source.partition(':')
-    try:
-        if f'{scheme}:' == FOLDER:
-            path = Path(place, 'config.json')
-        else:
-            repo_id, _, revision = place.partition('@')
-            path = Path(hf_hub_download(repo_id, 'config.json', revision=revision or None))
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
-                         'connection') from error
-    if not isinstance(config, dict):
-        raise InputError(f"the config.json of '{source}' is no object: give a model of timm's format")
-    return config
+    if not is_model_folder(name):
+        return weights_record(name) or {}
+    record = read_config(name).get(RECORD_KEY)
+    if not record:
+        return {}
+    weights = read_weights(name)
+    if not isinstance(record, dict) or weights is None or record.get(DIGEST) != weights_digest(weights):
+        _logger.warning("The config.json of '%s' records the training of other weights than these, as before a "
+                        'fine-tuning, so nothing is told of it.', name)
+        return {}
+    for key, kind, what in (('settings', dict, 'object'), ('class_counts', dict, 'object'), ('test', dict, 'object'),
+                            ('epoch', int, 'number')):
+        if record.get(key) is not None and not isinstance(record[key], kind):
+            raise InputError(f"'{key}' in the record in the config.json of '{name}' is no {what}: correct it, or take "
+                             f"'{RECORD_KEY}' out")
+    return {key: value for key, value in record.items() if key != DIGEST}
 
 
 def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool) -> TrainedModel:
@@ -215,17 +212,22 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 
 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
-    network = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
+    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
     record = recorded_training(name)
     classes = recorded_classes(record)
     record.pop('class_counts', None)
     settings = record.get('settings') or {}
-    args = read_timm_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
+    if len(network.pretrained_cfg.get('label_names') or ()) != network.num_classes:
+        network.pretrained_cfg.pop('label_names', None)  # of other weights, or there are none
+    args = read_config(name).get('model_args') if is_model_folder(name) else settings.get('model_kwargs')
     args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
-    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings),
-                        classes, record)
+    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings), classes, record)
 
 
 def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:
     """The format that the model was trained with, else the one it is configured for."""
-    return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)
+    try:
+        return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f'what is recorded of the format of the images is malformed ({error}): correct input_size, '
+                         'mean and std in the config.json, or get the model again') from error
