@@ -4,6 +4,7 @@ A block that cannot run says so in the line above it, where a reader of the file
 Files that the blocks load are stand-ins: networks of the right kind with random weights.
 """
 import configparser
+import importlib
 import os
 import re
 import shlex
@@ -224,6 +225,18 @@ def test_flags_in_the_prose_exist(capsys):
             for span in re.findall(r'`[^`]+`', line):
                 unknown = set(re.findall(r'(?<!\S)`?(--[a-z][\w-]*)', span)) - known
                 assert not unknown, f'{page.relative_to(ROOT)}:{number}: no command has {unknown}'
+
+
+def test_page_of_flags_has_every_flag_with_its_default(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    flag_tables = importlib.import_module('flag_tables')
+    for name, (groups, create_parser) in flag_tables.COMMANDS.items():
+        rows = re.findall(r'^\| (`-.+?`) \| .+? \| (.+?) \|', flag_tables.command_section(name), re.MULTILINE)
+        listed = {flag for names, _ in rows for flag in re.findall(r'`(-.+?)`', names)}
+        known = {flag for action in create_parser()._actions for flag in action.option_strings}
+        assert listed == known - {'-h', '--help'}, name
+        assert [default for _, default in rows] == [
+            one.shown_default().replace('<', '&lt;') for one in groups.declared().values()], name
 
 
 def changed(text: str, diff: str) -> str:
