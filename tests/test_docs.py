@@ -164,7 +164,8 @@ def provide(arguments: list[str]) -> None:
         if flag == '--initial-checkpoint' and not Path(file).exists():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             model = 'resnet32_ride' if 'ride' in file else 'resnet20'
-            torch.save({'arch': model, 'state_dict': timm.create_model(model, num_classes=10).state_dict()}, file)
+            torch.save({'arch': model, 'args': {'model': model, 'dataset': 'digits_lt'},
+                        'state_dict': timm.create_model(model, num_classes=10).state_dict()}, file)
 
 
 @pytest.fixture(scope='module')
@@ -217,6 +218,7 @@ def test_flags_in_the_prose_exist(capsys):
         with pytest.raises(SystemExit):
             parse(['--help'])
     texts = [capsys.readouterr().out, *(path.read_text() for path in (ROOT / 'benchmarks').glob('*.py'))]
+    texts += [block.text for block in blocks(ROOT / 'CONTRIBUTING.md') if block.language == 'shell']  # with new flags
     known |= set(re.findall(r'--[a-z][\w-]*', ' '.join(texts)))
     for page in PAGES:
         if page.stem == 'timm_train':  # flags of timm's scripts
