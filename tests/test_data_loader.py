@@ -324,10 +324,10 @@ def test_all_interpolations_are_timms(name):
     (dict(aa='rand-m9x'), "--aa 'rand-m9x' is no policy"),
     (dict(force_color_jitter=True), '--force-color-jitter keeps .* beside an --aa policy'),
     (dict(force_color_jitter=True, aa='v0', color_jitter=0), '--force-color-jitter .* --color-jitter'),
-    (dict(interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
+    (dict(train_interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
     (dict(scale=(2, 0.1)), '--scale 2 0.1 is no range'),
     (dict(scale=(0.5, 1.5)), 'at most 1'),
-    (dict(scale=(0, 1)), '--scale 0 1 is no range'),
+    (dict(scale=(0, 1)), "setting 'scale' is 0: give a number above 0"),
     (dict(ratio=(2, 1)), '--ratio 2 1 is no range'),
 ])
 @pytest.mark.parametrize('defaults', [IMAGENET_LT, CIFAR_LT])

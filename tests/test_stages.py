@@ -412,8 +412,11 @@ def test_the_curve_is_what_validate_measures_and_its_best_is_taken(images, first
 
 
 def test_tau_without_a_validation_split(images, first_stages, tmp_path):
+    state = torch.load(first_stages['resnet20'], weights_only=True)
+    state['args']['val_list'] = None  # of a first stage without one; else it would be this one's too
+    torch.save(state, tmp_path / 'first.pth')
     common = [*flags(images, tmp_path, 'train', 'test'), '--stage', 'tau_norm', '--initial-checkpoint',
-              str(first_stages['resnet20'])]
+              str(tmp_path / 'first.pth')]
     with pytest.raises(InputError, match='there is no validation split to choose tau on'):
         train.main([*common, '--experiment', 'none'])
     train.main([*common, '--experiment', 'hand', '--stage-kwargs', 'tau=0.7'])
