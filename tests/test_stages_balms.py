@@ -334,7 +334,8 @@ def test_a_meta_split_that_is_not_there_is_refused(images, first, tmp_path):
     torch.save(state, tmp_path / 'first.pth')
     with pytest.raises(InputError, match='there is no validation split'):
         train.main([*flags(images, tmp_path, 'train', 'test'), '--stage', 'balms', '--initial-checkpoint',
-                    str(tmp_path / 'first.pth'), '--sampler', 'meta', '--loss', 'balanced_softmax', '--stage-kwargs', 'meta_split=val'])
+                    str(tmp_path / 'first.pth'), '--sampler', 'meta', '--loss', 'balanced_softmax', '--stage-kwargs',
+                    'meta_split=val'])
 
 
 def test_experts_and_other_stages_checkpoints_are_refused(images, first, tmp_path):
