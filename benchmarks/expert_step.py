@@ -7,9 +7,10 @@
     batched    the experts' weights stacked, and `torch.vmap` over them; in float32 only, autocast fails under vmap
 
 All live in one process and take turns, so that a busy machine slows them alike; ratios of median times are the figures
-to quote. `grouped` and `batched` compute the same arithmetic with weights of their own.
+to quote. On a CPU the time is that of the process, all threads together, and on a GPU what a clock on the wall shows.
+`grouped` and `batched` compute the same arithmetic with weights of their own.
 
-    python benchmarks/expert_step.py --threads 2 --cases resnet32
+    python benchmarks/expert_step.py --threads 1 --cases resnet32 --channels-last
     python benchmarks/expert_step.py --device cuda --amp-dtype bfloat16 --channels-last --batch 256
 """
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import timm
 import torch
@@ -31,9 +33,11 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.resnet_cifar import PadShortcut
 
-CASES = {  # name: single network, network of experts, image size, batch
-    'resnet32': ('resnet32', 'resnet32_ride', 32, 128),
-    'resnet50': ('resnet50', 'resnet50_ride', 224, 8),
+CASES: dict[str, tuple[str, str, dict[str, Any], int, int]] = {
+    # name: single network, network of experts, its arguments, image size, batch
+    'resnet32': ('resnet32', 'resnet32_ride', dict(reduced=True), 32, 128),
+    'resnet32_full_width': ('resnet32', 'resnet32_ride', dict(reduced=False), 32, 128),
+    'resnet50': ('resnet50', 'resnet50_ride', dict(reduced=False), 224, 8),
 }
 
 
@@ -127,9 +131,9 @@ class Batched(nn.Module):
         return torch.vmap(run)(dict(zip(self.names, self.stacked, strict=True))).transpose(0, 1)
 
 
-def build(single: str, several: str, experts: int, formulations: list[str]) -> dict[str, nn.Module]:
+def build(single: str, several: str, model_args: dict[str, Any], formulations: list[str]) -> dict[str, nn.Module]:
     """The networks to time, by name."""
-    network = timm.create_model(several, num_experts=experts)
+    network = timm.create_model(several, **model_args)
     network.set_expert_logits()
     makers: dict[str, Callable[[], nn.Module]] = {
         'single': lambda: timm.create_model(single, num_classes=network.num_classes),
@@ -169,13 +173,15 @@ def make_step(model: nn.Module, images: torch.Tensor, amp_dtype: torch.dtype | N
 
 
 def clock(step: Callable[[], None], device: torch.device) -> float:
-    """Milliseconds of one step, including everything that it queued on a GPU."""
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
+    """Milliseconds of one step: of the process on a CPU, including everything that it queued on a GPU."""
+    if device.type != 'cuda':
+        start = time.process_time()
+        step()
+        return 1000 * (time.process_time() - start)
+    torch.cuda.synchronize(device)
     start = time.perf_counter()
     step()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)
     return 1000 * (time.perf_counter() - start)
 
 
@@ -205,10 +211,10 @@ def main() -> None:
     print('|---|---|---|---|---|---|---|')
     found = []
     for case in args.cases:
-        single, several, size, batch = CASES[case]
+        single, several, model_args, size, batch = CASES[case]
         torch.manual_seed(0)
         wanted = [name for name in args.formulations if not (args.amp_dtype and name == 'batched')]
-        models = build(single, several, args.experts, wanted)
+        models = build(single, several, {**model_args, 'num_experts': args.experts}, wanted)
         costs = {name: multiply_adds(model, size) for name, model in models.items() if name in ('single', 'ours')}
         images = torch.randn(args.batch or batch, 3, size, size, device=device)
         if args.channels_last:

@@ -17,7 +17,7 @@ from typing import Any
 from nbn_timm.data import ClassCounts
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
-from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.models.weight_files import DIGEST, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.trained.record import public_counts
 from nbn_timm.trained.results import METRICS
 from nbn_timm.training.settings import public_record
@@ -33,7 +33,8 @@ def main() -> None:
     target = WEIGHTS / f'{args.name}.safetensors'
     WEIGHTS.mkdir(exist_ok=True)
     write_zoo_file(checkpoint, target)
-    record = {**_record(args.name, checkpoint), **_hardware(args.run)}
+    record = {'model': args.name, DIGEST: weights_digest(read_state_dict(target)), **_record(checkpoint),
+              **_hardware(args.run)}
     write_text_atomic(target.with_suffix('.json'), _text(record))
     record['test'] = _validated(args)
     write_text_atomic(target.with_suffix('.json'), _text(record))
@@ -55,10 +56,10 @@ def write_table(page: Path) -> None:
     write_text_atomic(page, '\n'.join([before + BEGIN, *rows, END]) + rest.partition(END)[2])
 
 
-def _record(name: str, checkpoint: Path) -> dict[str, Any]:
+def _record(checkpoint: Path) -> dict[str, Any]:
     saved = read_checkpoint(checkpoint)
     counts = public_counts(ClassCounts.from_dict(saved['class_counts']))
-    return {'model': name, 'class_counts': counts.to_dict(), **public_record({'settings': saved['args']}),
+    return {'class_counts': counts.to_dict(), **public_record({'settings': saved['args']}),
             'epoch': saved['epoch'] + 1}
 
 

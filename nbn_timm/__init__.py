@@ -7,6 +7,7 @@ from nbn_timm.layers import (
     add_nbn,
     convert_sync_batchnorm,
     fold_nbn,
+    freeze_nbn,
     merge_experts,
 )
 from nbn_timm.models import ResNetCifar, ResNetCifarRide, ResNetNbn, ResNetRide
@@ -15,5 +16,6 @@ __version__ = '0.1.0'
 
 __all__ = [
     'CosineLinear', 'InputError', 'NormalizedBatchNorm2d', 'RectifiedLinear', 'ResNetCifar', 'ResNetCifarRide',
-    'ResNetNbn', 'ResNetRide', 'add_nbn', 'convert_sync_batchnorm', 'fold_nbn', 'merge_experts',
+    'ResNetNbn', 'ResNetRide', 'add_nbn', 'convert_sync_batchnorm', 'fold_nbn', 'freeze_nbn',
+    'merge_experts',
 ]

@@ -5,6 +5,9 @@ import torch
 
 from nbn_timm.settings import Settings, only_with, setting
 
+# What a processor must be able to do for bfloat16 to be faster than float32, by torch's names.
+_BFLOAT16 = ('AVX512', 'AMX', 'SVE')
+
 
 @dataclass(frozen=True)
 class PrecisionSettings(Settings):
@@ -18,6 +21,14 @@ class PrecisionSettings(Settings):
     amp_dtype: str = setting('float16', 'of autocast', choices=('float16', 'bfloat16'), effect=only_with('amp'))
     channels_last: bool = setting(False, 'memory format of images and weights')
     torchcompile: str | None = setting(None, 'compile the model', nargs='?', const='inductor', metavar='BACKEND')
+
+    def advice(self, device: torch.device) -> str | None:
+        """What would make the computation faster on this machine, in a sentence; None if nothing is known."""
+        capability = torch.backends.cpu.get_cpu_capability()
+        if device.type == 'cpu' and self.autocast is not None and not capability.startswith(_BFLOAT16):
+            return (f'This processor ({capability}) has no arithmetic for {self.amp_dtype}, which is many times slower '
+                    'here than float32: leave out --amp.')
+        return None
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -2,7 +2,7 @@
 import argparse
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -30,11 +30,13 @@ class Given(Generic[GroupsT]):
         groups: Type of the command's settings.
         flags: Values of the flags that were typed, by name.
         config: Values in the config, by name.
+        positional: What was typed beside the flags, by name.
     """
 
     groups: type[GroupsT]
     flags: Mapping[str, Any]
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    positional: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Values by name; a flag takes the place of the config's, of a mapping key by key."""
@@ -61,7 +63,7 @@ class Given(Generic[GroupsT]):
         Raises:
             InputError: Names the first such flag, with the reason.
         """
-        typed = settings.without_effect(list(self.flags))
+        typed = settings.without_effect(list(self.flags), self.flags.keys())
         for name, reason in typed.items():
             if not isinstance(reason, Tolerated):
                 raise InputError(f'{flag(name)} {reason}: leave it out')
@@ -117,8 +119,9 @@ class KeyValues(ParseKwargs):
 def build_parser(groups: type[SettingGroups], prog: str, description: str) -> argparse.ArgumentParser:
     """The parser of a command; what it gives has the flags that were typed, and no others."""
     parser = argparse.ArgumentParser(
-        prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS,
-        usage=f'{prog} [--config YAML] [--flag value ...]; --help lists the flags')
+        prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    if 'config' in groups.declared():
+        parser.usage = f'{prog} [--config YAML] [--flag value ...]; --help lists the flags'
     for group in groups.group_types().values():
         section = parser.add_argument_group(group.title, group.about)
         for declared in fields_of(group):
@@ -159,23 +162,27 @@ def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Seq
     """Read a command line, and the config that it names.
 
     Args:
-        groups: The command's settings, of which one is `config`.
-        parser: Of `build_parser`.
+        groups: The command's settings; one of them may be `config`.
+        parser: Of `build_parser`, perhaps with positional arguments added.
         argv: Arguments; None means those of the process.
 
     Raises:
         InputError: The config is missing, is no YAML mapping, has an unknown key, a key twice or an impossible
             value, or asks for what is not given.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument('-c', '--config')
-    name = finder.parse_known_args(argv)[0].config
-    config = read_config(parser, groups, config_path(name)) if name else {}
-    flags = vars(parse_flags(parser, argv, groups.declared()))
+    known, config = groups.declared(), {}
+    name = None
+    if 'config' in known:
+        finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        finder.add_argument('-c', '--config')
+        name = finder.parse_known_args(argv)[0].config
+        config = read_config(parser, groups, config_path(name)) if name else {}
+    given = vars(parse_flags(parser, argv, known))
     for key, value in config.items():
-        if value == ASKED_FOR and key not in flags:
+        if value == ASKED_FOR and key not in given:
             raise InputError(f"config '{name}' asks for {flag(key)}: give one")
-    return Given(groups, flags, config)
+    return Given(groups, {key: value for key, value in given.items() if key in known}, config,
+                 {key: value for key, value in given.items() if key not in known})
 
 
 def parse_flags(

@@ -1,47 +1,85 @@
 """Files that are written whole or not at all, and the digests that identify them."""
+import ctypes
+import errno
+import glob
 import hashlib
 import os
+import re
 import shutil
+import stat
+import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nbn_timm.errors import InputError
 
+_LOCK = '.nbn_timm-lock'  # in a folder of unfinished files; held as long as the process that writes them lives
+_DESCRIPTOR = re.compile(r'/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)')
+
 
 def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Write a file through a temporary neighbour, so that a crash at any moment leaves the old file or the new one.
+    """Write a file through a temporary one beside it, so that a crash at any moment leaves the old file or the new one.
+
+    What `path` names keeps its kind: a link still points to its file, which is replaced and keeps its permissions; a
+    pipe, a device or /dev/stdout is written into when the content is complete.
 
     Args:
         path: Destination; its folder is created.
-        write: Called with the temporary path, which it must fill.
+        write: Called with a temporary path of the same file name, which it must fill.
 
     Raises:
         InputError: The file system refused (disk full, no permission); a previous file at `path` is untouched.
     """
     path = Path(path)
-    temporary: Path | None = None
+    special = _DESCRIPTOR.fullmatch(str(path)) is not None or (path.exists() and not (path.is_file() or path.is_dir()))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # afterwards, as safetensors replaces the file by one of its own
-        with open(temporary, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if special:
+            _write_into(path, write)
+        else:
+            _replace_file(Path(os.path.realpath(path)), write)
+    except BrokenPipeError:
+        raise
     except BaseException as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         reason = _refusal(error)
         if reason is None:
             raise
-        kept = 'the file of that name that was there before is intact' if path.exists() else 'no file was left behind'
+        kept = '' if special else ('; the file of that name that was there before is intact' if path.exists() else
+                                   '; no file was left behind')
         raise InputError(
-            f"cannot write '{path}' ({reason}; {kept}): free some space or choose another output folder") from error
+            f"cannot write '{path}' ({reason}{kept}): free some space or choose another output folder") from error
+
+
+def _replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    with _workspace(path) as folder:
+        new = folder / path.name
+        new.touch(mode=0o600)
+        write(new)
+        # Afterwards, as safetensors replaces the file by one of its own.
+        os.chmod(new, path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
+        _flush(new)
+        os.replace(new, path)
+
+
+def _write_into(path: Path, write: Callable[[Path], None]) -> None:
+    """Write into what is no regular file; a descriptor of this process goes on where it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        complete = Path(folder, path.name)
+        complete.touch()
+        write(complete)
+        found = _DESCRIPTOR.fullmatch(str(path))
+        target: int | Path = path
+        if found is not None:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            target = os.dup({'stdout': 1, 'stderr': 2}[found[1]] if found[1] else int(found[2]))
+        with open(target, 'wb') as there, open(complete, 'rb') as here:
+            shutil.copyfileobj(here, there)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
@@ -55,6 +93,9 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: Collection[str] = ()) -> None:
     """Write a folder through a temporary neighbour, so that it appears whole or not at all.
 
+    An older folder is there until the new one is: where the system can, the two change places in one step. Where it
+    cannot, a crash between two steps leaves both beside that place, and the next call puts the old one back.
+
     Args:
         folder: Destination; the folder it lies in is created.
         fill: Called with the temporary folder, which it must fill with files.
@@ -66,30 +107,93 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file: choose another output folder")
-    _check_replaceable(folder, replaceable)
-    temporary: Path | None = None
+    target = Path(os.path.realpath(folder))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.tmp', dir=folder.parent))
-        new, old = temporary / 'new', temporary / 'old'
-        new.mkdir()
-        fill(new)
-        for path in new.iterdir():
-            os.chmod(path, 0o666 & ~_umask())  # safetensors makes its files private
-            with open(path, 'rb') as file:
-                os.fsync(file.fileno())
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(new, folder)
+        with _workspace(target) as temporary:
+            _check_replaceable(folder, replaceable)
+            new = temporary / 'new'
+            new.mkdir()
+            fill(new)
+            for path in new.iterdir():
+                os.chmod(path, 0o666 & ~_umask())  # safetensors makes its files private
+                _flush(path)
+            if target.exists():
+                os.chmod(new, target.stat().st_mode & 0o7777)
+            _put_in_place(new, target, temporary / 'old')
     except BaseException as error:
         reason = _refusal(error)
         if reason is None:
             raise
         raise InputError(
             f"cannot write '{folder}' ({reason}): free some space or choose another output folder") from error
+
+
+def _put_in_place(new: Path, target: Path, old: Path) -> None:
+    if target.exists() and _exchange(new, target):
+        return
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if old.exists():
+            os.replace(old, target)
+        raise
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step; false where the system cannot."""
+    at_cwd, exchange = -100, 2  # of Linux
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0
+
+
+@contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A fresh folder beside `path` for what is to become it; what killed processes left of theirs is cleared away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path)
+    folder, lock = _own_folder(path)
+    try:
+        yield folder
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            lock.release()
+
+
+def _own_folder(path: Path) -> tuple[Path, FileLock | None]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent))
+        lock = FileLock(folder / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # another process took it for a leftover
+            continue
+        except (OSError, NotImplementedError):  # a file system without locks
+            return folder, None
+        return folder, lock
+
+
+def clear_leftovers(path: Path) -> None:
+    """Remove the unfinished files for `path` whose writers are dead, and put back a folder that one had taken away."""
+    for leftover in path.parent.glob(f'.{glob.escape(path.name)}.{"?" * 8}.tmp'):
+        if not (leftover / _LOCK).exists():
+            with suppress(OSError):
+                leftover.rmdir()  # its writer died before it had begun; not empty, it is none of ours
+            continue
+        with suppress(Timeout, OSError, NotImplementedError), FileLock(leftover / _LOCK).acquire(timeout=0):
+            if (leftover / 'old').is_dir() and not path.exists():
+                os.replace(leftover / 'old', path)
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())
 
 
 def _check_replaceable(folder: Path, replaceable: Collection[str]) -> None:
@@ -98,6 +202,25 @@ def _check_replaceable(folder: Path, replaceable: Collection[str]) -> None:
     if foreign is not None:
         remedy = 'choose another output folder' if replaceable else 'choose another output folder or add --overwrite'
         raise InputError(f"the folder '{folder}' is not empty (it has '{foreign}'): {remedy}")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading, and nothing that could keep its reader waiting: no pipe, socket or device.
+
+    Raises:
+        OSError: It is not there, may not be read, or is something else than a file.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, 'it is a pipe or a device and no regular file', os.fspath(path))
+        return os.fdopen(handle, 'rb')
+    except BaseException:
+        os.close(handle)
+        raise
 
 
 def file_sha256(path: str | Path) -> str:

@@ -49,10 +49,16 @@ ANY_NUMBER = Limits(-math.inf)
 
 
 class Values:
-    """All settings of a command by their flat names, as attributes."""
+    """All settings of a command by their flat names, as attributes.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.__dict__.update(values)
+    Attributes:
+        typed: Names of those whose flags were typed.
+    """
+
+    typed: Collection[str]
+
+    def __init__(self, values: Mapping[str, Any], typed: Collection[str] = ()) -> None:
+        self.__dict__.update(values, typed=typed)
 
     def __getattr__(self, name: str) -> Any:  # a command has not all settings: what it lacks is not set
         return None
@@ -65,7 +71,8 @@ Effect = Callable[[str, Values], str | None]
 class Tolerated(str):
     """A reason that is told, but for which nothing is refused.
 
-    The command line of a training is often used again for a pass that trains nothing.
+    The command line of a training is often used again for a pass that trains nothing, and that of a script with one
+    more flag that switches something off.
     """
 
 
@@ -145,9 +152,10 @@ def only_with(name: str, *values: Any) -> Effect:
         value = getattr(others, name)
         if value in values if values else is_on(value):
             return None
-        if not values:
-            return f'has no effect without {flag(name)}'
-        return f'is for {flag(name)} {" or ".join(map(str, values))}, and this is {value}'
+        reason = f'has no effect without {flag(name)}'
+        if values:
+            reason = f'is for {flag(name)} {" or ".join(map(str, values))}, and this is {value}'
+        return Tolerated(reason) if not values and name in others.typed else reason
     return effect
 
 
@@ -376,9 +384,9 @@ class SettingGroups:
         """A copy with other values of some settings."""
         return type(self).of({**self.values(), **values})
 
-    def without_effect(self, names: Collection[str]) -> dict[str, str]:
-        """Those of the named settings that have no effect, each with the reason."""
-        values, known = Values(self.values()), self.declared()
+    def without_effect(self, names: Collection[str], typed: Collection[str] = ()) -> dict[str, str]:
+        """Those of the named settings that have no effect, each with the reason; see `Values` for `typed`."""
+        values, known = Values(self.values(), typed), self.declared()
         found = {}
         for name in names:
             effect = known[name].declaration.effect

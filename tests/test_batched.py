@@ -1,11 +1,13 @@
 """Images in memory, augmented by the batch, against the pipeline that takes one image at a time."""
 import math
+import random
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT
 from PIL import Image
 from torch.utils.data import SequentialSampler
 from torchvision.transforms import functional as tvf
@@ -20,12 +22,14 @@ from nbn_timm.data import (
     create_eval_loader,
     create_train_loader,
     create_transform,
+    epoch_seed,
     keep_in_memory,
 )
 from nbn_timm.data import batched as batched_module
-from nbn_timm.data.batched import BatchAugment, batch_augment
-from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, OWN_IMAGES
+from nbn_timm.data.batched import BatchAugment, BatchedImages, MemoryLoader, batch_augment
+from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
+from nbn_timm.samplers import create_sampler
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.distributed import World
 from nbn_timm.training.plan import Plan
@@ -118,6 +122,24 @@ def test_the_whole_chain_is_that_of_pil_for_the_same_draws(monkeypatch, size):
     assert min(same) > 0.99 and np.mean(same) > 0.999
 
 
+def test_policies_come_after_the_flips_and_before_rotation_and_cutout(monkeypatch):
+    images = noise(3)
+    known_draws(monkeypatch, [4, 0, -4], [0, 4, 0], [False, True, True], [False, False, True], [0, 0.5, 0.2],
+                [[0, 10, 20], [0, 10, 20]])
+
+    def inverted(planes):
+        return 255 - planes
+
+    out = BatchAugment(4, 0.5, 0.5, 30, 8, (inverted,))(torch.from_numpy(images)).numpy()
+    for index, (top, left, hflip, vflip, turn, y) in enumerate([
+            (4, 0, False, False, 0, 0), (0, 4, True, False, 0.5, 10), (-4, 0, True, True, 0.2, 20)]):
+        image = tvf.crop(tvf.pad(Image.fromarray(images[index]), 4), top + 4, left + 4, 32, 32)
+        image = tvf.hflip(image) if hflip else image
+        image = tvf.invert(tvf.vflip(image) if vflip else image).rotate(30 * turn)
+        image.paste(0, (y - 4, y - 4, y + 4, y + 4))
+        assert (np.asarray(image) == out[index]).all(-1).mean() > 0.99
+
+
 def test_angles_and_squares_are_drawn_evenly():
     torch.manual_seed(0)
     count = 4000
@@ -174,6 +196,107 @@ def test_random_erasing_goes_on_top():
     assert (batch == 0).all(1).flatten(1).any(1).all()
 
 
+def test_random_erasing_takes_the_same_rectangles_either_way():
+    erased = []
+    for kind in (ArraySamples, MemoryImages):
+        images = kind(np.full((200, 32, 32, 3), 200, np.uint8), np.zeros(200))
+        loader = create_train_loader(images, SequentialSampler(images), batch_size=64, defaults=CIFAR_LT, num_workers=0,
+                                     augment=AugmentSettings(reprob=0.4, remode='const', aa='cifar10'))
+        loader.set_epoch(0)
+        random.seed(3)
+        erased.append(torch.cat([(batch == 0).all(1) for batch, _ in loader]))
+    assert torch.equal(*erased)
+    assert 0.25 < erased[0].flatten(1).any(1).float().mean() < 0.55
+
+
+POLICIES = {
+    'autoaugment': AugmentSettings(aa='cifar10', cutout=16),
+    'randaugment': AugmentSettings(aa='rand-m9-mstd0.5', rotation=10),
+    'timm': AugmentSettings(aa='original-mstd0.5'),
+    'jitter': AugmentSettings(color_jitter=0.4, color_jitter_prob=0.8),
+    'both': AugmentSettings(aa='cifar10', color_jitter=0.4, force_color_jitter=True),
+}
+
+
+@pytest.mark.parametrize('augment', POLICIES.values(), ids=POLICIES)
+def test_policies_run_in_memory_in_the_order_of_single_images(augment):
+    steps = [type(step).__name__ for step in create_transform(CIFAR_LT, True, augment).transforms]
+    ours = batch_augment(CIFAR_LT, augment)
+    names = [type(policy).__name__ for policy in ours.policies]
+    known = {'ColorJitter': 'ColorJitter', 'RandomApply': 'SometimesApply', 'AutoAugment': 'AutoAugment',
+             'RandAugment': 'TimmOperations'}
+    wanted = [known[step] for step in steps if step in known]
+    assert names == [name if augment.aa != 'original-mstd0.5' else 'TimmOperations' for name in wanted] and wanted
+    assert (ours.pad, ours.hflip, ours.rotation, ours.cutout) == (4, 0.5, augment.rotation, augment.cutout)
+
+
+def epoch_of(loader, epoch):
+    """As the training loop begins it."""
+    torch.manual_seed(epoch_seed(7, epoch))
+    loader.set_epoch(epoch)
+    return [(images.clone(), targets.clone()) for images, targets in loader]
+
+
+@pytest.mark.parametrize('augment', POLICIES.values(), ids=POLICIES)
+def test_an_epoch_with_policies_can_be_repeated(augment, monkeypatch):
+    monkeypatch.setattr(batched_module, 'BLOCK', 24)  # three batches
+    labels = np.arange(67)
+
+    def loader():
+        images = MemoryImages(noise(67), labels)
+        sampler = create_sampler('instance_balanced', labels, seed=7)
+        return create_train_loader(images, sampler, batch_size=8, defaults=CIFAR_LT, augment=augment, seed=7)
+
+    whole, resumed = loader(), loader()
+    first, second = epoch_of(whole, 0), epoch_of(whole, 1)
+    assert [len(images) for images, _ in first] == [8] * 8 + [3] and len(whole) == 9
+    assert sorted(torch.cat([target for _, target in first]).tolist()) == labels.tolist()
+    for (images, targets), (again, targets_again) in zip(second, epoch_of(resumed, 1), strict=True):
+        assert torch.equal(images, again) and torch.equal(targets, targets_again)
+    assert not torch.equal(first[0][0], second[0][0])
+
+
+def test_batches_of_a_block_have_the_images_of_their_labels(monkeypatch):
+    monkeypatch.setattr(batched_module, 'BLOCK', 10)
+    grey = np.full((23, 32, 32, 3), np.arange(23)[:, None, None, None] * 10, np.uint8)
+    images = MemoryImages(grey, np.arange(23))
+
+    def unchanged(planes):
+        return planes
+
+    loader = MemoryLoader(BatchedImages(images, BatchAugment(policies=(unchanged,))), batch_size=4,
+                          sampler=list(range(22, -1, -1)), drop_last=True)
+    assert loader.ahead == 2 and len(loader) == 5
+    batches = list(loader)
+    assert [target.tolist() for _, target in batches] == [list(range(22 - 4 * b, 18 - 4 * b, -1)) for b in range(5)]
+    for pixels, target in batches:
+        assert (pixels == 10 * target[:, None, None, None]).all()
+
+
+@pytest.mark.parametrize('kind', [ArraySamples, MemoryImages])
+def test_views_are_augmented_one_by_one_and_share_a_label(kind):
+    images = kind(noise(10), np.arange(10))
+    loader = create_train_loader(images, SequentialSampler(images), batch_size=4, defaults=CIFAR_LT, num_workers=0,
+                                 augment=AugmentSettings(aa='cifar10', reprob=0.1), views=2)
+    loader.set_epoch(0)
+    batches = list(loader)
+    assert [tuple(pixels.shape) for pixels, _ in batches] == [(2, 4, 3, 32, 32)] * 2 + [(2, 2, 3, 32, 32)]
+    assert torch.cat([targets for _, targets in batches]).tolist() == list(range(10))
+    assert not torch.equal(batches[0][0][0], batches[0][0][1])
+
+
+@pytest.mark.parametrize('kind', [ArraySamples, MemoryImages])
+def test_views_of_an_image_are_of_that_image(kind):
+    images = kind(noise(5), np.arange(5))
+    loader = create_train_loader(images, SequentialSampler(images), batch_size=2, defaults=CIFAR_LT, num_workers=0,
+                                 augment=AugmentSettings(no_aug=True), views=3)
+    loader.set_epoch(0)
+    for pixels, targets in loader:
+        mean, std = (255 * torch.tensor(values)[:, None, None] for values in (CIFAR_LT.mean, CIFAR_LT.std))
+        plain = (torch.from_numpy(images.images[targets.numpy()]).permute(0, 3, 1, 2) - mean) / std
+        assert torch.allclose(pixels, plain.expand(3, -1, -1, -1, -1), atol=1e-5)
+
+
 def save(folder, count=6, size=32):
     paths = []
     for index, image in enumerate(noise(count, size)):
@@ -192,8 +315,8 @@ def test_files_are_read_once_in_order(tmp_path, num_workers):
 def test_what_batches_cannot_do_goes_one_image_at_a_time(tmp_path, monkeypatch):
     samples = save(tmp_path)
     cases = [
-        (samples, CIFAR_LT, AugmentSettings(aa='cifar10'), 'takes one image at a time'),
-        (samples, CIFAR_LT, AugmentSettings(color_jitter=0.4), 'takes one image at a time'),
+        (samples, CIFAR_LT, AugmentSettings(aa='augmix-m5-w4-d2'), 'takes one image at a time'),
+        (samples, CIFAR_LT, AugmentSettings(aa='rand-m9-t3a'), 'takes one image at a time'),
         (samples, IMAGENET_LT, NONE, 'takes one image at a time'),
         (samples, OWN_IMAGES.override(input_size=(3, 32, 32)), NONE, 'takes one image at a time'),
         (samples, CIFAR_LT.override(input_size=(3, 64, 64)), NONE, 'not all images are of 64x64'),
@@ -225,7 +348,8 @@ def small_images_kept(splits: Splits, *flags: str) -> Splits:
 
 @pytest.mark.parametrize(('flags', 'train', 'test'), [
     ([], True, False), (['--watch-test'], True, True), (['--in-memory'], True, False),
-    (['--no-in-memory', '--watch-test'], False, False), (['--aa', 'cifar10', '--watch-test'], False, False)])
+    (['--no-in-memory', '--watch-test'], False, False), (['--aa', 'augmix', '--watch-test'], False, False),
+    (['--aa', 'cifar10', '--watch-test'], True, True)])
 def test_which_splits_a_run_keeps(tmp_path, flags, train, test):
     kept = small_images_kept(Splits(save(tmp_path), None, save(tmp_path), None, CIFAR_LT), *flags)
     assert (isinstance(kept.train, MemoryImages), isinstance(kept.test, MemoryImages)) == (train, test)
@@ -233,4 +357,4 @@ def test_which_splits_a_run_keeps(tmp_path, flags, train, test):
 
 def test_a_run_is_told_why_its_images_cannot_be_kept(tmp_path):
     with pytest.raises(InputError, match='--in-memory cannot be had.*one image at a time'):
-        small_images_kept(Splits(save(tmp_path), None, None, None, CIFAR_LT), '--in-memory', '--aa', 'cifar10')
+        small_images_kept(Splits(save(tmp_path), None, None, None, CIFAR_LT), '--in-memory', '--aa', 'augmix')

@@ -4,12 +4,13 @@ import json
 import numpy as np
 import pytest
 import timm
+from formats import CIFAR_LT, IMAGENET_LT, INAT18
 from PIL import Image
 from torchvision.datasets import MNIST
 
-from nbn_timm.data import DataSettings, create_eval_loader, create_splits, create_train_loader
-from nbn_timm.data.benchmarks import LIST_BENCHMARKS
-from nbn_timm.data.defaults import CIFAR_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.data import DataSettings, create_eval_loader, create_train_loader
+from nbn_timm.data.defaults import OWN_IMAGES
+from nbn_timm.datasets import ListBenchmark, benchmarks, create_splits, find_dataset
 from nbn_timm.errors import InputError
 
 
@@ -82,11 +83,11 @@ def test_counts_file_wins(tmp_path):
         create_splits(DataSettings(**settings, train_list='a.txt', num_classes=2))
 
 
-@pytest.mark.parametrize('name', LIST_BENCHMARKS)
+@pytest.mark.parametrize('name', [name for name, known in benchmarks().items() if isinstance(known, ListBenchmark)])
 @pytest.mark.parametrize('folder', ['', 'lists'])
 def test_list_benchmarks_find_their_published_lists(tmp_path, name, folder):
-    benchmark = LIST_BENCHMARKS[name]
-    for part in benchmark.lists:
+    benchmark = find_dataset(name)
+    for part in benchmark.lists.values():
         write_lists(tmp_path / folder, **{part.name.removesuffix('.txt'): [('a/x.jpg', 0), ('b/y.jpg', 1)]})
     splits = create_splits(DataSettings(name, str(tmp_path)))
     assert (len(splits.train), len(splits.test), splits.num_classes) == (2, 2, benchmark.num_classes)

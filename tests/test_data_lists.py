@@ -1,5 +1,7 @@
 """List files, class folders and images in files."""
 import os
+import pickle
+import re
 
 import numpy as np
 import pytest
@@ -57,6 +59,65 @@ def test_negative_label_is_refused_without_a_class_number(tmp_path):
 def test_missing_list_names_the_remedy(tmp_path):
     with pytest.raises(InputError, match='nbn-prepare'):
         read_image_list(tmp_path / 'absent.txt')
+
+
+def test_byte_order_mark_and_tabs(tmp_path):
+    path = tmp_path / 'list.txt'
+    path.write_bytes(b'\xef\xbb\xbfa b.jpg\t1\r\nc.jpg \t 0\r\n')
+    rows = read_image_list(path)
+    assert (rows.paths, rows.targets.tolist(), rows.notes) == (['a b.jpg', 'c.jpg'], [1, 0], ())
+    path.write_bytes('a.jpg 1\n'.encode('utf-16'))
+    with pytest.raises(InputError, match='list.txt.*UTF-16: save it as UTF-8'):
+        read_image_list(path)
+
+
+def test_labels_that_begin_at_1_are_told_or_refused(tmp_path):
+    path = write_list(tmp_path / 'list.txt', 'a 1\nb 2\nc 3\nd 3')
+    assert re.search('labels of list file .*list.txt. are 1 to 3.*subtract 1', read_image_list(path).notes[0])
+    with pytest.raises(InputError, match='labels of list file .*list.txt. begin at 1.* 0 to 2: subtract 1'):
+        read_image_list(path, num_classes=3)
+    assert read_image_list(path, num_classes=4).notes == ()  # a class without images
+    assert read_image_list(write_list(path, 'a 1\nb 3')).notes == ()
+    assert read_image_list(write_list(path, 'a 1\nb 0')).notes == ()
+
+
+def test_a_picture_under_two_labels_is_told_by_name(tmp_path):
+    path = write_list(tmp_path / 'list.txt', 'a 0\nb 1\na 0\nb 0\nc 1\nc 0')
+    note, = read_image_list(path).notes
+    assert "'b' under label 1 and under label 0 (and 1 more" in note and 'list.txt' in note
+
+
+@pytest.mark.parametrize('label', ['10000000', '1000000'])
+def test_ids_are_no_labels(tmp_path, label):
+    with pytest.raises(InputError, match=f'label {label} of line 2 of list file .*looks like an id'):
+        read_image_list(write_list(tmp_path / 'list.txt', f'a 0\nb {label}'))
+
+
+@pytest.mark.parametrize('label', ['1_0', '\u0661', '0x1', '1.0', '--1', '9' * 5000])
+def test_labels_are_plain_digits(tmp_path, label):
+    with pytest.raises(InputError, match='line 2 of list file'):
+        read_image_list(write_list(tmp_path / 'list.txt', f'a 0\nb {label}'))
+
+
+def test_pipes_are_no_lists(tmp_path):
+    os.mkfifo(tmp_path / 'list.txt')
+    for path in (tmp_path / 'list.txt', tmp_path):
+        with pytest.raises(InputError, match='cannot be read'):
+            read_image_list(path)
+
+
+def test_one_long_path_does_not_make_all_long():
+    paths = ['x' * 100_000 + '.png', *(f'{index}.png' for index in range(20_000))]
+    samples = ImageSamples(paths, np.arange(len(paths)) % 7, root='root')
+    held = pickle.dumps(samples)
+    assert len(held) < 1_000_000  # an array of strings would be 2 GB
+    for copy in (samples, pickle.loads(held), samples.select(range(len(paths)))):
+        assert copy.path(0) == 'root/' + paths[0] and copy.path(1) == 'root/0.png'
+        assert copy.path(20_000) == copy.path(-1) == 'root/19999.png'
+    part = samples.select([3, -1, 0])
+    assert [part.path(index) for index in range(3)] == ['root/2.png', 'root/19999.png', 'root/' + paths[0]]
+    with pytest.raises(IndexError):
+        samples.path(20_001)
 
 
 def test_image_samples_read_what_was_written(tmp_path):
@@ -127,7 +188,8 @@ def test_class_folders_agree_with_torchvision(tmp_path):
     for name in ('cat', 'ant', 'dog'):
         for index in range(3):
             write_image(tmp_path / 'train' / name / f'{index}.png')
-    samples, names = read_class_folders(tmp_path / 'train')
+    split = read_class_folders(tmp_path / 'train')
+    samples, names = split.samples, split.names
     expected = ImageFolder(str(tmp_path / 'train'))
     assert list(names) == expected.classes
     assert [(samples.path(index), label) for index, label in enumerate(samples.targets.tolist())] == expected.samples
@@ -139,9 +201,10 @@ def test_evaluation_folders_take_the_labels_of_training(tmp_path):
             write_image(tmp_path / part / name / 'x.png')
     assert find_split_folder(tmp_path, 'val') == tmp_path / 'validation'
     assert find_split_folder(tmp_path, 'test') is None
-    _, names = read_class_folders(tmp_path / 'train')
-    samples, same = read_class_folders(tmp_path / 'validation', names)
-    assert same == names
+    names = read_class_folders(tmp_path / 'train').names
+    split = read_class_folders(tmp_path / 'validation', names)
+    samples = split.samples
+    assert split.names == names
     assert {os.path.basename(os.path.dirname(samples.path(i))): int(samples.targets[i]) for i in range(2)} == {
         'ant': 0, 'cat': 2}
     write_image(tmp_path / 'validation' / 'emu' / 'x.png')

@@ -4,6 +4,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18
 from PIL import Image
 from timm.task.evaluator import evaluation_sample_limit
 from torch.utils.data import RandomSampler, SequentialSampler
@@ -20,7 +21,7 @@ from nbn_timm.data import (
     epoch_seed,
 )
 from nbn_timm.data.cutout import Cutout
-from nbn_timm.data.defaults import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18, OWN_IMAGES
+from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.transforms import INTERPOLATIONS
 from nbn_timm.errors import InputError
 

@@ -9,9 +9,10 @@ import torch
 from torch.nn import functional
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from nbn_timm.data import DataSettings, create_splits
-from nbn_timm.data.digits import load_digits_splits
+from nbn_timm.data import DataSettings
 from nbn_timm.data.longtail import draw_long_tail, profile_counts
+from nbn_timm.datasets import create_splits
+from nbn_timm.datasets.digits_lt import load_digits_splits
 from nbn_timm.errors import InputError
 
 # The published CIFAR-LT draw (LDAM's rule) on a stand-in for CIFAR's labels: size, first indices, and SHA-256 of all
@@ -181,5 +182,5 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
 
     real_import = builtins.__import__
     monkeypatch.setattr(builtins, '__import__', refuse)
-    with pytest.raises(InputError, match=r'pip install nbn_timm\[quickstart\]'):
+    with pytest.raises(InputError, match='pip install scikit-learn'):
         load_digits_splits()

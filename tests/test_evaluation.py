@@ -4,10 +4,12 @@ import json
 import math
 import os
 import socket
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.multiprocessing as mp
 import torch.nn as nn
@@ -15,9 +17,10 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task import ClassificationEvaluator
 from torch.utils.data import DataLoader, TensorDataset
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
+from nbn_timm.evaluation.evaluator import ExactSum
 
 # 12 classes: four many (>100), four medium (20..100, both ends included), four few (<20).
 COUNTS = (500, 300, 150, 101, 100, 60, 30, 20, 19, 10, 5, 1)
@@ -69,6 +72,33 @@ def test_splits_and_loss_agree_with_numpy():
     loss = np.log(np.exp(x).sum(1)) - x[np.arange(len(y)), y]
     assert result.loss == pytest.approx(loss.mean(), abs=1e-6)
     assert result.num_samples == len(y)
+
+
+def test_the_sum_of_losses_is_exact_in_any_order():
+    """Against rational arithmetic: over all sizes that float32 has, subnormal ones and negative ones included."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5000, generator=generator) * 10.0 ** torch.randint(-44, 38, (5000,), generator=generator)
+    exact = float(sum(map(Fraction, values.tolist())) / 5000)
+    for order in (torch.arange(5000), torch.randperm(5000, generator=generator)):
+        total = ExactSum()
+        for part in values[order].split(7):
+            total.add(part)
+        assert ExactSum.mean(total.parts.tolist(), 5000) == exact
+    small = ExactSum()
+    small.add(torch.full((3,), 0.1))
+    assert ExactSum.mean(small.parts.tolist(), 3) == torch.tensor(0.1).item()
+    small.add(torch.tensor([math.inf]))
+    assert ExactSum.mean(small.parts.tolist(), 4) == math.inf
+
+
+def test_an_image_that_is_left_over_gives_the_same_loss():
+    """Matrix products of up to three rows differ in the last bits, and 53 = 2 x 26 + 1 = 10 x 5 + 3."""
+    torch.manual_seed(0)
+    model = timm.create_model('resnet20_nbn', num_classes=NUM_CLASSES)
+    images, target = torch.randn(53, 3, 16, 16), torch.arange(53) % NUM_CLASSES
+    losses = {evaluate(model, list(zip(images.split(size), target.split(size), strict=True)),
+                       LongTailEvaluator(NUM_CLASSES), torch.device('cpu')).loss for size in (1, 5, 26, 53)}
+    assert len(losses) == 1
 
 
 def test_agrees_with_timms_evaluator():
@@ -165,7 +195,8 @@ def test_padding_of_three_ranks_is_not_counted(num_samples):
     assert fed == 3 * math.ceil(num_samples / 3)
     assert tuple(sum(p.class_total for p in parts).tolist()) == whole.per_class_total
     assert tuple(sum(p.class_correct for p in parts).tolist()) == whole.per_class_correct
-    assert sum(p.loss_sum.item() for p in parts) / num_samples == pytest.approx(whole.loss, abs=1e-12)
+    losses = sum(part.losses.parts for part in parts)
+    assert ExactSum.mean(losses.tolist(), num_samples) == whole.loss
 
 
 class Scores(nn.Module):

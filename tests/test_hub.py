@@ -17,6 +17,7 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import shipped_file, shipped_names
+from nbn_timm.models.weight_files import DIGEST, weights_digest
 from nbn_timm.second_stages.classifier import replace_module
 from nbn_timm.second_stages.ncm import CentroidLinear
 
@@ -135,7 +136,8 @@ def test_a_mirror_of_the_zoo_is_one_variable(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert ('GET', f'/someone/mirror/resolve/main/{name}.safetensors') in content.seen
     record = f'from nbn_timm.models._pretrained import weights_record; print(weights_record({name!r}))'
-    for commit, known in (None, 'None'), ({f'{name}.json': b'{"epoch": 7}'}, "{'epoch': 7}"):
+    described = json.dumps({'epoch': 7, DIGEST: weights_digest(load(Path(shipped_file(name)).read_bytes()))}).encode()
+    for commit, known in (None, 'None'), ({f'{name}.json': described}, "{'epoch': 7}"):
         content.commit('someone/mirror', 'main', {**content.find('someone/mirror', 'main')[1], **(commit or {})})
         done = client('-c', record, NBN_TIMM_WEIGHTS=mirror, TORCH_HOME=str(tmp_path / 'torch'))
         assert done.stdout.strip() == known, done.stderr

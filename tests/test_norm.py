@@ -8,6 +8,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
+from torch.func import functional_call, grad, vmap
 
 from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, nbn_layers, share_scale
 
@@ -156,6 +157,136 @@ def test_ema_updates_a_shared_alpha_once():
         pair[0].scale.alpha.fill_(4.0)
     ema.update(pair)
     assert alphas(ema.module) == pytest.approx([2.5, 2.5])
+
+
+def use_functional_call(pair: nn.Module, parameters: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+    doubled = {name: value * 2 if 'alpha' in name else value for name, value in parameters.items()}
+    expected = copy.deepcopy(pair)
+    expected[0].scale.alpha.data.mul_(2)
+    assert torch.equal(functional_call(pair, doubled, x), expected(x))
+
+
+def use_grad(pair: nn.Module, parameters: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+    gradients = grad(lambda given: functional_call(pair, given, x).square().sum())(parameters)
+    expected, = torch.autograd.grad(pair(x).square().sum(), pair[0].scale.alpha)
+    torch.testing.assert_close(gradients['0.scale.alpha'], expected)
+
+
+def use_vmap(pair: nn.Module, parameters: dict[str, torch.Tensor], x: torch.Tensor) -> None:
+    stacked = {name: torch.stack([value, value * 2]) for name, value in parameters.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(lambda given: functional_call(pair, given, x))(stacked)[0], pair(x))
+
+
+@pytest.mark.parametrize('use', [use_functional_call, use_grad, use_vmap])
+def test_torch_func_leaves_a_shared_alpha_as_it_was(use):
+    pair = shared_pair().eval()
+    x, parameters, before = torch.randn(2, 4, 3, 3), dict(pair.named_parameters()), pair[0].scale.alpha
+    use(pair, parameters, x)
+    assert pair[0].scale.alpha is pair[1].scale.alpha is before and alphas(pair) == [2.0, 2.0]
+
+
+@torch.no_grad()
+def test_a_part_without_the_first_layer_has_alpha_too():
+    pair = shared_pair()
+    assert 'scale.alpha' in pair[1].state_dict() and '1.scale.alpha' not in pair.state_dict()
+    pair[1].load_state_dict({**pair[1].state_dict(), 'scale.alpha': torch.tensor([7.0])})
+    assert alphas(pair) == [7.0, 7.0]
+    pair[0] = nn.Identity()
+    assert [name for name, _ in pair.named_parameters()] == ['1.weight', '1.bias', '1.scale.alpha']
+    fresh = shared_pair()
+    fresh[0] = nn.Identity()
+    fresh.load_state_dict(pair.state_dict(), strict=True)
+    assert alphas(fresh) == [7.0]
+    state_dict = pair.state_dict()
+    del state_dict['1.scale.alpha']
+    with pytest.raises(RuntimeError, match='Missing.*1.scale.alpha'):
+        fresh.load_state_dict(state_dict)
+
+
+def test_alphas_that_are_views_of_one_buffer_are_saved_each():
+    pair, buffer = nn.Sequential(NormalizedBatchNorm2d(4), NormalizedBatchNorm2d(4)), torch.tensor([2.0, 5.0])
+    for index, layer in enumerate(pair):
+        layer.scale.alpha.data = buffer[index:index + 1]
+    saved = pair.state_dict()
+    assert (saved['0.scale.alpha'].item(), saved['1.scale.alpha'].item()) == (2.0, 5.0)
+    assert list(pair.state_dict(keep_vars=True)) == list(saved)
+
+
+def set_data(layer: NormalizedBatchNorm2d) -> None:
+    layer.weight.data.mul_(torch.linspace(1, 2, 16))  # which no version counter shows
+
+
+def set_in_place(layer: NormalizedBatchNorm2d) -> None:
+    layer.bias.add_(1)
+
+
+def set_alpha(layer: NormalizedBatchNorm2d) -> None:
+    layer.scale.alpha.fill_(9.0)
+
+
+def set_parameter(layer: NormalizedBatchNorm2d) -> None:
+    layer.weight = nn.Parameter(torch.linspace(1, 2, 16))
+
+
+def load(layer: NormalizedBatchNorm2d) -> None:
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()})
+
+
+def assign(layer: NormalizedBatchNorm2d) -> None:
+    layer.load_state_dict({name: value + 1 for name, value in layer.state_dict().items()}, assign=True)
+
+
+def train_a_step(layer: NormalizedBatchNorm2d) -> None:
+    with torch.enable_grad():
+        layer.train()(torch.randn(4, 16, 3, 3)).pow(3).sum().backward()
+    torch.optim.SGD(layer.parameters(), lr=1.0).step()
+    layer.eval()
+
+
+@pytest.mark.parametrize('inference', [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize('change', [set_data, set_in_place, set_alpha, set_parameter, load, assign, train_a_step,
+                                    lambda layer: layer.to(torch.float64), lambda layer: layer.bfloat16()])
+def test_what_evaluation_keeps_follows_every_change(change, inference):
+    layer = random_layer().eval()
+    x = torch.randn(2, 16, 3, 3)
+    with inference():
+        layer(x)
+        assert layer._kept.tensors is not None
+        assert torch.equal(layer(x), layer.fuse()(x))
+    with torch.no_grad():
+        change(layer)
+    with inference():
+        x = x.to(layer.weight.dtype)
+        for _ in range(2):
+            assert torch.equal(layer(x), layer.fuse()(x))
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_what_evaluation_keeps_is_neither_copied_nor_saved_nor_differentiated():
+    layer = random_layer().eval()
+    x = torch.randn(2, 16, 3, 3, requires_grad=True)
+    with torch.inference_mode():
+        expected = layer(x).clone()
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert copied._kept.tensors is None and torch.equal(copied.eval()(x), expected)
+    assert '_kept' not in ''.join(layer.state_dict())
+    layer(x).square().sum().backward()
+    assert layer.weight.grad is not None and layer.scale.alpha.grad is not None
+    layer.requires_grad_(False)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()  # what inference mode kept may be saved for a backward pass
+    stacked = {name: torch.stack([value, value + 1]) for name, value in layer.named_parameters()}
+    with torch.no_grad():
+        both = vmap(lambda given: functional_call(layer, given, x))(stacked)
+        torch.testing.assert_close(both[0], expected)
+        assert not torch.allclose(both[1], expected)
+        traced = torch.jit.trace(layer, x)
+        doubled = {name: value * (2 if 'alpha' in name else 1) for name, value in layer.state_dict().items()}
+        traced.load_state_dict(doubled)
+        layer.load_state_dict(doubled)
+        torch.testing.assert_close(traced(x), layer(x))
 
 
 def test_fuse_is_exact_and_plain():

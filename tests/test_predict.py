@@ -187,7 +187,8 @@ def test_folders_are_searched_in_natural_order(tmp_path):
     found = find_images([tmp_path, tmp_path / 'notes.txt', tmp_path / 'gone.png'])
     assert [os.path.relpath(file, tmp_path) for file in found.files] == [
         'a.jpeg', 'b/2.PNG', 'b/10.png', 'b/a/1.webp', 'notes.txt', 'gone.png']
-    assert found.skipped == 3
+    assert found.notes == (f"left out of '{tmp_path}': 2 hidden files or folders (such as '.hidden.png'), "
+                           "1 .txt file ('notes.txt'), 1 .csv file ('x.csv')",)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -205,7 +206,7 @@ def test_skipped_files_are_counted(work, tmp_path, capsys):
     (tmp_path / 'copy.png').write_bytes((work / 'test' / 'ant' / '0.png').read_bytes())
     predict.main([*flags(work), str(tmp_path)])
     printed = capsys.readouterr()
-    assert printed.out.splitlines()[0] == str(tmp_path / 'copy.png') and '1 file ' in printed.err
+    assert printed.out.splitlines()[0] == str(tmp_path / 'copy.png') and '1 .txt file ' in printed.err
 
 
 @pytest.mark.parametrize('workers', ['0', '1'])
@@ -240,7 +241,7 @@ def test_text_leaves_unreadable_images_to_the_standard_error(work, tmp_path, mon
     assert 'gone.jpg' not in printed.out and '0.png' in printed.out and 'gone.jpg' in printed.err
 
 
-def test_orientation_is_ignored_as_in_training(work, tmp_path):
+def test_pictures_are_turned_upright_as_in_training(work, tmp_path):
     image = Image.open(work / 'test' / 'ant' / '0.png').crop((0, 2, 16, 18))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -249,7 +250,7 @@ def test_orientation_is_ignored_as_in_training(work, tmp_path):
     image.save(tmp_path / 'tagged.png', exif=exif)
     plain, tagged, turned = (records([*flags(work), tmp_path / f'{name}.png'], tmp_path)[0]['predictions']
                              for name in ('plain', 'tagged', 'turned'))
-    assert tagged == plain != turned
+    assert tagged == turned != plain
 
 
 def test_odd_names_are_printed(work, tmp_path):

@@ -14,9 +14,10 @@ import pytest
 from torchvision.datasets import CIFAR10
 
 from nbn_timm.cli import prepare
-from nbn_timm.data.benchmarks import LIST_BENCHMARKS, LISTS_URL, ListBenchmark, ListFile
-from nbn_timm.data.defaults import IMAGENET_LT
 from nbn_timm.data.longtail import draw_long_tail
+from nbn_timm.datasets import DATASETS, ListBenchmark, ListFile, benchmarks
+from nbn_timm.datasets.fetching import report_missing
+from nbn_timm.datasets.list_benchmark import LISTS_URL
 from nbn_timm.errors import InputError
 
 LISTS = {
@@ -33,10 +34,14 @@ def blob_id(text):
 @pytest.fixture
 def tiny(monkeypatch):
     """A benchmark of two short lists."""
-    train, test = (ListFile(name, blob_id(text)) for name, text in LISTS.items())
-    benchmark = ListBenchmark(2, IMAGENET_LT, 'Tiny', train, None, test, images='the tiny images from the tiny place')
-    monkeypatch.setitem(LIST_BENCHMARKS, 'tiny', benchmark)
-    return benchmark
+    class Tiny(ListBenchmark):
+        title = folder = 'Tiny'
+        num_classes = 2
+        lists = {part: ListFile(f'Tiny_{part}.txt', blob_id(LISTS[f'Tiny_{part}.txt'])) for part in ('train', 'test')}
+        images = 'the tiny images'
+        home = 'the tiny place'
+
+    monkeypatch.setitem(DATASETS, 'tiny', Tiny)
 
 
 @pytest.fixture
@@ -99,7 +104,7 @@ def test_missing_images_are_counted_by_folder_and_named(tiny, tmp_path, capsys):
 
 
 def test_many_missing_images_are_abbreviated(tiny, tmp_path, capsys):
-    assert prepare.report_missing('x', [f'train/{index}.jpg' for index in range(1200)], tmp_path) == 1200
+    assert report_missing('x', [f'train/{index}.jpg' for index in range(1200)], tmp_path) == 1200
     assert '1,200 of 1,200 images missing: train/0.jpg, train/1.jpg, train/2.jpg, ...' in capsys.readouterr().out
 
 
@@ -138,7 +143,8 @@ def test_command_line_exit_codes(tmp_path, monkeypatch, capsys):
 
 def test_published_addresses_are_pinned():
     assert LISTS_URL.endswith('/f162adef63fdf592d0b8a0f6e52bc481fc08785f/data')
-    ids = [part.blob_id for benchmark in LIST_BENCHMARKS.values() for part in benchmark.lists]
+    lists = [known.lists for known in benchmarks().values() if isinstance(known, ListBenchmark)]
+    ids = [part.blob_id for published in lists for part in published.values()]
     assert len(set(ids)) == len(ids) == 8 and all(len(bytes.fromhex(blob)) == 20 for blob in ids)
 
 

@@ -1,4 +1,5 @@
 """Where weights come from, in which order, and what is said when they cannot be had. Servers are on loopback."""
+import base64
 import http.server
 import json
 import os
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from nbn_timm import InputError
 from nbn_timm.files import file_sha256
 from nbn_timm.models import _pretrained, resnet_nbn
 from nbn_timm.models._pretrained import HubFile, find_weights, shipped_names
+from nbn_timm.models.weight_files import DIGEST, weights_digest
 
 NAME = 'resnet10_nbn.imagenet_lt'
 
@@ -124,6 +127,87 @@ def test_mirrors_of_one_host_do_not_mix(weights_cache, model, server, monkeypatc
         assert same_weights(timm.create_model(NAME, pretrained=True), weights)
 
 
+class Misbehaved(http.server.BaseHTTPRequestHandler):
+    """A mirror that answers by the first part of the path."""
+    seen: list[str | None] = []
+
+    def do_GET(self) -> None:
+        how = self.path.split('/')[1]
+        self.seen.append(self.headers.get('Authorization'))
+        if how == 'silent':
+            time.sleep(3)
+        elif how in ('500', '401', '403'):
+            self.send_error(int(how))
+        elif how == 'page':
+            self.answer(b'<html>log in</html>', 19)
+        elif how == 'short':
+            self.answer(b'half', 1000)
+        elif how == 'slow':
+            self.answer(b'', 10 ** 6)
+            for _ in range(30):
+                self.wfile.write(b'x')
+                self.wfile.flush()
+                time.sleep(0.1)
+
+    def answer(self, content: bytes, length: int) -> None:
+        self.send_response(200)
+        self.send_header('Content-Length', str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.mark.parametrize(('how', 'said'), [
+    ('500', '500'), ('401', '401'), ('403', '403'), ('silent', 'no answer within 1 seconds'),
+    ('page', 'something else'),
+    ('short', 'broke off after 4 of 1000 bytes'), ('slow', 'slower than 10 kB/s'), ('refused', 'refused')])
+def test_a_mirror_that_is_named_serves_or_is_an_error(weights_cache, monkeypatch, how, said):
+    """Of weights that the package ships as well, which are not what was asked for."""
+    monkeypatch.setattr(_pretrained, '_PATIENCE', 1.0)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Misbehaved) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        port = 9 if how == 'refused' else httpd.server_port
+        monkeypatch.setenv('NBN_TIMM_WEIGHTS', f'http://me:s%65cret@127.0.0.1:{port}/{how}')
+        name = shipped_names()[0]
+        with pytest.raises(InputError, match=f"{name}.safetensors.*{said}.*NBN_TIMM_WEIGHTS") as error:
+            timm.create_model(name, pretrained=True)
+        httpd.shutdown()
+    assert 'cret' not in str(error.value) and '\n' not in str(error.value)
+    assert not [path for path in weights_cache.rglob('*') if path.is_file()]
+    if how != 'refused':
+        assert Misbehaved.seen[-1] == 'Basic ' + base64.b64encode(b'me:secret').decode()
+
+
+def test_shipped_weights_have_their_digest_and_are_refused_when_damaged(tmp_path, monkeypatch):
+    for name in shipped_names():
+        path = Path(str(_pretrained.shipped_file(name)))
+        assert json.loads(path.with_suffix('.json').read_text())[DIGEST] == weights_digest(load_file(path)), name
+        assert _pretrained.weights_record(name) and DIGEST not in _pretrained.weights_record(name)
+    name = shipped_names()[0]
+    for suffix in ('.safetensors', '.json'):
+        (tmp_path / f'{name}{suffix}').write_bytes((_pretrained._SHIPPED / f'{name}{suffix}').read_bytes())
+    content = bytearray((tmp_path / f'{name}.safetensors').read_bytes())
+    content[-5] ^= 1
+    (tmp_path / f'{name}.safetensors').write_bytes(content)
+    monkeypatch.setattr(_pretrained, '_SHIPPED', tmp_path)
+    with pytest.raises(InputError, match=f'{name}.safetensors.*are damaged: install it again'):
+        find_weights(name)
+
+
+def test_a_record_beside_other_weights_is_not_told(tmp_path, monkeypatch):
+    name = shipped_names()[0]
+    weights = load_file(str(_pretrained.shipped_file(name)))
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
+    save_file(weights | {'fc.bias': weights['fc.bias'] + 1}, tmp_path / f'{name}.safetensors')
+    record = (_pretrained._SHIPPED / f'{name}.json').read_text()
+    (tmp_path / f'{name}.json').write_text(record)
+    assert _pretrained.weights_record(name) is None
+    save_file(weights, tmp_path / f'{name}.safetensors')
+    assert _pretrained.weights_record(name)['test'] == json.loads(record)['test']
+
+
 @pytest.mark.parametrize('kind', ['zip', 'tar', 'bare'])
 def test_the_authors_archive_is_unpacked_recognised_converted_and_cached(weights_cache, model, server, kind, tmp_path):
     address, folder, requested = server
@@ -164,7 +248,13 @@ def test_a_damaged_archive_leaves_nothing(weights_cache, server):
     (folder / 'download').write_bytes(b'<html>quota exceeded</html>')
     with pytest.raises(InputError, match='no checkpoint of a known kind'):
         find_weights(NAME, f'{address}/download')
-    assert not list(weights_cache.glob('*.safetensors'))
+    archive = folder / 'whole.tar.gz'
+    with tarfile.open(archive, 'w:gz') as tar:
+        tar.add(__file__, 'log/a.pth.tar')
+    (folder / 'download').write_bytes(archive.read_bytes()[:2000])
+    with pytest.raises(InputError, match='came damaged'):
+        find_weights(NAME, f'{address}/download')
+    assert not [path for path in weights_cache.rglob('*') if path.is_file()]
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
@@ -255,6 +345,50 @@ def test_another_number_of_classes_drops_the_whole_classifier(weights_cache, arc
     features = timm.create_model(arch, pretrained=True, pretrained_cfg_overlay=overlay, features_only=True)
     assert (features.conv1.weight == 0.25).all()
     assert 'Unexpected keys' not in caplog.text
+
+
+@pytest.mark.parametrize('arch', ['resnet20_nbn_lr', 'resnet10_nbn_lr', 'resnet32_ride_nbn_lr'])
+def test_a_forced_new_head_takes_nothing_of_the_old_one(weights_cache, arch, tmp_path):
+    source = timm.create_model(arch, num_classes=7)
+    with torch.no_grad():
+        for name, value in source.state_dict().items():
+            if name.startswith('fc.') and value.is_floating_point():
+                value.fill_(5.0)
+        source.conv1.weight.fill_(0.25)
+    path = tmp_path / 'trained.safetensors'
+    save_file(source.state_dict(), path)
+    # As timm's --pretrained-path gives it: a new classifier also for the file's own number of classes.
+    model = timm.create_model(arch, pretrained=True, num_classes=7,
+                              pretrained_cfg_overlay=dict(file=str(path), num_classes=-1))
+    assert (model.conv1.weight == 0.25).all()
+    heads = model.fc if isinstance(model.fc, torch.nn.ModuleList) else [model.fc]
+    for head in heads:
+        assert not head.bn.running_mean.any() and (head.bn.running_var == 1).all()
+        assert not (head.weight == 5).any()
+
+
+@pytest.mark.parametrize('prefix', ['model.', 'student.model.'])
+@pytest.mark.parametrize('source', ['file', 'state_dict'])
+def test_weights_below_a_prefix_are_the_weights(weights_cache, prefix, source, tmp_path):
+    trained = timm.create_model('resnet20_nbn', num_classes=5)
+    weights = {prefix + name: value for name, value in trained.state_dict().items()}
+    save_file(weights, tmp_path / 'last.safetensors')
+    overlay = {source: str(tmp_path / 'last.safetensors') if source == 'file' else weights}
+    model = timm.create_model('resnet20_nbn', pretrained=True, num_classes=5, pretrained_cfg_overlay=overlay)
+    assert same_weights(model, trained)
+
+
+def test_weights_of_which_a_part_does_not_fit_are_refused(weights_cache, tmp_path):
+    weights = timm.create_model('resnet20_nbn', num_classes=5).state_dict()
+    mixed = {**{f'model.{name}': value for name, value in weights.items()}, 'loss.weight': torch.ones(5)}
+    short = {name: value for name, value in weights.items() if not name.startswith('layer2.')}
+    for index, wrong in enumerate((mixed, short)):
+        path = tmp_path / f'{index}.safetensors'
+        save_file(wrong, path)
+        for classes in (5, 7):
+            with pytest.raises(InputError):
+                timm.create_model('resnet20_nbn', pretrained=True, num_classes=classes,
+                                  pretrained_cfg_overlay=dict(file=str(path)))
 
 
 def test_plain_weights_are_not_loaded_into_nbn(tmp_path):

@@ -235,6 +235,19 @@ def test_a_stage_of_experts_is_each_experts_stage():
     assert torch.equal(nn.Sequential(*stage)(x), expected)  # block by block, as gradient checkpointing calls it
 
 
+def test_experts_take_their_shares_in_one_split():
+    """Whose backward pass is one concatenation, in the layout of the maps."""
+    block = timm.create_model('resnet32_ride').layer3[0]
+    x = torch.randn(2, 72, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    parts = block.split(x)
+    splits = {part.grad_fn for part in parts}
+    assert len(splits) == 1
+    gradients = [torch.randn_like(part) for part in parts]
+    torch.autograd.backward(parts, gradients)
+    assert torch.equal(x.grad, torch.cat(gradients, dim=1))
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_layer_decay_and_checkpointing_go_block_by_block():
     from timm.optim import param_groups_layer_decay
     model = timm.create_model('resnet32_ride')
@@ -249,6 +262,28 @@ def test_layer_decay_and_checkpointing_go_block_by_block():
     model(x).square().sum().backward()
     for parameter, gradient in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+@torch.no_grad()
+def test_later_experts_compute_only_the_images_that_go_on(monkeypatch):
+    torch.manual_seed(0)
+    network = timm.create_model('resnet32_ride', num_classes=6)
+    x = images(32, 16) * torch.linspace(0.2, 2, 16)[:, None, None, None]
+    network.train()(x)  # running statistics that keep the images apart
+    model = RoutedExperts(network, top_k=4)
+    decisions = model.train()(x)[0][:, 0].sort().values
+    model.router.decide.bias.sub_(decisions[9:11].mean())  # six go on
+    asked = []
+    forward_expert = network.forward_expert
+
+    def recorded(shared, expert):
+        asked.append((expert, len(shared)))
+        return forward_expert(shared, expert)
+
+    monkeypatch.setattr(network, 'forward_expert', recorded)
+    used = model.eval().route(x)[1]
+    assert asked[:2] == [(0, 16), (1, 6)]
+    assert asked == [(expert, int((used > expert).sum())) for expert in range(int(used.max()))]
 
 
 @torch.no_grad()

@@ -337,7 +337,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def loader_of(*flags: str, dataset=None):
     settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--workers', '0', *flags])
-    splits = Splits(train=dataset or Images(), val=None, test=None, class_counts=None, num_classes=4,
+    splits = Splits(train=dataset or Images(), val=None, test=None, classes=None, num_classes=4,
                     defaults=DataDefaults(), train_targets=None if dataset else TARGETS)
     plan = Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), splits, DataDefaults(), 4)
     return build_train_loader(plan, torch.nn.Identity())

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from nbn_timm.trained.validation import ValidateSettings, validate
 from timm.optim import get_optimizer_info, list_optimizers
 
 import nbn_timm
@@ -33,7 +34,6 @@ from nbn_timm.settings import (
     plain,
     setting,
 )
-from nbn_timm.trained.validation import ValidateSettings, validate
 from nbn_timm.training.report import config_text
 from nbn_timm.training.run import train
 from nbn_timm.training.settings import TrainSettings

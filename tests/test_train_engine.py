@@ -1,6 +1,8 @@
 """The training loop and its parts, against plain torch."""
 import json
 import math
+import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -8,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from formats import DIGITS_LT
 from timm.task import ClassificationTask
 from torch import nn
 
 import nbn_timm.training.run_checkpoint as checkpoints
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
-from nbn_timm.data.defaults import DIGITS_LT
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, nbn_layers
 from nbn_timm.losses import create_loss
@@ -23,7 +25,7 @@ from nbn_timm.models.create import create_model
 from nbn_timm.training.batch import BatchPlan, BatchSettings, plan_batch
 from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World, init_world, seed_everything
-from nbn_timm.training.log import RunLog
+from nbn_timm.training.log import RunLog, setup_logging
 from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, create_optimizer
 from nbn_timm.training.plan import Plan, input_format
@@ -401,10 +403,175 @@ def test_find_resume(tmp_path):
     assert find_resume(None, tmp_path) is None
     with pytest.raises(InputError, match='does not exist'):
         find_resume(str(tmp_path / 'nothing'), tmp_path)
-    (tmp_path / LAST).touch()
+    save_checkpoint(tmp_path, {'epoch': 0})
     assert find_resume('auto', tmp_path) == tmp_path / LAST
     with pytest.raises(InputError, match='--resume auto.*--experiment'):
         find_resume(None, tmp_path)
+
+
+def epochs_in(folder) -> dict[str, int]:
+    return {path.name: torch.load(path)['epoch'] for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize(('history', 'kept'), [
+    (0, {LAST: 4}), (1, {'last-1.pth.tar': 3, LAST: 4}),
+    (3, {'last-1.pth.tar': 3, 'last-2.pth.tar': 2, 'last-3.pth.tar': 1, LAST: 4})])
+@pytest.mark.parametrize('links', [True, False])
+def test_the_previous_checkpoints_are_kept(tmp_path, monkeypatch, history, kept, links):
+    if not links:
+        monkeypatch.setattr('os.link', refuse)
+    for epoch in range(5):
+        save_checkpoint(tmp_path, {'epoch': epoch}, history=history)
+    assert epochs_in(tmp_path) == kept
+    save_checkpoint(tmp_path, {'epoch': 5}, history=0)  # fewer from now on
+    assert epochs_in(tmp_path) == {LAST: 5}
+
+
+def refuse(*args, **kwargs):
+    raise OSError(95, 'Operation not supported')
+
+
+def test_at_no_moment_of_a_save_is_there_less_than_before(tmp_path, monkeypatch):
+    """The run goes on from last-1, as last is damaged: until the new last is in place, last-1 has to stay."""
+    for epoch in range(2):
+        save_checkpoint(tmp_path, {'epoch': epoch})
+    (tmp_path / LAST).write_bytes(b'damaged')
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append(find_resume('auto', tmp_path).name)
+        replace(source, target)
+        seen.append(find_resume('auto', tmp_path).name)
+
+    monkeypatch.setattr('os.replace', watched)
+    save_checkpoint(tmp_path, {'epoch': 1})
+    assert seen[0] == 'last-1.pth.tar' and set(seen[1:]) == {LAST} and len(seen) == 4
+
+
+def test_auto_takes_the_newest_whole_checkpoint_and_says_so(tmp_path, caplog):
+    for epoch in range(4):
+        save_checkpoint(tmp_path, {'epoch': epoch}, is_best=epoch == 1, history=2)
+    assert find_resume('auto', tmp_path) == tmp_path / LAST and not caplog.records
+    content = bytearray((tmp_path / LAST).read_bytes())
+    content[len(content) // 2] ^= 4
+    (tmp_path / LAST).write_bytes(content)
+    assert find_resume('auto', tmp_path) == tmp_path / 'last-1.pth.tar'
+    assert f"'{tmp_path / LAST}' is damaged" in caplog.text
+    assert "from 'last-1.pth.tar' instead, after epoch 3" in caplog.text
+    caplog.clear()
+    (tmp_path / LAST).unlink()
+    (tmp_path / 'last-1.pth.tar').write_bytes(b'')
+    (tmp_path / 'last-2.pth.tar').unlink()
+    assert find_resume('auto', tmp_path) == tmp_path / BEST
+    assert "'last-1.pth.tar' cannot be read" in caplog.text.replace(f'{tmp_path}/', '')
+    (tmp_path / BEST).write_bytes(b'')
+    with pytest.raises(InputError, match='cannot go on, since its checkpoints are damaged'):
+        find_resume('auto', tmp_path)
+    assert find_resume(str(tmp_path / BEST), tmp_path) == tmp_path / BEST  # one of the run's own, asked for
+
+
+@pytest.mark.parametrize(('files', 'gone'), [
+    # Killed in the first save.
+    ({'args.yaml': 'a: 1\n', 'log.jsonl': '{"epoch": 0}\n', 'summary.csv': 'epoch\n0\n'}, False),
+    ({'log.jsonl': '{"epoch": 0}\n{"epoch": 1}\n'}, True), ({'summary.csv': 'epoch\n0\n1\n'}, True),
+    ({'test.json': '{}'}, True), ({}, False)])
+@pytest.mark.parametrize('resume', ['auto', None])
+def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, files, gone, resume):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    if gone:
+        with pytest.raises(InputError, match='checkpoints are gone'):
+            find_resume(resume, tmp_path)
+    else:
+        assert find_resume(resume, tmp_path) is None
+
+
+TOGETHER = '''
+import sys
+from pathlib import Path
+from nbn_timm.errors import InputError
+from nbn_timm.training.distributed import close_world, init_world
+from nbn_timm.training.run_checkpoint import find_common_resume, save_checkpoint
+world = init_world('cpu')
+shared, own = Path(sys.argv[1], 'shared'), Path(sys.argv[1], f'node{world.rank}')
+own.mkdir()
+save_checkpoint(own, {'epoch': world.rank})
+if world.is_primary:
+    save_checkpoint(shared, {'epoch': 3})
+world.barrier()
+said = []
+for folder in (shared, own):
+    try:
+        said.append(str(find_common_resume('auto', folder, world)))
+    except InputError as error:
+        said.append(str(error))
+Path(sys.argv[1], f'said{world.rank}').write_text('|'.join(said))
+world.barrier()
+close_world(world)
+'''
+
+
+def test_processes_that_see_different_folders_all_stop(tmp_path):
+    (tmp_path / 'script.py').write_text(TOGETHER)
+    done = subprocess.run(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
+         str(tmp_path / 'script.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        path, said = (tmp_path / f'said{rank}').read_text().split('|')
+        assert path == str(tmp_path / 'shared' / LAST)
+        assert said.startswith(f"process 1 does not see the run folder '{tmp_path}/node{rank}' of process 0: give an")
+    assert sorted(path.name for path in (tmp_path / 'shared').iterdir()) == [LAST]
+
+
+def test_processes_go_on_from_the_same_checkpoint_or_all_stop(tmp_path):
+    agree = checkpoints._check_agreement
+    agree([None, None], tmp_path)
+    agree(['epoch 3', 'epoch 3'], tmp_path)
+    damaged = InputError('it is damaged')
+    for seen, said in ((['epoch 3', 'epoch 4'], 'process 0: epoch 3; process 1: epoch 4'),
+                       (['epoch 3', None], 'process 0: epoch 3; process 1: none'),
+                       (['epoch 3', damaged], 'process 1 found: it is damaged'),
+                       ([damaged, InputError('it is damaged')], '^it is damaged')):
+        with pytest.raises(InputError, match=said):
+            agree(seen, tmp_path)
+
+
+def test_weights_that_are_not_finite_never_become_a_checkpoint():
+    """The loss of the last update is finite, what it made of the weights is not."""
+    task = make_task()
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: task.trainable_module[1].weight.data[0].fill_(math.inf))
+    with pytest.raises(InputError, match=r"'1\.weight' became NaN or infinite in epoch 3, so no checkpoint"):
+        run_epoch(task, [make_batch(4)], optimizer, epoch=2, progress=Progress(9, 1))
+    task = make_task()
+    task.trainable_module.append(nn.BatchNorm1d(3))
+    task.trainable_module[4].running_var.fill_(math.inf)
+    with pytest.raises(InputError, match=r"'4\.running_var' became NaN"):
+        run_epoch(task, [make_batch(4)])
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+    ({'epoch': 'three'}, "its 'epoch' is not"), ({'epoch': -2}, "its 'epoch' is not"),
+    ({'best': {'metric': 1}}, "'best'"),
+    ({'state_dict': [1]}, "its 'state_dict' is not"), ({'optimizer': {'state': {}}}, 'optimizer state'),
+    ({'optimizer': {'state': 3, 'param_groups': [1]}}, 'optimizer state'),
+    ({'class_counts': {'counts': 'many'}}, ''), ({'args': [3]}, None), ({'arch': 7}, "of model '7'"),
+    ({'state_dict': {3: torch.ones(1)}}, 'has 3 for a name'),
+    ({'state_dict': {'1.weight': torch.full((8, 12), math.nan)}}, "'1.weight' is NaN")])
+def test_malformed_checkpoints_are_one_sentence(tmp_path, change, said):
+    task, optimizer = trained()
+    state = state_of(task, optimizer)
+    if 'state_dict' in change and isinstance(change['state_dict'], dict):
+        change = {'state_dict': state['state_dict'] | change['state_dict']}
+    save_checkpoint(tmp_path, state | change)
+    if said is None:  # of the settings nothing is needed
+        resume_run(tmp_path / LAST, task, optimizer, 'net', {}, COUNTS)
+        return
+    with pytest.raises(InputError, match=f'(?s){said}') as error:
+        resume_run(tmp_path / LAST, task, optimizer, 'net', {}, COUNTS)
+    assert '\n' not in str(error.value)
 
 
 def test_the_best_checkpoint_is_written_before_the_last(tmp_path, monkeypatch):
@@ -448,6 +615,26 @@ def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
     assert all('time' in line for line in lines)
     assert (tmp_path / 'summary.csv').read_text().split() == [
         'epoch,train_loss,eval_top1,eval_few,lr', '0,1.5,50.0,,0.1', '1,1.0,60.0,0.0,0.05']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')
+def test_a_run_whose_output_nobody_takes_says_so_once_and_goes_on(capsys, monkeypatch):
+    import logging
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        with open('/dev/full', 'w', buffering=1) as full:
+            monkeypatch.setattr(sys, 'stdout', full)
+            setup_logging(True)
+            for _ in range(3):
+                logging.getLogger('nbn_timm').info('epoch')
+            monkeypatch.undo()
+    finally:
+        root.handlers[:], _ = before
+        root.setLevel(before[1])
+        logging.captureWarnings(False)
+    said = capsys.readouterr().err
+    assert said.count('\n') == 1 and 'cannot be written (No space left on device)' in said and 'Traceback' not in said
 
 
 def test_tensorboard_gets_the_numbers(tmp_path):

@@ -8,11 +8,13 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.cli.push import main as push
 from nbn_timm.cli.train import main as train
 from nbn_timm.errors import InputError
 from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.models import _pretrained
-from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_timm_config, recorded_training
+from nbn_timm.models.weight_files import DIGEST, weights_digest
+from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_config, recorded_training
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -54,6 +56,7 @@ def test_bare_weights_are_recognised(tmp_path):
 def test_a_folder_in_timms_format_brings_its_record(tmp_path):
     model = timm.create_model('resnet20_nbn', num_classes=3)
     save_for_hf(model, tmp_path, model_config={RECORD_KEY: {
+        DIGEST: weights_digest(model.state_dict()),
         'class_counts': {'counts': [5, 3, 1], 'names': ['a', 'b', 'c'], 'source': 'somewhere'},
         'settings': {'input_size': [3, 16, 16], 'mean': [0.1, 0.2, 0.3]}, 'epoch': 7}},
         model_args={'gradient': 'released'})
@@ -64,6 +67,55 @@ def test_a_folder_in_timms_format_brings_its_record(tmp_path):
         assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.1, 0.2, 0.3)
         assert opened.model_args['gradient'] == 'released' and 'num_classes' not in opened.model_args
         assert not any(layer.cap_gradient for layer in nbn_layers(opened.model).values())
+
+
+def test_a_record_of_other_weights_is_not_told(tmp_path, caplog):
+    """As after a fine-tuning elsewhere, which keeps what it does not know of config.json."""
+    torch.manual_seed(0)
+    model = timm.create_model('resnet20_nbn', num_classes=3)
+    record = {DIGEST: weights_digest(model.state_dict()), 'epoch': 7, 'test': {'top1': 61.25},
+              'class_counts': {'counts': [5, 3, 1], 'names': ['a', 'b', 'c'], 'source': 'somewhere'}}
+    for num_classes in (3, 7):
+        tuned = timm.create_model('resnet20_nbn', num_classes=num_classes)
+        save_for_hf(tuned, tmp_path, model_config={RECORD_KEY: record, 'label_names': ['a', 'b', 'c']})
+        opened = open_trained(str(tmp_path))
+        assert opened.record == {} and opened.class_counts is None and same_weights(opened.model, tuned)
+        assert bool(opened.model.pretrained_cfg.get('label_names')) == (num_classes == 3)
+        assert recorded_training(f'local-dir:{tmp_path}') == {}
+        assert 'records the training of other weights' in caplog.text
+
+
+def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
+    push(['resnet20_nbn.digits_lt', '--output', str(tmp_path / 'out')])
+    assert open_trained(str(tmp_path / 'out')).record['test']['top1'] == 93.5
+    path = tmp_path / 'out' / 'model.safetensors'
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 16
+    path.write_bytes(content)
+    for source in (str(tmp_path / 'out'), f"local-dir:{tmp_path / 'out'}"):
+        with pytest.raises(InputError, match='model.safetensors.*is damaged'):
+            open_trained(source)
+
+
+@pytest.mark.parametrize(('file', 'content', 'said'), [
+    ('model.safetensors', b'', 'model.safetensors'), ('model.safetensors', b'<html>', 'model.safetensors'),
+    ('config.json', b'{"architecture": 7}', 'names no architecture'), ('config.json', b'[]', 'no object'),
+    ('config.json', b'{"architecture"', 'config.json'), ('config.json', b'\xff\xfe', 'config.json'),
+    ('config.json', b'[' * 100_000, 'config.json'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": 3}', "'pretrained_cfg'"),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": "3"}', "'num_classes'"),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'local-dir'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
+    ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}',
+     'malformed'),
+])
+def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
+    save_for_hf(timm.create_model('resnet20_nbn', num_classes=3), tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match=said) as error:
+        open_trained(str(tmp_path))
+    assert '\n' not in str(error.value)
 
 
 def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):
@@ -97,10 +149,10 @@ def test_what_is_not_there_is_said_in_one_sentence(run, tmp_path):
     with pytest.raises(InputError, match='no router'):
         open_trained('resnet20_nbn.digits_lt', all_experts=True)
     with pytest.raises(InputError, match='has no config.json'):
-        read_timm_config(f'local-dir:{tmp_path}')
+        read_config(f'local-dir:{tmp_path}')
     (tmp_path / 'config.json').write_text('[1]')
     with pytest.raises(InputError, match='is no object'):
-        read_timm_config(f'local-dir:{tmp_path}')
+        read_config(f'local-dir:{tmp_path}')
     torch.save({'weight': torch.ones(3)}, tmp_path / 'other.pth')
     with pytest.raises(InputError, match='does not record its architecture'):
         open_trained(str(tmp_path / 'other.pth'))

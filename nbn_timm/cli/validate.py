@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import run_cli
-from nbn_timm.trained.validation import ValidateSettings, complete, validate
 from nbn_timm.training.distributed import close_world, init_world
+from nbn_timm.validation import ValidateSettings, complete, validate
 
 DESCRIPTION = "Evaluate a model on a long-tailed benchmark. What is not given is as the checkpoint's training had it."
 

@@ -1,35 +1,46 @@
 """Small images as one array in memory, augmented a batch at a time.
 
 One image at a time, loading and augmenting CIFAR's pictures costs more than a small network on them. Here a batch is
-one gather from the array: padding, crop, flip, rotation and Cutout together say which pixel stands where.
+one gather from the array: padding, crop, flip, rotation and Cutout together say which pixel stands where. Policies and
+colour jitter (`batch_policies`) come in between.
 """
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+from timm.data import transforms as timm_transforms
 from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
+from nbn_timm.data.batch_ops import pick
+from nbn_timm.data.batch_policies import Policy, batch_policy
+from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.dataset import ArraySamples, LabelledImages
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings
-from nbn_timm.data.transforms import hflip_probability
+from nbn_timm.data.transforms import create_transform
 from nbn_timm.errors import InputError
 
 MEMORY_LIMIT = 2**30  # bytes of pixels that are kept in memory unasked
+BLOCK = 1024  # images that policies change at once
 
 
 @dataclass(frozen=True)
 class BatchAugment:
     """The augmentation of small images for whole batches, distributed as that of `create_transform`.
 
-    In its order: zero padding by an eighth and a random crop, horizontal flip, vertical flip, rotation by PIL's nearest
-    pixel (corners turn black), Cutout. Draws come from torch's global generator.
+    In its order: zero padding by an eighth and a random crop, horizontal flip, vertical flip, colour jitter and policy,
+    rotation by PIL's nearest pixel (corners turn black), Cutout. Draws come from torch's global generator.
 
     Args:
         pad: Zeros at each border before the crop, in pixels.
         hflip, vflip: Probabilities.
         rotation: Greatest angle in degrees, either way.
         cutout: Side of the black square in pixels; 0 for none.
+        policies: What else changes the pictures, after the flips.
     """
 
     pad: int = 0
@@ -37,35 +48,35 @@ class BatchAugment:
     vflip: float = 0.0
     rotation: float = 0.0
     cutout: int = 0
+    policies: tuple[Policy, ...] = ()
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Augment images uint8 [B, H, W, 3], each by draws of its own; the result is a new tensor."""
         batch, height, width = images.shape[:3]
-        rows, columns = self._sources(batch, height, width)
-        inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+        planes = images.permute(0, 3, 1, 2).contiguous()
+        crop = self._crop(batch, height, width)
+        rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
+        if self.policies:
+            planes = _pick(planes, *crop.sources(rows, columns))
+            for policy in self.policies:
+                planes = policy(planes)
+            if self.rotation:
+                planes = _pick(planes, *self._rotated(rows, columns, batch))
+        else:
+            if self.rotation:  # the last of the steps in one, hence traced back first
+                rows, columns = self._rotated(rows, columns, batch)
+            planes = _pick(planes, *crop.sources(rows, columns))
         if self.cutout:
-            inside &= ~self._square(batch, height, width)
-        index = (torch.arange(batch)[:, None, None] * height + rows.clamp(0, height - 1)) * width
-        index += columns.clamp(0, width - 1)
-        pixels = images.reshape(-1, images.shape[3])[index.to(images.device)]
-        return pixels * inside[..., None].to(images.device)
+            planes = planes * ~self._square(batch, height, width)[:, None].to(planes.device)
+        return planes.permute(0, 2, 3, 1)
 
-    def _sources(self, batch: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and column [B, H, W] of the source of each pixel, beyond the image where it is black."""
+    def _crop(self, batch: int, height: int, width: int) -> '_Crop':
         top, left = (_draw_integers(-self.pad, self.pad, batch) for _ in range(2))
         mirrored, upside_down = _happens(self.hflip, batch), _happens(self.vflip, batch)
-        rows = torch.arange(height)[None, :, None].expand(batch, height, width)
-        columns = torch.arange(width)[None, None, :].expand(batch, height, width)
-        beyond = torch.zeros((), dtype=torch.bool)
-        if self.rotation:  # the last step, hence the first to be traced back
-            rows, columns = self._rotated(rows, columns, batch)
-            beyond = (rows < 0) | (rows >= height) | (columns < 0) | (columns >= width)
-        rows = torch.where(upside_down, height - 1 - rows, rows) + top
-        columns = torch.where(mirrored, width - 1 - columns, columns) + left
-        return torch.where(beyond, -1, rows), columns
+        return _Crop(top, left, mirrored, upside_down, height, width)
 
     def _rotated(self, rows: torch.Tensor, columns: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        height, width = rows.shape[1:]
+        height, width = rows.shape[1], columns.shape[2]
         angle = torch.deg2rad((2 * torch.rand(batch, 1, 1, dtype=torch.float64) - 1) * self.rotation)
         y, x = rows + 0.5 - height / 2, columns + 0.5 - width / 2
         cos, sin = angle.cos(), angle.sin()
@@ -74,7 +85,31 @@ class BatchAugment:
     def _square(self, batch: int, height: int, width: int) -> torch.Tensor:
         top, left = (_draw_integers(0, size - 1, batch) - self.cutout // 2 for size in (height, width))
         rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
-        return ((rows >= top) & (rows < top + self.cutout) & (columns >= left) & (columns < left + self.cutout))
+        return ((rows >= top) & (rows < top + self.cutout)) & ((columns >= left) & (columns < left + self.cutout))
+
+
+@dataclass(frozen=True)
+class _Crop:
+    """Of the padded image, flipped; the draws are [B, 1, 1]."""
+
+    top: torch.Tensor
+    left: torch.Tensor
+    mirrored: torch.Tensor
+    upside_down: torch.Tensor
+    height: int
+    width: int
+
+    def sources(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns before crop and flips; what is beyond the image stays beyond."""
+        inside = (rows >= 0) & (rows < self.height), (columns >= 0) & (columns < self.width)
+        rows = torch.where(self.upside_down, self.height - 1 - rows, rows) + self.top
+        columns = torch.where(self.mirrored, self.width - 1 - columns, columns) + self.left
+        return torch.where(inside[0], rows, -1), torch.where(inside[1], columns, -1)
+
+
+def _pick(images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Images [B, 3, H, W] of the pixels at rows and columns, drawn on the CPU; black outside."""
+    return pick(images, rows.to(images.device), columns.to(images.device))
 
 
 def _draw_integers(low: int, high: int, batch: int) -> torch.Tensor:
@@ -92,7 +127,7 @@ class MemoryImages(ArraySamples):
 
 
 class BatchedImages(Dataset):
-    """What a loader reads of `MemoryImages`.
+    """What a `MemoryLoader` reads of `MemoryImages`.
 
     Args:
         samples: The images.
@@ -116,21 +151,75 @@ class BatchedImages(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch: uint8 [B, 3, H, W] and int64 [B]."""
         index = torch.tensor(indices, device=self.images.device)
-        images = self.images[index]
+        images = self.images.index_select(0, index)
         if self.augment is not None:
             images = self.augment(images)
         return images.permute(0, 3, 1, 2).contiguous(), self.targets[index]
 
 
+class MemoryLoader(DataLoader):
+    """Batches of `BatchedImages`, on their device.
+
+    Where there are policies, whose many small steps take longer to start than to run, several batches are augmented at
+    once. An epoch then depends on nothing else than before: the sampler and torch's global generator.
+
+    Args:
+        dataset: The images.
+        views: How often each image is augmented; a batch of B has view v of its image b at v B + b, and B targets.
+        settings: Of torch's `DataLoader`.
+    """
+
+    dataset: BatchedImages
+
+    def __init__(self, dataset: BatchedImages, views: int = 1, **settings: Any) -> None:
+        super().__init__(dataset, num_workers=0, **settings)
+        augment = dataset.augment
+        self.views = views
+        self.ahead = max(1, BLOCK // ((self.batch_size or 1) * views)) if augment and augment.policies else 1
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]
+        batches = iter(self.batch_sampler)  # type: ignore[arg-type]
+        while block := list(islice(batches, self.ahead)):
+            sizes = [len(batch) * self.views for batch in block]
+            images, targets = self.dataset.__getitems__([index for batch in block for index in batch * self.views])
+            for batch, target in zip(images.split(sizes), targets.split(sizes), strict=True):
+                yield batch, target[:len(target) // self.views]
+
+
 def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugment | None:
-    """What `create_transform` would do, for whole batches; None where that takes single images."""
+    """What `create_transform` would do with images of the input's size, for whole batches.
+
+    None where it takes single images: random resized crops, AugMix, 3-Augment, random interpolation.
+
+    Raises:
+        InputError: As `create_transform`.
+    """
     if augment.no_aug:
         return BatchAugment()
-    jitter = defaults.color_jitter if augment.color_jitter is None else augment.color_jitter
-    if defaults.train_transform == 'imagenet' or jitter or augment.aa or augment.force_color_jitter:
+    if defaults.train_transform == 'imagenet':
         return None
-    return BatchAugment(min(defaults.input_size[1:]) // 8, hflip_probability(defaults, augment), augment.vflip,
-                        augment.rotation, augment.cutout)
+    settings: dict[str, Any] = {}
+    policies: list[Policy] = []
+    for step in create_transform(defaults, is_training=True, augment=augment).transforms:
+        match step:
+            case transforms.Resize() | timm_transforms.MaybePILToTensor():
+                pass  # of the size that it has; the tensor is there
+            case transforms.RandomCrop():
+                settings['pad'] = step.padding
+            case transforms.RandomHorizontalFlip():
+                settings['hflip'] = step.p
+            case transforms.RandomVerticalFlip():
+                settings['vflip'] = step.p
+            case transforms.RandomRotation():
+                settings['rotation'] = step.degrees[1]
+            case Cutout():
+                settings['cutout'] = step.size
+            case _:
+                policy = batch_policy(step, defaults.input_size[1:])
+                if policy is None:
+                    return None
+                policies.append(policy)
+    return BatchAugment(**settings, policies=tuple(policies))
 
 
 def keep_in_memory(
@@ -162,7 +251,7 @@ def keep_in_memory(
     if not isinstance(dataset, LabelledImages):
         problem = 'the images come from a data set that reads them itself'
     elif batch_augment(defaults, augment) is None:
-        problem = 'the augmentation takes one image at a time (random resized crops, colour jitter, --aa)'
+        problem = 'the augmentation takes one image at a time (random resized crops, --aa augmix or 3a)'
     elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:
         return dataset
     else:

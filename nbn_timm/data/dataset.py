@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 from typing_extensions import Self
 
-from nbn_timm.errors import InputError
+from nbn_timm.data.pictures import read_picture
+from nbn_timm.errors import InputError, quoted
 
 Transform = Callable[[Image.Image], Any]
 
@@ -63,17 +64,19 @@ class ImageSamples(LabelledImages):
             root: str | os.PathLike[str] = '',
     ) -> None:
         super().__init__(targets, transform)
-        # Bytes, not str objects: an array has no per-element reference count that forked workers would write to.
+        # One string of bytes, not str objects: these have reference counts that forked workers would write to. And no
+        # array of strings: there each takes as much as the longest.
         encoded = [os.fsencode(path) for path in paths]
-        self._paths: np.ndarray = np.array(encoded, dtype=bytes)
+        self._paths = b''.join(encoded)
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.root = os.fspath(root)
-        if len(self._paths) != len(self.targets):
+        if len(encoded) != len(self.targets):
             raise InputError(
-                f'{len(self._paths)} image paths have {len(self.targets)} labels: give one label per image')
+                f'{len(encoded)} image paths have {len(self.targets)} labels: give one label per image')
 
     def path(self, index: int) -> str:
         """File of the image at `index`."""
-        return os.path.join(self.root, os.fsdecode(self._paths[index].item()))
+        return os.path.join(self.root, os.fsdecode(self._path(range(len(self))[index])))
 
     def image(self, index: int) -> Image.Image:
         """Load the image at `index` as RGB.
@@ -81,22 +84,16 @@ class ImageSamples(LabelledImages):
         Raises:
             InputError: The file is missing, truncated or no image.
         """
-        path = self.path(index)
-        try:
-            with Image.open(path) as image:
-                return image.convert('RGB')
-        except FileNotFoundError as error:
-            raise InputError(
-                f"image '{path}' is missing: check the image root (--data-dir) or remove the line from the list"
-            ) from error
-        except (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError(
-                f"image '{path}' cannot be read ({_one_line(error)}): replace the file by an intact copy") from error
+        return read_picture(self.path(index))
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         chosen = np.asarray(indices, dtype=np.int64)
-        paths = [os.fsdecode(path) for path in self._paths[chosen].tolist()]
+        paths = [os.fsdecode(self._path(index)) for index in np.arange(len(self))[chosen].tolist()]
         return type(self)(paths, self.targets[chosen], self.transform, self.root)
+
+    def _path(self, index: int) -> bytes:
+        begin = self._ends[index - 1] if index else 0
+        return self._paths[begin:self._ends[index]]
 
 
 class ArraySamples(LabelledImages):
@@ -130,5 +127,29 @@ class ArraySamples(LabelledImages):
         return type(self)(self.images[chosen], self.targets[chosen], self.transform)
 
 
-def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split()) or type(error).__name__
+class UnlabelledImages(ImageSamples):
+    """Images in files, each with its position among them; -1 - position, and a black image, if it cannot be read.
+
+    So one broken file does not end a pass over many; `fault` says what is wrong with it.
+    """
+
+    def __init__(self, files: Sequence[str]) -> None:
+        super().__init__(files, range(len(files)))
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        try:
+            return super().__getitem__(index)
+        except InputError:
+            assert self.transform is not None
+            return self.transform(Image.new('RGB', (1, 1))), -1 - index
+
+    def fault(self, index: int) -> str:
+        """What is wrong with a file that could not be read, in a sentence."""
+        path = self.path(index)
+        if not os.path.exists(path):
+            return f'there is no file or folder {quoted(path)}: check the path'
+        try:
+            self.image(index)
+        except InputError as error:
+            return str(error)
+        return f'image {quoted(path)} could not be read the first time, but now it can: predict it again'

@@ -1,4 +1,4 @@
-"""Published input formats and training transforms, per benchmark."""
+"""Input formats and training transforms, as benchmarks publish them."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -74,26 +74,4 @@ class DataDefaults:
         return replace(resolved, train_transform='cifar', color_jitter=None) if small else resolved
 
 
-# ImageNet-LT, Places-LT and iNaturalist 2018 as in Kang et al., "Decoupling Representation and Classifier for
-# Long-Tailed Recognition", ICLR 2020, which the later codebases follow; iNaturalist is trained without jitter.
-IMAGENET_LT = DataDefaults()
-INAT18 = DataDefaults(mean=(0.466, 0.471, 0.380), std=(0.195, 0.194, 0.192), color_jitter=None)
-# Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019; its CIFAR-10
-# statistics are the ones that everybody uses for CIFAR-100 too.
-CIFAR_LT = DataDefaults(
-    input_size=(3, 32, 32),
-    mean=(0.4914, 0.4822, 0.4465),
-    std=(0.2023, 0.1994, 0.2010),
-    crop_pct=1.0,
-    train_transform='cifar',
-    color_jitter=None,
-)
-DIGITS_LT = DataDefaults(
-    input_size=(3, 32, 32),
-    mean=(0.306, 0.306, 0.306),
-    std=(0.324, 0.324, 0.324),
-    crop_pct=1.0,
-    train_transform='digits',
-    color_jitter=None,
-)
 OWN_IMAGES = DataDefaults(published=False)

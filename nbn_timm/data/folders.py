@@ -1,43 +1,169 @@
-"""Class folders: `<split>/<class>/<image>`."""
+"""Class folders: `<split>/<class>/...`, with the pictures of a class anywhere in and below its folder."""
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from timm.data import create_reader
-
 from nbn_timm.data.dataset import ImageSamples
-from nbn_timm.errors import InputError
+from nbn_timm.data.pictures import (
+    HIDDEN,
+    LINK_BACK,
+    PictureSearch,
+    is_hidden,
+    is_picture,
+    natural_order,
+    sorted_entries,
+)
+from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.files import open_regular
 
-SPLIT_FOLDERS = {'train': ('train',), 'val': ('val', 'validation'), 'test': ('test',)}
+SPLIT_FOLDERS = {'train': ('train',), 'val': ('val', 'valid', 'validation', 'dev'), 'test': ('test',)}
+
+# As Tiny-ImageNet's archive has them: pictures of all classes in one folder, which a file of names labels.
+_ONE_HEAP, _ANNOTATIONS = 'images', 'val_annotations.txt'
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """A split that was read from class folders.
+
+    Attributes:
+        samples: The pictures; None if the split has pictures and no labels for them.
+        names: Class names in label order: those that were given, else those of the folders.
+        notes: What a person should know, one sentence each.
+    """
+
+    samples: ImageSamples | None
+    names: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def find_split_folder(data_dir: Path, split: str) -> Path | None:
-    """Folder of a split ('train', 'val' or 'test'), or None."""
-    return next((data_dir / name for name in SPLIT_FOLDERS[split] if (data_dir / name).is_dir()), None)
+    """Folder of a split ('train', 'val' or 'test'), or None.
+
+    Raises:
+        InputError: There are two.
+    """
+    found = [data_dir / name for name in SPLIT_FOLDERS[split] if (data_dir / name).is_dir()]
+    if len(found) > 1:
+        there = ' and '.join(quoted(folder.name) for folder in found)
+        raise InputError(f'{quoted(str(data_dir))} has the folders {there}, which mean the same split: '
+                         'keep one of these names')
+    return found[0] if found else None
 
 
-def read_class_folders(folder: Path, names: tuple[str, ...] | None = None) -> tuple[ImageSamples, tuple[str, ...]]:
-    """Read a split with timm's folder reader: leaf folders are classes, labelled in natural order of their names.
+def read_class_folders(folder: Path, names: Sequence[str] | None = None, training: bool = False) -> FolderSplit:
+    """Read a split.
+
+    The folders directly below that of the split are the classes, labelled in natural order of their names ('9' before
+    '10'), and where that says nothing ('7', '07') in the order of their letters; so the order is the same everywhere.
+    What `PictureSearch` leaves out, and pictures beside the class folders, are told in a note. Tiny-ImageNet's
+    `val/images` is labelled by the `val_annotations.txt` beside it.
 
     Args:
         folder: Folder of the split.
-        names: Classes of the training split, whose labels this split must share; None takes the folders found.
+        names: Classes of the training split, whose labels this split shares; None takes the folders found.
+        training: The split is to be trained on, so it must have two classes at least and pictures of each.
 
     Raises:
-        InputError: There are no images, or a class that the training split does not have.
+        InputError: There are no pictures in class folders, a class that the training split does not have, or two
+            classes that are the same folder; see also `training`.
     """
-    try:
-        reader = create_reader('', root=str(folder))
-    except RuntimeError as error:
-        raise InputError(
-            f"folder '{folder}' has no images in class folders: put them as {folder.name}/<class>/<image>") from error
-    found = tuple(reader.class_to_idx)
-    names = names or found
-    strange = sorted(set(found) - set(names))
-    if strange:
-        raise InputError(
-            f"class folder '{strange[0]}' of '{folder}' is not among the {len(names)} classes of the training split: "
-            'rename or remove it')
+    search = PictureSearch(str(folder))
+    classes = _class_folders(folder, search)
+    found = dict(zip(classes, search.below(list(classes.values())), strict=True))
+    heap = [name for name in found if found[name]] == [_ONE_HEAP] and _ONE_HEAP not in (names or ())
+    notes = search.left_out.notes(quoted(str(folder)))
+    if heap and (folder / _ANNOTATIONS).is_file():
+        return _annotated(folder, found[_ONE_HEAP], names, notes)
+    if heap or not any(found.values()):
+        unlabelled = heap or search.left_out.number[_STRAY] > 0
+        if names is None or not unlabelled:
+            raise InputError(f'folder {quoted(str(folder))} has no images in class folders'
+                             + (f', all are in one folder {_ONE_HEAP!r}' if heap else '')
+                             + f': put them as {folder.name}/<class>/<image>' + _said(notes))
+        notes.append(f'the pictures of {quoted(str(folder))} have no labels, so they are not scored')
+        return FolderSplit(None, tuple(names), tuple(notes))
+    if training:
+        _refuse_untrainable(folder, found, notes)
+    elif empty := [name for name in found if not found[name]]:
+        notes.append(f'{quoted(str(folder))} has no picture of class {", ".join(map(quoted, empty))}')
+    return _labelled(folder, [(path, name) for name in found for path in found[name]], names or tuple(found), notes)
+
+
+_STRAY = 'picture{s} beside the class folders'
+
+
+def _class_folders(folder: Path, search: PictureSearch) -> dict[str, str]:
+    """The class folders by name, in label order."""
+    classes: dict[str, str] = {}
+    named: dict[str, str] = {}  # by real path
+    top = os.path.realpath(folder)
+    for entry in sorted_entries(str(folder)):
+        if is_hidden(entry.name):
+            search.left_out.add(HIDDEN, entry.name)
+        elif os.path.isdir(entry.path):
+            real = os.path.realpath(entry.path)
+            if os.path.join(top, '').startswith(os.path.join(real, '')):
+                search.left_out.add(LINK_BACK, entry.name)
+            elif named.setdefault(real, entry.name) != entry.name:
+                raise InputError(f'the class folders {quoted(named[real])} and {quoted(entry.name)} of '
+                                 f'{quoted(str(folder))} are one folder by a link: remove one of them')
+            else:
+                classes[entry.name] = entry.path
+        elif is_picture(entry.name):
+            search.left_out.add(_STRAY, entry.name)
+        elif entry.name != _ANNOTATIONS:
+            search.left_out.add_file(entry.name)
+    return classes
+
+
+def _refuse_untrainable(folder: Path, found: dict[str, list[str]], notes: list[str]) -> None:
+    """Refuse a class without pictures, and a single class, on which any network is right."""
+    empty = next((name for name in found if not found[name]), None)
+    if empty is not None:
+        raise InputError(f'class folder {quoted(empty)} of {quoted(str(folder))} has no pictures: add some in a format '
+                         f'that Pillow reads, or remove the folder{_said(notes)}')
+    if len(found) == 1:
+        raise InputError(f'folder {quoted(str(folder))} has one class folder only, {quoted(next(iter(found)))}: '
+                         f'put the pictures of two classes or more as {folder.name}/<class>/<image>')
+
+
+def _said(notes: Sequence[str]) -> str:
+    return f' ({"; ".join(notes)})' if notes else ''
+
+
+def _labelled(folder: Path, found: list[tuple[str, str]], names: Sequence[str], notes: list[str]) -> FolderSplit:
+    """The split of pictures (path, class name), in natural order of the paths."""
     label_of = {name: label for label, name in enumerate(names)}
-    labels = np.array([label_of[name] for name in found])
-    paths, targets = zip(*reader.samples, strict=True)
-    return ImageSamples(paths, labels[list(targets)]), names
+    strange = next((name for _, name in found if name not in label_of), None)
+    if strange is not None:
+        raise InputError(
+            f'class {quoted(strange)} of {quoted(str(folder))} is not among the {len(names)} classes of the training '
+            f'split: rename or remove it{nearest(strange, names)}')
+    found = sorted(found, key=lambda picture: natural_order(picture[0]))
+    samples = ImageSamples([path for path, _ in found], [label_of[name] for _, name in found])
+    return FolderSplit(samples, tuple(names), tuple(notes))
+
+
+def _annotated(folder: Path, pictures: list[str], names: Sequence[str] | None, notes: list[str]) -> FolderSplit:
+    """The split of pictures in one folder that are labelled by lines of name, class and a box."""
+    annotations = folder / _ANNOTATIONS
+    what = f'file {quoted(str(annotations))}'
+    try:
+        with open_regular(annotations) as file:
+            rows = [line.split() for line in file.read().decode('utf-8', errors='surrogateescape').splitlines()]
+    except OSError as error:
+        raise InputError(f'{what} cannot be read ({error.strerror}): correct its permissions') from error
+    class_of = {row[0]: row[1] for row in rows if len(row) > 1}
+    path_of = {os.path.basename(path): path for path in pictures}
+    missing = next((name for name in class_of if name not in path_of), None)
+    if missing is not None:
+        raise InputError(f'{what} labels {quoted(missing)}, which is not in folder {_ONE_HEAP!r} beside it: '
+                         'unpack the archive again')
+    if unlabelled := len(path_of) - len(class_of):
+        notes.append(f'pictures of {quoted(str(folder))} that are not in {_ANNOTATIONS} are left out: {unlabelled:,}')
+    found = [(path_of[name], class_name) for name, class_name in class_of.items()]
+    if not found:
+        raise InputError(f'{what} labels no picture: unpack the archive again')
+    return _labelled(folder, found, names or sorted(set(class_of.values()), key=natural_order), notes)

@@ -1,5 +1,5 @@
 """Loaders that give normalised batches on the device, the same ones whether or not a run was interrupted."""
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,10 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from nbn_timm.data.batched import BatchedImages, MemoryImages, batch_augment
+from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings
-from nbn_timm.data.transforms import create_transform
+from nbn_timm.data.transforms import Views, create_transform
 from nbn_timm.errors import InputError
 
 
@@ -27,12 +27,22 @@ class TrainLoader(PrefetchLoader):
     `set_epoch` must be called before each epoch. Augmentation in workers is then reproducible; without workers, and
     for random erasing, it draws from the global generators of `random`, `numpy` and `torch`, which the training loop
     reseeds (with `epoch_seed`) when an epoch starts.
+
+    Batches are float32 [B, 3, H, W] and int64 [B], or with several views of each image [views, B, 3, H, W] and [B].
     """
 
-    def __init__(self, loader: DataLoader, seed: int, rank: int, **kwargs: Any) -> None:
+    def __init__(self, loader: DataLoader, seed: int, rank: int, views: int = 1, **kwargs: Any) -> None:
         super().__init__(loader, **kwargs)
         self.seed = seed
         self.rank = rank
+        self.views = views
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for images, targets in super().__iter__():
+            if self.views > 1:
+                images = images.unflatten(0, (self.views, -1))
+                targets = targets[:images.shape[1]]
+            yield images, targets
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of `epoch`."""
@@ -56,6 +66,7 @@ def create_train_loader(
         drop_last: bool | None = None,
         pin_memory: bool = False,
         collate_fn: Callable[[list], Any] = fast_collate,
+        views: int = 1,
 ) -> TrainLoader:
     """Build the training loader; sets `dataset.transform`.
 
@@ -66,30 +77,30 @@ def create_train_loader(
         defaults: Input format and published augmentation.
         augment: Departures from the published augmentation.
         num_workers: Loading processes; they are started anew each epoch, which is what makes an epoch reproducible.
-        device: Where the batches go, float32 [B, 3, H, W] and int64 [B].
+        device: Where the batches go.
         seed: Of the run.
         rank: Of this process.
         drop_last: Drop the last, smaller batch. None keeps it, as the NBN release does, unless it would hold a single
             image, from which batch normalisation of logits cannot compute a variance. It follows from the sampler's
             length, so all ranks agree.
         pin_memory: For faster copies to a GPU.
-        collate_fn: `timm.data.FastCollateMixup` mixes on the CPU.
+        collate_fn: `timm.data.FastCollateMixup` mixes on the CPU; it takes one view alone.
+        views: How often each image is augmented, each time by draws of its own.
 
     Raises:
         InputError: No batch would be left.
     """
-    dataset.transform = create_transform(defaults, is_training=True, augment=augment)  # type: ignore[attr-defined]
+    transform = create_transform(defaults, is_training=True, augment=augment)
+    dataset.transform = Views(transform, views) if views > 1 else transform  # type: ignore[attr-defined]
     augment = augment or AugmentSettings()
-    settings = _loader_settings(dataset, num_workers, pin_memory, collate_fn)
+    # An own generator: the worker seeds are drawn from it, and iterating leaves the global one alone.
+    batches: dict[str, Any] = dict(batch_size=batch_size, sampler=sampler, generator=torch.Generator())
+    batches['drop_last'] = _drops_last(sampler, batch_size) if drop_last is None else drop_last
+    loader: DataLoader
     if isinstance(dataset, MemoryImages) and (in_batches := batch_augment(defaults, augment)) is not None:
-        dataset, settings = BatchedImages(dataset, in_batches, device), _memory_settings()
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=_drops_last(sampler, batch_size) if drop_last is None else drop_last,
-        **settings,
-    )
+        loader = MemoryLoader(BatchedImages(dataset, in_batches, device), views, **batches)
+    else:
+        loader = DataLoader(dataset, **batches, **_loader_settings(dataset, num_workers, pin_memory, collate_fn))
     if sampler is not None and not len(loader):
         raise InputError(
             f'{len(sampler)} training images per process give no batch of {batch_size}: '  # type: ignore[arg-type]
@@ -98,6 +109,7 @@ def create_train_loader(
         loader,
         seed=seed,
         rank=rank,
+        views=views,
         mean=defaults.mean,
         std=defaults.std,
         channels=defaults.input_size[0],
@@ -136,16 +148,14 @@ def create_eval_loader(
     """
     dataset.transform = create_transform(defaults)  # type: ignore[attr-defined]
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
-    settings = _loader_settings(dataset, num_workers, pin_memory, fast_collate)
+    sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None
+    batches: dict[str, Any] = dict(batch_size=batch_size, sampler=sampler, generator=torch.Generator())
     size = defaults.input_size[1:]
+    loader: DataLoader
     if isinstance(dataset, MemoryImages) and defaults.crop_pct == 1 and dataset.images.shape[1:3] == size:
-        dataset, settings = BatchedImages(dataset, device=device), _memory_settings()
-    loader = DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None,
-        **settings,
-    )
+        loader = MemoryLoader(BatchedImages(dataset, device=device), **batches)
+    else:
+        loader = DataLoader(dataset, **batches, **_loader_settings(dataset, num_workers, pin_memory, fast_collate))
     return PrefetchLoader(
         loader,
         mean=defaults.mean,
@@ -160,15 +170,6 @@ def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
     return sampler is None or (batch_size > 1 and len(sampler) % batch_size == 1)  # type: ignore[arg-type]
 
 
-def _memory_settings() -> dict[str, Any]:
-    """A batch is ready when it is fetched, on the device."""
-    return dict(num_workers=0, collate_fn=_as_it_is, generator=torch.Generator())
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 def _loader_settings(
         dataset: Dataset,
         num_workers: int,
@@ -177,10 +178,4 @@ def _loader_settings(
 ) -> dict[str, Any]:
     if isinstance(dataset, IterableDataset) and hasattr(dataset, 'set_loader_cfg'):
         dataset.set_loader_cfg(num_workers=num_workers)
-    return dict(
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=collate_fn,
-        # An own generator: the worker seeds are drawn from it, and iterating leaves the global one alone.
-        generator=torch.Generator(),
-    )
+    return dict(num_workers=num_workers, pin_memory=pin_memory, collate_fn=collate_fn)

@@ -24,11 +24,11 @@ class DataSettings(Settings):
         dataset: A name of `nbn_timm.datasets`, or a timm dataset such as 'torch/cifar100' or 'hfds/<name>'.
         data_dir: Folder of the images, and of torchvision's data sets.
         train_list, val_list, test_list: List files of `path label` lines, with paths relative to `data_dir`; looked
-            for as given, in `data_dir` and in `data_dir/lists`. They replace the lists of a list benchmark, and for
-            CIFAR-LT they replace the draw by images in files.
+            for as given, in `data_dir` and in `data_dir/lists`. They replace the lists of a benchmark, or its draw
+            by images in files.
         num_classes: Number of classes; None takes the benchmark's, or what the training split shows.
-        imbalance_factor: Make the training split long-tailed, largest over smallest class; None leaves it as it is,
-            or as the benchmark prescribes.
+        imbalance_factor: Make the training split long-tailed, largest over smallest class; None takes the benchmark's
+            factor, and draws nothing where there is none.
         imbalance_profile: 'exp' or 'step'.
         imbalance_seed: Of the draw; 0 is LDAM's.
         class_counts: File of training images per class instead of what the training split shows.

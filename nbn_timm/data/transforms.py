@@ -15,11 +15,27 @@ CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the Image
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
 
 
+class Views:
+    """Several independently augmented versions of an image, as a tuple.
+
+    Args:
+        transform: PIL image to tensor.
+        count: How many.
+    """
+
+    def __init__(self, transform: Callable[[Any], Any], count: int) -> None:
+        self.transform = transform
+        self.count = count
+
+    def __call__(self, image: Any) -> tuple[Any, ...]:
+        return tuple(self.transform(image) for _ in range(self.count))
+
+
 def create_transform(
         defaults: DataDefaults,
         is_training: bool = False,
         augment: AugmentSettings | None = None,
-) -> Callable[[Any], Any]:
+) -> transforms.Compose:
     """The transform of a split: PIL image to uint8 tensor [3, H, W].
 
     Everything is timm's own pipeline; for small images ('cifar', 'digits') its random resized crop gives way to
@@ -51,7 +67,7 @@ def create_transform(
         raise InputError(f"--aa '{augment.aa}' is no policy ({error}): give cifar10, or one of timm's such as "
                          'rand-m9-mstd0.5, augmix-m5-w4-d2, original-mstd0.5 or v0') from error
     if is_training and not augment.no_aug and defaults.train_transform != 'imagenet':
-        if augment.scale or augment.ratio or interpolation == 'random':
+        if augment.area or augment.aspect or interpolation == 'random':
             raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
                              f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
         pipeline.transforms[:1] = _pad_and_crop(defaults, interpolation)

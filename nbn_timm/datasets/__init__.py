@@ -1,19 +1,47 @@
-"""Temporary: replaced by the room of benchmarks."""
-from nbn_timm.data.settings import DataSettings
+"""The datasets by name; every module of this folder is imported, and registers what it holds."""
+from nbn_timm.datasets.benchmark import (
+    Benchmark,
+    Statistics,
+    benchmark_of,
+    benchmarks,
+    describe_draw,
+    find_benchmark,
+    register_benchmark,
+)
+from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
+from nbn_timm.datasets.list_benchmark import ListBenchmark
+from nbn_timm.datasets.list_files import ListFile
+from nbn_timm.datasets.named_dataset import (
+    DATASETS,
+    NamedDataset,
+    create_splits,
+    dataset_choices,
+    find_dataset,
+    prescribes_format,
+    reason_unused,
+    register_dataset,
+)
+from nbn_timm.registry import import_modules
 
+import_modules(__name__, __path__)
 
-def reason_unused(name: str, settings: DataSettings) -> str | None:
-    return None
-
-
-def prescribes_format(dataset: str) -> bool:
-    return dataset not in ('list', 'folder') and '/' not in dataset
-
-
-def benchmark_of(model: str | None) -> str | None:
-    import timm
-
-    from nbn_timm.data import DATASETS
-    cfg = timm.get_pretrained_cfg(model) if model and timm.is_model(model) else None
-    tagged = f'{model}.{cfg.tag}' if cfg and cfg.tag else f'{model}'  # an alias ends in its tag
-    return next((dataset for dataset in DATASETS if tagged.endswith((f'.{dataset}', f'_{dataset}'))), None)
+__all__ = [
+    'DATASETS',
+    'Benchmark',
+    'DrawnBenchmark',
+    'ListBenchmark',
+    'ListFile',
+    'NamedDataset',
+    'Statistics',
+    'benchmark_of',
+    'benchmarks',
+    'create_splits',
+    'dataset_choices',
+    'describe_draw',
+    'find_benchmark',
+    'find_dataset',
+    'prescribes_format',
+    'reason_unused',
+    'register_benchmark',
+    'register_dataset',
+]

@@ -1,11 +1,12 @@
 """From a trained network to files that run elsewhere: folding, formats, their verification and timing."""
 from .check_images import CheckImages, checkpoint_images, folder_images, generated_images
 from .exporter import ExportedFile, ExportReport, ExportSettings, export_model
-from .fold import Preprocessed, deployed
+from .fold import FoldSettings, Preprocessed, deployed
 from .formats import FORMATS, Artefact, Format
 from .timing import Timing, interleaved
 
 __all__ = [
-    'FORMATS', 'Artefact', 'CheckImages', 'ExportReport', 'ExportSettings', 'ExportedFile', 'Format', 'Preprocessed',
-    'Timing', 'checkpoint_images', 'deployed', 'export_model', 'folder_images', 'generated_images', 'interleaved',
+    'FORMATS', 'Artefact', 'CheckImages', 'ExportReport', 'ExportSettings', 'ExportedFile', 'FoldSettings', 'Format',
+    'Preprocessed', 'Timing', 'checkpoint_images', 'deployed', 'export_model', 'folder_images',
+    'generated_images', 'interleaved',
 ]

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from nbn_timm.data import DataDefaults, DataSettings, ImageSamples, create_splits
+from nbn_timm.data import DataDefaults, DataSettings, ImageSamples
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.pictures import find_images
 from nbn_timm.data.transforms import create_transform
+from nbn_timm.datasets import create_splits, find_dataset
 from nbn_timm.errors import InputError
 
 __all__ = ['CheckImages', 'checkpoint_images', 'folder_images', 'generated_images']
@@ -58,7 +59,7 @@ def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: Dat
     """
     if not settings.get('dataset'):
         raise InputError('the data that the network was trained on are not recorded: give --images DIR')
-    if settings['dataset'] != 'digits_lt' and not settings.get('data_dir'):
+    if find_dataset(settings['dataset']).needs_folder and not settings.get('data_dir'):
         raise InputError(f"where the images of {settings['dataset']} lie is not recorded: give --images DIR")
     known = replace(DataSettings.from_record(settings), train_list=None, class_counts=None, download=False)
     test = create_splits(known, ('test',)).test

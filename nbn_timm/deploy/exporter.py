@@ -1,7 +1,7 @@
 """A trained network into a folder of files, each read back, compared with the original and timed."""
 import json
 import platform
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import has_names, public_counts
 from nbn_timm.training.settings import public_record
@@ -34,24 +35,19 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class ExportSettings:
-    """How to export.
+class ExportSettings(Settings):
+    """How to export."""
 
-    Attributes:
-        formats: Keys of `FORMATS`; None writes all that can be written.
-        preprocessing: Graphs take uint8 pixels and normalise them.
-        tolerance: Greatest difference from the original's logits that is accepted.
-        batch_size: Of the timing.
-        repeats: Rounds of the timing.
-        overwrite: Replace an earlier export of the same folder.
-    """
+    title = 'export'
 
-    formats: Collection[str] | None = None
-    preprocessing: bool = False
-    tolerance: float = 1e-4
-    batch_size: int = 1
-    repeats: int = 20
-    overwrite: bool = False
+    formats: tuple[str, ...] | None = setting(None, 'of the file formats', choices=lambda: FORMATS, nargs=0,
+                                              metavar='NAME', unset='all that can be written')
+    with_preprocessing: bool = setting(
+        False, 'TorchScript, torch.export and ONNX take uint8 pixels and normalise them')
+    overwrite: bool = setting(False, 'replace an earlier export of the same folder')
+    tolerance: float = setting(1e-4, "greatest difference from the original's logits", limits=NOT_NEGATIVE)
+    batch_size: int = setting(1, 'of the timing', limits=AT_LEAST_1, short='-b')
+    repeats: int = setting(20, 'rounds of the timing', limits=AT_LEAST_1)
 
 
 @dataclass(frozen=True)
@@ -154,9 +150,10 @@ def export_model(
         report = _write_and_check(artefact, temporary, images, settings)
         counts = trained.class_counts
         if counts is not None:
+            images_of = counts.counts or (None,) * counts.num_classes
             (temporary / LABELS_FILE).write_text(_json([
                 {'label': label, 'name': name, 'training_images': count}
-                for label, (name, count) in enumerate(zip(counts.names, counts.counts, strict=True))]), 'utf-8')
+                for label, (name, count) in enumerate(zip(counts.names, images_of, strict=True))]), 'utf-8')
         (temporary / REPORT_FILE).write_text(_json(report.to_dict()), 'utf-8')
         reports.append(report)
 
@@ -171,7 +168,8 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
     about: dict[str, Any] = {
         'model': _public_name(trained), 'input': trained.input.input_format()}
     if counts is not None:
-        about['training_images'] = list(counts.counts)
+        if counts.counts is not None:
+            about['training_images'] = list(counts.counts)
         if has_names(counts):
             about['label_names'] = list(counts.names)
     counted = {} if counts is None else {'class_counts': public_counts(counts).to_dict()}
@@ -186,9 +184,10 @@ def _public_name(trained: TrainedModel) -> str:
 def _artefact(trained: TrainedModel, images: CheckImages, settings: ExportSettings) -> Artefact:
     network: Any = deployed(trained.model).eval().requires_grad_(False)
     normalized = Preprocessed(network, trained.input.mean, trained.input.std)
-    about = metadata(trained) | {'takes': 'uint8 pixels' if settings.preprocessing else 'normalised float32 pixels'}
+    takes = 'uint8 pixels' if settings.with_preprocessing else 'normalised float32 pixels'
+    about = metadata(trained) | {'takes': takes}
     example = images.pixels[:1].repeat(EXAMPLE_BATCH, 1, 1, 1)
-    if settings.preprocessing:
+    if settings.with_preprocessing:
         return Artefact(trained, normalized, example, about)
     return Artefact(trained, network, normalized.normalize(example), about)
 
@@ -216,7 +215,7 @@ def _write_and_check(
                 raise
             notes.append(f'without {name}: {error}')
             continue
-        takes = images.pixels if settings.preprocessing and kind.is_graph else normalized
+        takes = images.pixels if settings.with_preprocessing and kind.is_graph else normalized
         runners[name] = kind.load(folder), takes
         differences[name] = _difference(runners[name][0], takes, reference)
         if not differences[name] <= settings.tolerance:  # nor NaN

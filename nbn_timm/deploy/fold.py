@@ -1,13 +1,25 @@
 """The form of a network that is deployed: NBN folded away, one classifier, normalisation inside if wanted."""
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 
 from nbn_timm.layers import ExpertHead, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
+from nbn_timm.settings import Settings, setting
 
-__all__ = ['Preprocessed', 'deployed']
+__all__ = ['FoldSettings', 'Preprocessed', 'deployed']
+
+
+@dataclass(frozen=True)
+class FoldSettings(Settings):
+    """Whether the network is used in the form of its training."""
+
+    title = 'form'
+
+    fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
+                         also=('--reparam',))
 
 
 def deployed(model: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ def write(artefact: Artefact, folder: Path) -> None:
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise FormatUnavailable(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'nbn_timm[export]'")
+        raise FormatUnavailable(f"ONNX needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}")
     import onnx
 
     program: Any = torch.onnx.export(

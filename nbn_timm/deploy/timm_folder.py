@@ -9,6 +9,7 @@ import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
 from nbn_timm.layers import fold_nbn
+from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 
 from .artefact import Artefact, FormatUnavailable
@@ -35,11 +36,13 @@ def write(artefact: Artefact, folder: Path) -> None:
     """
     plain: Any = plain_model(artefact.trained)
     metadata = artefact.metadata
-    about: dict[str, Any] = {RECORD_KEY: metadata[RECORD_KEY]}
+    weights = plain.state_dict()
+    about: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **metadata[RECORD_KEY]}}
     if 'label_names' in metadata:
         about['label_names'] = metadata['label_names']
         plain.pretrained_cfg.pop('label_names', None)  # of a folder that this one is made from
     save_for_hf(plain, str(folder), model_config=about, data_config=metadata['input'], safe_serialization=True)
+    save_weights(weights, folder / FILES[0])  # which adds a digest of them
 
 
 def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:

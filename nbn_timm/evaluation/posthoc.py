@@ -1,7 +1,7 @@
 """Logit adjustment after training (Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, eq. 9)."""
 import torch
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 
 
@@ -17,8 +17,8 @@ def logit_offset(class_counts: ClassCounts, tau: float = 1.0) -> torch.Tensor | 
     """
     if not tau:
         return None
-    if 0 in class_counts.counts:
-        name = class_counts.names[class_counts.counts.index(0)]
+    if 0 in class_counts.train_images:
+        name = class_counts.names[class_counts.train_images.index(0)]
         raise InputError(f"class '{name}' of {class_counts.source} has no training image, so its logit cannot be "
                          'adjusted by its prior: leave out logit adjustment, or give counts without zeros')
     return -tau * class_counts.prior().log()

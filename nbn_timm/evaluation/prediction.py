@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 
 
@@ -58,7 +58,7 @@ class TopClasses:
         self.names = names
         self.topk = min(topk, len(names))
         self.counts = class_counts.counts if class_counts is not None else None
-        splits = class_counts.shot_split().items() if class_counts is not None else ()
+        splits = class_counts.shot_split().items() if class_counts is not None and self.counts is not None else ()
         self.shot_of = {label: shot for shot, labels in splits for label in labels}
         self.logit_offset = None if logit_offset is None else logit_offset.float()
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbn_timm.data.class_counts import ClassCounts, ShotSplit
+from nbn_timm.data.classes import ClassCounts, ShotSplit
 from nbn_timm.files import atomic_write, write_text_atomic
 
 METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')  # headline numbers
@@ -108,12 +108,13 @@ class EvalResult:
         shot_of = {label: name for name, labels in splits for label in labels}
 
         def write(temporary: Path) -> None:
-            with open(temporary, 'w', newline='', encoding='utf-8') as file:
+            with open(temporary, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
                 writer = csv.writer(file)
                 writer.writerow(['class', 'name', 'train_images', 'shot', 'test_images', 'correct', 'accuracy'])
                 for label, (correct, total) in enumerate(
                         zip(self.per_class_correct, self.per_class_total, strict=True)):
-                    name, count = (class_counts.names[label], class_counts.counts[label]) if class_counts else ('', '')
+                    name = class_counts.names[label] if class_counts else ''
+                    count = class_counts.counts[label] if class_counts and class_counts.counts else ''
                     accuracy = round(100 * correct / total, 6) if total else ''
                     writer.writerow([label, name, count, shot_of.get(label, ''), total, correct, accuracy])
 

@@ -1,8 +1,28 @@
 """Settings of an evaluation."""
 from dataclasses import dataclass
 
-from nbn_timm.data.class_counts import FEW_BELOW, MANY_ABOVE
-from nbn_timm.settings import NOT_NEGATIVE, Settings, setting
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
+
+
+@dataclass(frozen=True)
+class EvalBatchSettings(Settings):
+    """How many images go through the network at once."""
+
+    title = 'batch'
+
+    batch_size: int = setting(256, 'images per process', limits=AT_LEAST_1, short='-b', kind='machine')
+
+
+@dataclass(frozen=True)
+class AdjustmentSettings(Settings):
+    """What is changed of the logits."""
+
+    title = 'logits'
+
+    logit_adjustment: float = setting(
+        0.0, 'subtract TAU times the logarithm of the training prior from the logits', limits=NOT_NEGATIVE,
+        metavar='TAU')
 
 
 @dataclass(frozen=True)
@@ -11,9 +31,6 @@ class PostHocSettings(Settings):
 
     title = 'post-hoc'
 
-    logit_adjustment: float = setting(
-        0.0, 'subtract TAU times the logarithm of the training prior from the logits', limits=NOT_NEGATIVE,
-        metavar='TAU')
     tau_norm: float | None = setting(None, "divide each class's weight vector by its length to the power TAU",
                                      limits=NOT_NEGATIVE, metavar='TAU')
     test_agnostic: bool = setting(
@@ -29,5 +46,7 @@ class ShotSettings(Settings):
     counts_from: str | None = setting(
         None, 'source of the training images per class', choices=('dataset', 'file', 'checkpoint', 'none'),
         unset='file if --class-counts is given, else checkpoint if it has them, else dataset (its training split)')
-    many_shot: int = setting(MANY_ABOVE, 'many: more training images than this', limits=NOT_NEGATIVE)
-    few_shot: int = setting(FEW_BELOW, 'few: fewer training images than this', limits=NOT_NEGATIVE)
+    many_shot: int | None = setting(None, 'many: more training images than this', limits=NOT_NEGATIVE,
+                                    unset=f"the benchmark's, {MANY_ABOVE} for own images")
+    few_shot: int | None = setting(None, 'few: fewer training images than this', limits=NOT_NEGATIVE,
+                                   unset=f"the benchmark's, {FEW_BELOW} for own images")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.evaluation.result import EvalResult
 
 RATIOS = (50, 25, 10, 5, 2)
@@ -60,7 +60,7 @@ def shifted_accuracy(
     correct, total = np.asarray(result.per_class_correct), np.asarray(result.per_class_total)
     tested = total > 0
     accuracy = 100 * correct[tested] / total[tested]
-    order = np.argsort(-np.asarray(class_counts.counts), kind='stable')
+    order = np.argsort(-np.asarray(class_counts.train_images), kind='stable')
     place = np.empty(len(order))
     place[order] = np.linspace(0, 1, len(order))  # 0 for the class with the most training images, 1 for the least
 

@@ -2,7 +2,5 @@
 from nbn_timm.hub.card import model_card
 from nbn_timm.hub.folder import FILES, portable, write_model_folder
 from nbn_timm.hub.upload import check_destination, push_files
-from nbn_timm.trained.results import results_beside, results_of
 
-__all__ = ['FILES', 'check_destination', 'model_card', 'portable', 'push_files', 'results_beside', 'results_of',
-           'write_model_folder']
+__all__ = ['FILES', 'check_destination', 'model_card', 'portable', 'push_files', 'write_model_folder']

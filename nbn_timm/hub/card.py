@@ -4,25 +4,20 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from nbn_timm.data import ClassCounts
-from nbn_timm.data.cifar_lt import CIFAR_CLASSES
+from nbn_timm.data import Classes, DataSettings
+from nbn_timm.datasets import describe_draw, find_benchmark
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.conversion import nbn_layers
+from nbn_timm.mixing import MIXINGS
 from nbn_timm.models.ride import MultiExpert
 from nbn_timm.trained.opening import FOLDER, TrainedModel
 from nbn_timm.trained.record import has_names
-from nbn_timm.trained.results import METRICS
+from nbn_timm.trained.results import ACCURACIES
+from nbn_timm.training.batch import BatchSettings
+from nbn_timm.training.optim import ScheduleSettings
+from nbn_timm.training.settings import TrainSettings
 
-# Benchmark: its name for people, and the Hub's name of the data set that it is drawn from.
-_BENCHMARKS: dict[str, tuple[str, str | None]] = {
-    'imagenet_lt': ('ImageNet-LT', 'ILSVRC/imagenet-1k'),
-    'places_lt': ('Places-LT', None),
-    'inat18': ('iNaturalist 2018', None),
-    'cifar10_lt': ('CIFAR-10-LT', 'uoft-cs/cifar10'),
-    'cifar100_lt': ('CIFAR-100-LT', 'uoft-cs/cifar100'),
-    'digits_lt': ("long-tailed handwritten digits (scikit-learn's)", None),
-}
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
                  'few': 'few'}
 _TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop, flip', 'digits': 'padding, crop'}
@@ -60,16 +55,17 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
         location: The name it is to be loaded by, 'hf-hub:user/name' or 'local-dir:FOLDER'.
         license: Of the weights, an identifier of the Hub's.
     """
-    settings = trained.record.get('settings') or {}
-    dataset = settings.get('dataset')
-    set_name, _ = _BENCHMARKS.get(str(dataset), (dataset, None))
+    data = recorded_settings(trained.record).data
+    benchmark = find_benchmark(data.dataset)
+    set_name = benchmark.title if benchmark else data.dataset
+    recorded = bool(trained.record.get('settings'))
     trained_on = f', trained on {set_name}' if set_name else ''
     parts = [
         f'# {_architecture(trained)}{trained_on}',
         _summary(trained),
         '## Model\n\n' + _table(('', ''), _facts(trained)),
-        '## Data\n\n' + _data(trained.class_counts, settings) if settings or trained.class_counts else '',
-        '## Recipe\n\n' + _recipe(trained.record) if settings else '',
+        '## Data\n\n' + _data(trained.class_counts, data) if recorded or trained.class_counts else '',
+        '## Recipe\n\n' + _recipe(trained.record) if recorded else '',
         '## Results\n\n' + _results(trained.record['test'], trained) if trained.record.get('test') else '',
         '## How to load\n\n' + _loading(trained, location),
         '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{_CITATIONS[key]}\n```' for key in _methods(trained)),
@@ -78,18 +74,18 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
 
 
 def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
-    settings = trained.record.get('settings') or {}
-    dataset = settings.get('dataset')
-    source = _BENCHMARKS[dataset][1] if dataset in _BENCHMARKS else None
+    dataset = recorded_settings(trained.record).data.dataset
+    benchmark = find_benchmark(dataset)
+    source = benchmark.hub_id if benchmark else None
     test = trained.record.get('test')
     tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_package(_architecture(trained)) else []),
-            *(['long-tailed-recognition'] if trained.class_counts or dataset in _BENCHMARKS else [])]
+            *(['long-tailed-recognition'] if trained.class_counts or benchmark else [])]
     results = None
     if test and set_name:
         results = [EvalResult(
             task_type='image-classification', dataset_type=source or str(dataset), dataset_name=set_name,
             dataset_split=test['split'], metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
-            metric_value=round(test[key], 2)) for key in METRICS if test.get(key) is not None]
+            metric_value=round(test[key], 2)) for key in ACCURACIES if test.get(key) is not None]
     return ModelCardData(
         license=license, library_name='timm', pipeline_tag='image-classification', tags=tags,
         datasets=[source] if source else None, metrics=['accuracy'] if results else None,
@@ -130,17 +126,21 @@ def _facts(trained: TrainedModel) -> list[tuple[str, Any]]:
     ]
 
 
-def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
-    dataset = settings.get('dataset')
-    name, source = _BENCHMARKS.get(str(dataset), (dataset, None))
+def _data(counts: Classes | None, data: DataSettings) -> str:
+    benchmark = find_benchmark(data.dataset)
     rows: list[tuple[str, Any]] = []
-    if name:
-        rows.append(('set', name + (f' (images of [{source}](https://huggingface.co/datasets/{source}))'
-                                    if source else '')))
-    draw = _draw(settings)
+    if benchmark:
+        source = benchmark.hub_id
+        rows.append(('set', benchmark.title + (f' (images of [{source}](https://huggingface.co/datasets/{source}))'
+                                               if source else f' ({benchmark.home})' if benchmark.home else '')))
+        if benchmark.terms:
+            rows.append(('terms of the images', benchmark.terms))
+    elif data.dataset:
+        rows.append(('set', data.dataset))
+    draw = describe_draw(data)
     if draw:
         rows.append(('draw', draw))
-    if counts is not None:
+    if counts is not None and counts.counts is not None:
         largest, smallest = max(counts.counts), min(count for count in counts.counts if count)
         rows += [
             ('training images', f'{counts.total:,} in {counts.num_classes} classes'),
@@ -148,68 +148,39 @@ def _data(counts: ClassCounts | None, settings: Mapping[str, Any]) -> str:
             ('largest class', _images(largest, counts)),
             ('smallest class', _images(smallest, counts)),
         ]
-    text = _table(('', ''), rows)
-    if dataset in CIFAR_CLASSES and settings.get('train_list'):
-        text += ("\n\nThe long-tailed draw comes from that list and is not the one of LDAM's code that papers commonly "
-                 'use, so the accuracies are not comparable with theirs to the last points.')
-    return text
+    remark = benchmark.remark(data.train_list) if benchmark else ''
+    return '\n\n'.join(filter(None, [_table(('', ''), rows), remark]))
 
 
-def _images(size: int, counts: ClassCounts) -> str:
+def _images(size: int, counts: Classes) -> str:
     """How many images, and which classes have that many."""
-    names = [name for name, count in zip(counts.names, counts.counts, strict=True) if count == size]
+    names = [name for name, count in zip(counts.names, counts.train_images, strict=True) if count == size]
     more = f' and {len(names) - 5} others' if len(names) > 5 else ''
     return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
 
 
-def _draw(settings: Mapping[str, Any]) -> str:
-    """How the long tail came about, where that is known."""
-    dataset = settings.get('dataset')
-    if settings.get('train_list'):
-        return f'list file `{settings["train_list"]}`'
-    if dataset in CIFAR_CLASSES or dataset == 'digits_lt' or settings.get('imbalance_factor'):
-        return (f'by the rule of LDAM (Cao et al., NeurIPS 2019): {settings.get("imbalance_profile") or "exp"} '
-                f'profile, seed {settings.get("imbalance_seed") or 0}')
-    return 'the published lists' if dataset in ('imagenet_lt', 'places_lt', 'inat18') else ''
-
-
 def _recipe(record: Mapping[str, Any]) -> str:
-    settings = record['settings']
-    epochs, reached = settings.get('epochs'), record.get('epoch')
-    milestones = settings.get('decay_milestones') if settings.get('sched') == 'multistep' else None
-    schedule = [str(settings['sched'])] if settings.get('sched') else []
-    if milestones:
-        schedule.append(f'at epochs {", ".join(map(str, milestones))}, times {settings.get("decay_rate"):g} each')
-    if settings.get('warmup_epochs'):
-        schedule.append(f'{settings["warmup_epochs"]} epochs of warm-up')
-    transform = _TRANSFORMS.get(settings.get('train_transform'))
-    augmentation = [f'{name} {value}' for name, key in (
-        ('rotation of up to', 'rotation'), ('policy', 'aa'), ('colour jitter', 'color_jitter'), ('mixup', 'mixup'),
-        ('CutMix', 'cutmix'), ('remix', 'remix'), ('CMO', 'cmo'), ('random erasing', 'reprob'),
-        ('label smoothing', 'smoothing')) if (value := settings.get(key))]
-    batch = settings.get('global_batch_size') or (settings.get('batch_size') or 0) * (settings.get('world_size') or 1)
+    settings = recorded_settings(record)
+    optimizer, start, precision = settings.optimizer, settings.start, settings.precision
     rows = [
-        ('config', f'`{settings["config"]}`' if settings.get('config') else None),
-        ('loss', _with_arguments(settings.get('loss'), settings.get('loss_kwargs'))),
-        ('sampler', settings.get('sampler')),
-        ('second stage', _with_arguments(settings.get('stage'), settings.get('stage_kwargs'))),
-        ('epochs', f'{reached} of {epochs}' if reached and reached != epochs else epochs),
-        ('batch size', batch or None),
-        ('optimizer', settings.get('opt')),
-        ('learning rate', settings.get('lr')),
-        ('schedule', ', '.join(schedule)),
-        ('momentum', settings.get('momentum')),
-        ('weight decay', settings.get('weight_decay')),
-        ('augmentation', 'none' if settings.get('no_aug') else ', '.join(filter(None, [transform, *augmentation]))),
-        ('averaged weights', f'decay {settings.get("model_ema_decay")}' if settings.get('model_ema') else None),
-        ('starting point', settings.get('initial_checkpoint')
-         or ('pretrained weights' if settings.get('pretrained') else None)),
-        ('teacher', settings.get('kd_checkpoint')),
-        ('precision', f'autocast to {settings.get("amp_dtype")}' if settings.get('amp') else 'float32'),
-        ('seed', settings.get('seed')),
-        ('hardware', record.get('hardware')),
-        ('torch', record.get('torch')),
-        ('date', record.get('date')),
+        ('config', f'`{settings.run.config}`' if settings.run.config else None),
+        ('loss', _with_arguments(settings.loss.loss, settings.loss.loss_kwargs)),
+        ('sampler', settings.sampler.sampler),
+        ('second stage', _with_arguments(settings.stage.stage, settings.stage.stage_kwargs)),
+        ('epochs', _epochs(settings.schedule.epochs, record.get('epoch'))),
+        ('batch size', _batch(settings.batch, record['settings'].get('world_size') or 1)),
+        ('optimizer', optimizer.opt),
+        ('learning rate', optimizer.lr),
+        ('schedule', _schedule(settings.schedule)),
+        ('momentum', optimizer.momentum),
+        ('weight decay', optimizer.weight_decay),
+        ('augmentation', _augmentation(settings, record['settings'].get('train_transform'))),
+        ('averaged weights', f'decay {settings.average.model_ema_decay}' if settings.average.model_ema else None),
+        ('starting point', start.initial_checkpoint or ('pretrained weights' if start.pretrained else None)),
+        ('teacher', settings.distillation.kd_checkpoint),
+        ('precision', f'autocast to {precision.amp_dtype}' if precision.amp else 'float32'),
+        ('seed', settings.run.seed),
+        *((name, record.get(name)) for name in ('hardware', 'torch', 'date')),
     ]
     text = _table(('', ''), [(name, value) for name, value in rows if value not in (None, '', 0)])
     command = record.get('command')
@@ -217,15 +188,54 @@ def _recipe(record: Mapping[str, Any]) -> str:
         '\n\nAll settings are in `config.json` under `nbn_timm`.')
 
 
+def _epochs(epochs: int, reached: int | None) -> int | str:
+    return f'{reached} of {epochs}' if reached and reached != epochs else epochs
+
+
+def _batch(batch: BatchSettings, processes: int) -> int | None:
+    """Images of an update, as far as they are recorded."""
+    steps = batch.grad_accum_steps or 1
+    return batch.global_batch_size or (batch.batch_size or 0) * processes * steps or None
+
+
+def _schedule(schedule: ScheduleSettings) -> str:
+    parts = [schedule.sched]
+    if schedule.sched == 'multistep':
+        epochs = ', '.join(map(str, schedule.decay_milestones))
+        parts.append(f'at epochs {epochs}, times {schedule.decay_rate:g} each')
+    if schedule.warmup_epochs:
+        parts.append(f'{schedule.warmup_epochs} epochs of warm-up')
+    return ', '.join(parts)
+
+
+def _augmentation(settings: TrainSettings, transform: str | None) -> str:
+    augment = settings.augment
+    if augment.no_aug:
+        return 'none'
+    told = [
+        ('rotation of up to', augment.rotation), ('policy', augment.aa), ('colour jitter', augment.color_jitter),
+        *((switch.replace('_', ' '), getattr(settings.methods[name], switch))
+          for name, method in MIXINGS.items() for switch in method.switched_on(settings.methods[name])),
+        ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing)]
+    steps = [f'{name} {value}' for name, value in told if value]
+    return ', '.join(filter(None, [_TRANSFORMS.get(str(transform)), *steps]))
+
+
+def recorded_settings(record: Mapping[str, Any]) -> TrainSettings:
+    """The settings of the training that a record tells, defaults for what it leaves out."""
+    return TrainSettings.from_record(record.get('settings') or {})
+
+
 def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
-    keys = [key for key in METRICS if test.get(key) is not None]
+    keys = [key for key in ACCURACIES if test.get(key) is not None]
     precision = f', computed in {test["precision"]}' if test.get('precision') else ''
     text = f'Accuracy in percent on the {test["split"]} split, {test["images"]:,} images{precision}:\n\n'
     text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
     counts = trained.class_counts
     if counts is not None and test.get('many') is not None:
-        limits = test.get('splits') or {'many_above': 100, 'few_below': 20}
-        split = counts.shot_split(limits['many_above'], limits['few_below'])
+        limits, benchmark = test.get('splits'), find_benchmark(recorded_settings(trained.record).data.dataset)
+        split = (counts.shot_split(limits['many_above'], limits['few_below']) if limits
+                 else counts.shot_split(*benchmark.shot_limits) if benchmark else counts.shot_split())
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
                  f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '
                  f'than {split.few_below}.')
@@ -249,7 +259,7 @@ def _loading(trained: TrainedModel, location: str) -> str:
         text += '\n\ntimm alone loads it.'
     if location.startswith(FOLDER):
         text += '\n\nThe name is that of the folder; give its path from where you are.'
-    if trained.record.get('settings', {}).get('dataset'):
+    if recorded_settings(trained.record).data.dataset:
         text += ('\n\nTo evaluate it on the benchmark, with `nbn_timm`:\n\n'
                  f'    nbn-validate --model {location} --pretrained --data-dir DIR')
     return text
@@ -261,9 +271,8 @@ def _architecture(trained: TrainedModel) -> str:
 
 def _is_folded(trained: TrainedModel) -> bool:
     """Whether the model was trained with NBN and has none any more."""
-    settings = trained.record.get('settings') or {}
-    with_nbn = settings.get('add_nbn') or '_nbn' in str(settings.get('model'))
-    return bool(with_nbn) and not nbn_layers(trained.model)
+    model = recorded_settings(trained.record).model
+    return (model.add_nbn or '_nbn' in model.model) and not nbn_layers(trained.model)
 
 
 def _methods(trained: TrainedModel) -> list[str]:

@@ -7,18 +7,17 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from nbn_timm.data import DATASETS
+from nbn_timm.datasets import find_benchmark
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
+from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import has_names, public_counts
 from nbn_timm.training.settings import public_record
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
-
-_BENCHMARKS = set(DATASETS) - {'list', 'folder'}
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
@@ -35,7 +34,7 @@ def portable(trained: TrainedModel) -> TrainedModel:
     counts = trained.class_counts
     return replace(
         trained, model=fold_nbn(trained.model) if trained.nbn else trained.model, nbn=False,
-        record=public_record(trained.record), class_counts=None if counts is None else public_counts(counts))
+        record=public_record(trained.record), classes=None if counts is None else public_counts(counts))
 
 
 def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, overwrite: bool = False) -> None:
@@ -62,17 +61,19 @@ def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, ove
 
 def _save(trained: TrainedModel, folder: Path) -> None:
     counts = trained.class_counts
-    record = dict(trained.record) if counts is None else {'class_counts': counts.to_dict(), **trained.record}
-    config: dict[str, Any] = {RECORD_KEY: record}
+    weights = trained.model.state_dict()
+    counted = {} if counts is None else {'class_counts': counts.to_dict()}
+    config: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **counted, **trained.record}}
     if counts is not None and has_names(counts):
         config['label_names'] = list(counts.names)
     dataset = (trained.record.get('settings') or {}).get('dataset')
     if dataset:  # else the architecture's default tag would name published weights that these are not
-        config['pretrained_cfg'] = {'tag': dataset if dataset in _BENCHMARKS else None}
+        config['pretrained_cfg'] = {'tag': dataset if find_benchmark(dataset) else None}
     try:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
             data_config=trained.input.input_format(), safe_serialization=True)
+        save_weights(weights, folder / FILES[1])  # which adds a digest of them
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
                          'arguments') from error

@@ -6,21 +6,15 @@ from itertools import takewhile
 from typing import Any
 
 import torch.nn as nn
-from timm.layers import (
-    BatchNormAct2d,
-    FrozenBatchNormAct2d,
-    SplitBatchNorm2d,
-    SyncBatchNormAct,
-)
+from timm.layers import BatchNormAct2d
 from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import register_module_module_registration_hook
-from torchvision.ops import FrozenBatchNorm2d
 
 from nbn_timm.errors import InputError
+from nbn_timm.layers.frozen import is_frozen
+from nbn_timm.layers.guard import forbid_lossy_conversions
 from nbn_timm.layers.head import RectifiedLinear
 from nbn_timm.layers.norm import (
-    NbnScale,
     NormalizedBatchNorm2d,
     NormalizedBatchNormAct2d,
     SyncNormalizedBatchNorm2d,
@@ -106,6 +100,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     """Make all BatchNorm layers synchronise their training statistics between processes; NBN layers stay NBN.
 
     timm's and torch's functions of this name would replace NBN by plain BatchNorm, and are refused on such models.
+    Layers that `freeze_nbn` froze stay as they are.
 
     Args:
         module: The model; it is changed in place, unless it is itself a BatchNorm layer.
@@ -114,8 +109,10 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     Returns:
         The converted module.
     """
+    if is_frozen(module):
+        return module
     if isinstance(module, NormalizedBatchNorm2d):
-        # Only the class changes, so parameters, buffers, the shared alpha and the hooks stay as they are.
+        # Only the class changes, so parameters, buffers and the shared alpha stay as they are.
         act = isinstance(module, NormalizedBatchNormAct2d)
         module.__class__ = SyncNormalizedBatchNormAct2d if act else SyncNormalizedBatchNorm2d
         module.process_group = process_group
@@ -217,18 +214,4 @@ def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-_LOSSY = (nn.SyncBatchNorm, SyncBatchNormAct, SplitBatchNorm2d, FrozenBatchNorm2d, FrozenBatchNormAct2d)
-
-
-def _refuse_lossy_conversion(parent: nn.Module, name: str, module: nn.Module | None) -> None:
-    """Stop the converters of torch and timm, which know NBN only as a BatchNorm2d, before they drop it in silence."""
-    replaced = isinstance(module, _LOSSY) and isinstance(getattr(parent, name, None), NormalizedBatchNorm2d)
-    adopted = isinstance(module, NbnScale) and isinstance(parent, _LOSSY)  # a layer converted by itself
-    if replaced or adopted:
-        raise InputError(
-            f"this conversion of an NBN layer ('{name}') would drop its normalisation: use "
-            'nbn_timm.convert_sync_batchnorm for synchronised statistics, or nbn_timm.fold_nbn before freezing or '
-            'splitting')
-
-
-register_module_module_registration_hook(_refuse_lossy_conversion)  # type: ignore[arg-type]
+forbid_lossy_conversions()

@@ -2,8 +2,8 @@
 
 Source: Wang et al., "Long-tailed Recognition by Routing Diverse Distribution-Aware Experts" (RIDE), ICLR 2021.
 Feature maps of all experts are concatenated on channels, [B, E * C, H, W], so that a multi-expert network has the
-same shape as any timm network. A loop over the experts was measured against grouped and batched convolutions
-(benchmarks/expert_step.py) and is the fastest of them on CPUs.
+same shape as any timm network. A loop over the experts in channels_last was measured to be the fastest formulation on
+a CPU; grouped convolutions win only against a loop in the contiguous layout, which is slower by more (docs/ride.md).
 """
 from collections.abc import Iterable
 from copy import deepcopy
@@ -36,8 +36,9 @@ class ExpertBlock(nn.ModuleList):
         """Each expert's input."""
         if self.shared_input:
             return [x for _ in range(self.num_experts)]
-        parts = x.unflatten(1, (self.num_experts, -1))
-        return [parts[:, expert] for expert in range(self.num_experts)]
+        # One split, whose backward pass is one concatenation; E slices would add up E maps of all experts.
+        parts = x.chunk(self.num_experts, dim=1)
+        return [parts[expert] for expert in range(self.num_experts)]
 
     def each(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
         """Each expert's block on its own input."""

@@ -1,14 +1,50 @@
 """Classifier heads of a single network; `experts.py` has those of several experts."""
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
 from nbn_timm.errors import InputError, nearest
 
-__all__ = ['HEADS', 'CosineLinear', 'RectifiedLinear', 'convert_head']
+__all__ = ['HEADS', 'ClassVectors', 'CosineLinear', 'RectifiedLinear', 'convert_head']
 
 
-class RectifiedLinear(nn.Linear):
+class ClassVectors(nn.Module):
+    """Base of classifiers on feature vectors that have a weight [C, D] as `nn.Linear` has, but are none.
+
+    They do not inherit from `nn.Linear`, because what merges or replaces linear layers, as adapters do, takes
+    `W x + b` for what an instance of it computes.
+
+    Args:
+        in_features: Length of a feature vector, D.
+        out_features: Number of classes, C.
+        bias: With a bias [C].
+    """
+
+    if TYPE_CHECKING:  # None without a bias; TorchScript would take the annotation for a declaration
+        bias: torch.Tensor
+
+    weight: torch.Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.register_parameter(
+            'bias', nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does."""
+        nn.Linear.reset_parameters(self)  # type: ignore[arg-type]
+
+    def extra_repr(self) -> str:
+        return nn.Linear.extra_repr(self)  # type: ignore[arg-type]
+
+
+class RectifiedLinear(ClassVectors):
     """Linear classifier with logit rectification: its logits pass a BatchNorm1d without affine parameters.
 
     Every class's logit gets zero mean and unit variance over the training stream, so frequent classes cannot keep a
@@ -47,7 +83,7 @@ class RectifiedLinear(nn.Linear):
         return plain.train(self.training)
 
 
-class CosineLinear(nn.Linear):
+class CosineLinear(ClassVectors):
     """Cosine classifier: `scale` times the cosine between feature and class vector, without bias.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019; RIDE
@@ -83,7 +119,8 @@ class CosineLinear(nn.Linear):
         return f'{super().extra_repr()}, scale={self.scale}'
 
 
-HEADS: dict[str, type[nn.Linear]] = {'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
+HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {
+    'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
 
 
 def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
@@ -100,4 +137,4 @@ def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
         raise InputError(f"unknown head '{kind}': give one of {', '.join(HEADS)}{nearest(str(kind), HEADS)}")
     if kind == 'linear' or not isinstance(classifier, nn.Linear):
         return classifier
-    return HEADS[kind].from_linear(classifier)  # type: ignore[attr-defined]
+    return HEADS[kind].from_linear(classifier)  # type: ignore[union-attr]

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.data.classes import ClassCounts
+from nbn_timm.errors import InputError
 from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.registry import Registry, refuse_unknown
 
 
 class _Traits(NamedTuple):
@@ -19,7 +20,7 @@ class _Traits(NamedTuple):
     deferrable: bool
 
 
-LOSSES: dict[str, type[nn.Module]] = {}
+LOSSES: Registry[nn.Module] = Registry('loss')
 _TRAITS: dict[str, _Traits] = {}
 
 
@@ -44,7 +45,7 @@ def register_loss(
         deferrable: It can have the setting `start_epoch`.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
-        LOSSES[name] = loss_class
+        LOSSES.register(name)(loss_class)
         _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts)
         return loss_class
     return register
@@ -93,16 +94,11 @@ def create_loss(
     Raises:
         InputError: Unknown name or setting, class counts needed and not given, or a loss that cannot be deferred.
     """
-    if name not in LOSSES:
-        raise InputError(f"unknown loss '{name}' (there are {', '.join(sorted(LOSSES))}){nearest(name, LOSSES)}")
-    settings = list(inspect.signature(LOSSES[name]).parameters)[1:]
-    for key in kwargs:
-        if key not in settings:
-            known = settings + ['start_epoch'] * is_deferrable(name)
-            raise InputError(f"loss '{name}' has no setting '{key}' (it has {', '.join(known) or 'none'})"
-                             f'{nearest(key, known)}')
+    loss_class = LOSSES.find(name)
+    settings = list(inspect.signature(loss_class).parameters)[1:]
+    refuse_unknown(f"loss '{name}'", kwargs, settings, settings + ['start_epoch'] * is_deferrable(name))
     try:
-        loss = LOSSES[name](class_counts, **kwargs)
+        loss: nn.Module = loss_class(class_counts, **kwargs)
     except TypeError as error:
         raise InputError(f"loss '{name}' does not take these settings ({error}): check --loss-kwargs") from error
     if start_epoch is None:
@@ -128,7 +124,7 @@ def require_counts(class_counts: ClassCounts | None, loss: str) -> ClassCounts:
     Raises:
         InputError: There are none.
     """
-    if class_counts is None:
+    if class_counts is None or class_counts.counts is None:
         raise InputError(f"loss '{loss}' needs the training images per class, and this training set cannot be "
                          'counted: give them with --class-counts FILE')
     return class_counts

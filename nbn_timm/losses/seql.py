@@ -4,7 +4,7 @@ image classification).
 import torch
 from torch import nn
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import refuse_soft_targets
@@ -14,8 +14,8 @@ from nbn_timm.losses.targets import refuse_soft_targets
 class SEQL(nn.Module):
     """Cross-entropy in which rare classes are mostly left out of the softmax of other classes' images.
 
-    The loss is -log(exp z_y / sum of w_k exp z_k) with w_k = 1 - beta [prior_k < threshold] [k != y], where beta is 1
-    with probability `gamma` and else 0, drawn anew for every image and class: a rare class is pushed down by the
+    The loss is -log(exp z_y / sum of w_k exp z_k) with `w_k = 1 - beta [prior_k < threshold] [k != y]`, where beta is
+    1 with probability `gamma` and else 0, drawn anew for every image and class: a rare class is pushed down by the
     images of others only now and then. The draws come from torch's generator, which is seeded for every epoch.
 
     Args:

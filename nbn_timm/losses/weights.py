@@ -1,7 +1,7 @@
 """Class weights from training counts."""
 import torch
 
-from nbn_timm.data.class_counts import ClassCounts
+from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.checks import check_choice, check_number
 

@@ -1,7 +1,4 @@
 """Mixing images and labels of a batch; every module of this folder is imported, and registers its method."""
-import importlib
-import pkgutil
-
 from nbn_timm.mixing.mixing import (
     ALWAYS,
     MIXINGS,
@@ -11,9 +8,9 @@ from nbn_timm.mixing.mixing import (
     mixing_settings,
     register_mixing,
 )
+from nbn_timm.registry import import_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f'{__name__}.{_module.name}')
+import_modules(__name__, __path__)
 
 from nbn_timm.mixing.cmo import CMO, PatchSampler, patch_seed  # noqa: E402
 from nbn_timm.mixing.remix import Remix, remix_label_share  # noqa: E402

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
 from nbn_timm.errors import InputError
+from nbn_timm.registry import Registry
 from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, Values, fields_of, flag, is_on, setting
 
 ALWAYS = range(sys.maxsize)  # all epochs
@@ -164,7 +165,7 @@ class Mixing(ABC):
 
 
 MixingT = TypeVar('MixingT', bound=Mixing)
-MIXINGS: dict[str, type[Mixing]] = {}
+MIXINGS: Registry[Mixing] = Registry('mixing method')
 
 
 def register_mixing(name: str, settings: type[Settings], *switches: str) -> Callable[[type[MixingT]], type[MixingT]]:
@@ -183,8 +184,7 @@ def register_mixing(name: str, settings: type[Settings], *switches: str) -> Call
     def register(method: type[MixingT]) -> type[MixingT]:
         method.settings = settings
         method.switches = switches
-        MIXINGS[name] = method
-        return method
+        return MIXINGS.register(name)(method)
     return register
 
 

@@ -1,23 +1,28 @@
 """Where pretrained weights come from: a folder or mirror of yours, this package, the cache, the Hub, the authors."""
+import base64
+import http.client
 import json
 import logging
+import lzma
 import os
 import sys
 import tarfile
 import textwrap
+import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from urllib.error import URLError
-from urllib.parse import quote, urlparse
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import Request, urlopen
 
 import torch.nn as nn
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors.torch import save_file
 from timm.models import (
     DefaultCfg,
     build_model_with_cfg,
@@ -26,16 +31,16 @@ from timm.models import (
     register_model,
     resolve_pretrained_cfg,
 )
-from torch.hub import download_url_to_file, get_dir
+from torch.hub import get_dir
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, without_password
 from nbn_timm.files import atomic_write, file_sha256, write_text_atomic
 
-from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize
-from .weight_files import read_state_dict
+from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
+from .weight_files import DIGEST, read_state_dict, save_weights, weights_digest
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
-           'register_aliases', 'shipped_file', 'shipped_names', 'weights_record', 'write_zoo_file']
+           'register_aliases', 'shipped_file', 'shipped_names', 'shipped_settings', 'weights_record', 'write_zoo_file']
 
 _logger = logging.getLogger(__name__)
 
@@ -58,6 +63,9 @@ HUB_FILES: dict[str, HubFile] = {}
 
 # Weights that come with the package, each with a record of how they were trained beside it.
 _SHIPPED = Path(__file__).parents[1] / 'weights'
+
+_PATIENCE = 20.0  # seconds without a byte until a mirror is given up
+_SLOWEST = 10_000  # bytes per second that a mirror has to keep up beyond that
 
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -85,18 +93,23 @@ def build_zoo_model(
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
         elif file and not cfg.source:
             overlay['file'] = file
-        if 'file' in overlay:
-            recognized = recognize(read_state_dict(overlay['file']))
-            if recognized is not None:
-                # timm would drop the classifier of a file with another number of classes than the tag's silently.
-                overlay.setdefault('num_classes', recognized.num_classes)
-            if recognized is not None and recognized.arch == variant:
-                kwargs = _like_the_file(overlay['file'], recognized, kwargs)
+        weights = read_state_dict(overlay['file']) if 'file' in overlay else cfg.state_dict
+        recognized = recognize(without_wrapper(weights)) if weights else None
+        if recognized is not None:
+            # timm would drop the classifier of weights with another number of classes than the tag's silently.
+            overlay.setdefault('num_classes', recognized.num_classes)
+            if recognized.arch == variant:
+                kwargs = _like_the_file(overlay.get('file', 'state_dict'), recognized, kwargs)
+    classes = overlay.get('num_classes', cfg.num_classes) if pretrained else None
+
+    def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+        return checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
+
     if isinstance(kwargs.get('num_experts'), int):
         overlay.setdefault('classifier', tuple(f'fc.{expert}' for expert in range(kwargs['num_experts'])))
     return build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
-        pretrained_filter_fn=checkpoint_filter_fn, **kwargs)
+        pretrained_filter_fn=fit, **kwargs)
 
 
 def _like_the_file(file: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +166,8 @@ def find_weights(name: str, archive_url: str = '') -> Path:
     """The local file with the weights of a zoo entry, downloaded if need be.
 
     Tried in this order: the folder or address in the environment variable NBN_TIMM_WEIGHTS, the files that come with
-    the package, the cache, the Hugging Face Hub (entries of `HUB_FILES`), the authors' archive.
+    the package, the cache, the Hugging Face Hub (entries of `HUB_FILES`), the authors' archive. A folder or address
+    that says that it has no such file is passed over; one that cannot answer is an error.
 
     Args:
         name: `arch.tag`.
@@ -187,11 +201,19 @@ def shipped_file(name: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
+def shipped_settings(name: str) -> dict[str, Any]:
+    """The training settings of weights that come with the package, by `arch.tag`; empty where there are none."""
+    file = shipped_file(name)
+    return json.loads(Path(file).with_suffix('.json').read_text(encoding='utf-8'))['settings'] if file else {}
+
+
 def weights_record(name: str) -> dict[str, Any] | None:
     """How the weights behind a zoo name, tagged or an alias, were trained; None where that is not known.
 
     It is known of weights that come with the package. Where NBN_TIMM_WEIGHTS has others under their name, a JSON file
     of that name beside them says it.
+
+    A record says by a digest which weights it is of; of others it is not told.
 
     Returns:
         'model', 'class_counts' (of `ClassCounts.to_dict`), 'settings' (training arguments), 'epoch', 'test' (accuracies
@@ -202,8 +224,22 @@ def weights_record(name: str) -> dict[str, Any] | None:
         return None
     shipped = Path(cfg.file)
     instead = _from_named_source(shipped.stem, [])
-    record = shipped.with_suffix('.json') if instead is None else _record_beside(instead, f'{shipped.stem}.json')
-    return json.loads(record.read_text(encoding='utf-8')) if record is not None and record.is_file() else None
+    path = shipped.with_suffix('.json') if instead is None else _record_beside(instead, f'{shipped.stem}.json')
+    record = _read_record(path) if path is not None and path.is_file() else None
+    if record is None or record.pop(DIGEST, None) != weights_digest(read_state_dict(instead or shipped)):
+        return None
+    return record
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"the record '{path}' of weights cannot be read ({_first_line(error)}): correct or remove "
+                         'it') from error
+    if not isinstance(record, dict):
+        raise InputError(f"the record '{path}' of weights is no object: correct or remove it")
+    return record
 
 
 def _record_beside(weights: Path, filename: str) -> Path | None:
@@ -243,10 +279,13 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
 
 def _from_package(name: str, tried: list[str]) -> Path | None:
     path = shipped_file(name)
-    if path is not None:
-        return Path(path)
-    tried.append('this package ships none')
-    return None
+    if path is None:
+        tried.append('this package ships none')
+        return None
+    recorded = _read_record(Path(path).with_suffix('.json')).get(DIGEST)
+    if recorded != weights_digest(read_state_dict(path)):
+        raise InputError(f"the weights '{path}', which come with this package, are damaged: install it again")
+    return Path(path)
 
 
 def _from_cache(name: str, tried: list[str]) -> Path | None:
@@ -276,24 +315,77 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
 
 
 def _is_address(place: str) -> bool:
-    return urlparse(place).scheme in ('http', 'https')
+    return place.lower().startswith(('http://', 'https://'))
 
 
 def _download(place: str, filename: str, tried: list[str]) -> Path | None:
-    """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix."""
+    """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix.
+
+    Returns:
+        None if the mirror answers that it has no such file.
+
+    Raises:
+        InputError: The mirror does not answer, or not with the whole file.
+    """
     place = place.rstrip('/')  # a host may have several, as repositories of a Hub
-    target = cache_dir() / 'mirrors' / quote(place.partition('://')[2], safe='') / filename
+    shown = without_password(place)
+    target = cache_dir() / 'mirrors' / quote(shown.partition('://')[2], safe='') / filename
     if target.is_file():
         return target
-    url = f'{place}/{filename}'
     try:
-        atomic_write(target, lambda temporary: download_url_to_file(url, str(temporary), progress=False))
-    except InputError as error:
-        if not isinstance(error.__cause__, URLError):  # which is an OSError, and so taken for a refused write
-            raise
-        tried.append(f'{url}: {_first_line(error.__cause__)}')
+        atomic_write(target, lambda temporary: _fetch(place, filename, temporary))
+    except _NoSuchFile as error:
+        tried.append(f'{shown}/{filename}: {error}')
         return None
     return target
+
+
+class _NoSuchFile(Exception):
+    """A mirror answers that it does not have a file."""
+
+
+def _fetch(place: str, filename: str, target: Path) -> None:
+    shown = f'{without_password(place)}/{filename}'
+    remedy = f'try again, or correct or unset {WEIGHTS_VARIABLE}'
+    try:
+        with urlopen(_request(f'{place}/{filename}'), timeout=_PATIENCE) as response, open(target, 'wb') as file:
+            length = response.headers.get('Content-Length')
+            got = _copy(response, file)
+    except HTTPError as error:
+        if error.code in (404, 410):
+            raise _NoSuchFile(_first_line(error)) from error
+        raise InputError(f"'{shown}' cannot be had ({_first_line(error)}): {remedy}") from error
+    except (URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
+        reason = f'no answer within {_PATIENCE:g} seconds' if 'timed out' in str(error) else _first_line(error)
+        raise InputError(f"'{shown}' cannot be had ({reason}): {remedy}") from error
+    if length is not None and length.isdecimal() and got != int(length):
+        raise InputError(f"'{shown}' broke off after {got} of {length} bytes: {remedy}")
+    try:
+        _read_record(target) if filename.endswith('.json') else read_state_dict(target)
+    except InputError as error:
+        raise InputError(f"what '{shown}' gives is damaged or something else, as a page that asks for a login: "
+                         f'{remedy}') from error
+
+
+def _request(url: str) -> Request:
+    """The request for an address, whose user and password go into a header."""
+    request = Request(without_password(url), headers={'User-Agent': 'nbn_timm'})
+    user = urlsplit(url).netloc.rpartition('@')[0]
+    if user:  # not handed on where the mirror sends us elsewhere
+        token = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header('Authorization', f'Basic {token}')
+    return request
+
+
+def _copy(response: Any, file: Any) -> int:
+    """Copy a response, which must not only trickle, and return its number of bytes."""
+    begun, got = time.monotonic(), 0
+    while block := response.read1(1 << 20):
+        file.write(block)
+        got += len(block)
+        if time.monotonic() - begun > _PATIENCE + got / _SLOWEST:
+            raise TimeoutError(f'it is slower than {_SLOWEST / 1000:g} kB/s')
+    return got
 
 
 def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
@@ -311,7 +403,7 @@ def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
     if path.is_file():
         return path
     contents = json.loads(contents_file.read_text())
-    tried.append(f"the authors' archive {url}, which holds {', '.join(contents) or 'no checkpoint of a known kind'} "
+    tried.append(f"the authors' archive {url}, which holds {', '.join(contents)} "
                  f"(delete '{contents_file}' to fetch it again)")
     return None
 
@@ -321,7 +413,7 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
     try:
         import gdown
     except ImportError:
-        return f"the authors' archive {url} needs gdown: pip install 'nbn_timm[download]'"
+        return f"the authors' archive {url} needs gdown: pip install gdown"
     with TemporaryDirectory() as folder:
         archive = Path(folder) / 'archive'
         _logger.info("Fetching the authors' checkpoints from %s", url)
@@ -331,8 +423,13 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
             return f"the authors' archive {url}: {_first_line(error)}"
         if not archive.is_file():
             return f"the authors' archive {url}: the download gave no file"
-        extracted = _extract(archive, Path(folder) / 'extracted')
+        try:
+            extracted = _extract(archive, Path(folder) / 'extracted')
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            return f"the authors' archive {url} came damaged ({_first_line(error)})"
         found = _checkpoints_by_name(extracted)
+        if not found:
+            return f"the authors' archive {url}, which holds no checkpoint of a known kind"
         for name, paths in found.items():
             if len(paths) > 1:
                 _logger.warning('The archive holds %d checkpoints of %s; %s is used.', len(paths), name, paths[0].name)
@@ -395,7 +492,7 @@ def write_zoo_file(checkpoint: Path, target: Path | None = None) -> tuple[Recogn
                          f"{', '.join(list(state_dict)[:3])}): give a checkpoint of one of these")
     converted = convert_checkpoint(state_dict, recognized)
     target = target or cache_dir() / _filename(recognized.name)
-    atomic_write(target, lambda temporary: save_file(converted, temporary, metadata={'format': 'pt'}))
+    atomic_write(target, lambda temporary: save_weights(converted, temporary))
     return recognized, target
 
 

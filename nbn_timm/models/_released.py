@@ -19,11 +19,13 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
-__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format']
+from ._tags import tag_of_classes
+
+__all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format',
+           'without_wrapper']
 
 StateDict = dict[str, torch.Tensor]
 
-_BENCHMARKS = {1000: 'imagenet_lt', 8142: 'inat18', 365: 'places_lt', 100: 'cifar100_lt', 10: 'cifar10_lt'}
 _BOTTLENECK_DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _BASIC_DEPTHS: dict[tuple[int, ...], int] = {(1, 1, 1, 1): 10, (2, 2, 2, 2): 18, (3, 4, 6, 3): 34}
 
@@ -53,8 +55,8 @@ class Recognized:
 
     @property
     def tag(self) -> str:
-        """The benchmark with that number of classes, or an empty string."""
-        return _BENCHMARKS.get(self.num_classes, '')
+        """The benchmark of the zoo with that number of classes, or an empty string."""
+        return tag_of_classes(self.num_classes)
 
     @property
     def name(self) -> str:
@@ -129,13 +131,42 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
     return {key: value.contiguous() for key, value in converted.items()}
 
 
-def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> StateDict:
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module, new_head: bool = False) -> StateDict:
     """Make a state dict of this package's, timm's or the released format fit a zoo model; timm calls it while loading.
 
     Beyond `to_model_format` it drops a classifier of another number of classes whole, statistics of its logit
-    rectification included, of which timm drops the weight and bias alone.
+    rectification included, of which timm drops the weight and bias alone. Where timm drops the classifier it does not
+    load strictly either, so all else is compared with the model here.
+
+    Args:
+        state_dict: Of a file.
+        model: That will take it.
+        new_head: The classifier is dropped in any case.
+
+    Raises:
+        InputError: As `to_model_format`, or something outside of the classifier is missing or superfluous.
     """
-    return _without_foreign_classifier(to_model_format(state_dict, model), model)
+    prefix = f'{model.get_classifier(name_only=True)}.'  # type: ignore[operator]
+    state_dict = to_model_format(state_dict, model)
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
+    wrong = rest.keys() ^ {key for key in model.state_dict() if not key.startswith(prefix)}
+    if wrong:
+        raise InputError(f'the weights do not fit {type(model).__name__}: they differ from it in {_some(wrong)}, so '
+                         'give a file of this architecture')
+    classes = {value.shape[0] for key, value in state_dict.items()
+               if key.startswith(prefix) and key.endswith('weight')}
+    return rest if new_head or (classes and classes != {model.num_classes}) else state_dict
+
+
+def without_wrapper(state_dict: Mapping[str, Any]) -> StateDict:
+    """A state dict without what a training framework puts before every key, such as `model.` or `student.model.`."""
+    state_dict = clean_state_dict(dict(state_dict))
+    suffix = 'conv1.weight'  # the stem of all networks here; those of blocks have longer names
+    prefix = min((key for key in state_dict if f'.{key}'.endswith(f'.{suffix}')), key=len, default=suffix)
+    prefix = prefix.removesuffix(suffix)
+    if not prefix or prefix in (_RIDE_PREFIX, ROUTED_PREFIX) or not all(key.startswith(prefix) for key in state_dict):
+        return state_dict
+    return {key.removeprefix(prefix): value for key, value in state_dict.items()}
 
 
 def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDict:
@@ -147,10 +178,10 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
     for wrapper in ('state_dict', 'model'):
         if isinstance(state_dict.get(wrapper), Mapping):
             state_dict = state_dict[wrapper]
-    state_dict = rename_experts(clean_state_dict(dict(state_dict)))
+    state_dict = rename_experts(without_wrapper(state_dict))
     network = getattr(model, 'network', model)  # of a `RoutedExperts`
     layers = nbn_layers(network)
-    owners = [name for name, layer in layers.items() if layer.owns_scale]
+    alphas = [key for key in network.state_dict() if key.endswith('.scale.alpha')]
     has_scale = any(key.endswith('.scale.alpha') for key in state_dict)
     model_name = type(network).__name__
     if layers and not has_scale and 'scale_factor' not in state_dict:
@@ -161,21 +192,12 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
                          'would be garbage: use the architecture with _nbn in its name, or fold the checkpoint first')
     if 'scale_factor' in state_dict:
         scale = state_dict.pop('scale_factor')
-        for name in owners:
-            expert = _expert_of(name)
-            state_dict[f'{name}.scale.alpha'] = scale[expert:expert + 1].clone()
+        for key in alphas:
+            expert = _expert_of(key)
+            state_dict[key] = scale[expert:expert + 1].clone()
     if network is model:  # an assignment module is no part of it
         return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
     return {key if key.startswith('router.') else f'{ROUTED_PREFIX}{key}': value for key, value in state_dict.items()}
-
-
-def _without_foreign_classifier(state_dict: StateDict, model: nn.Module) -> StateDict:
-    prefix = f'{model.get_classifier(name_only=True)}.'  # type: ignore[operator]
-    classes = {value.shape[0] for key, value in state_dict.items()
-               if key.startswith(prefix) and key.endswith('weight')}
-    if classes and classes != {model.num_classes}:
-        return {key: value for key, value in state_dict.items() if not key.startswith(prefix)}
-    return state_dict
 
 
 def _released_form(state_dict: Mapping[str, torch.Tensor]) -> str:

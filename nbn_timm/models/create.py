@@ -9,6 +9,8 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import add_nbn
 
+from .model_folder import is_model_folder, read_config, read_weights
+
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -41,10 +43,16 @@ def create_model(
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
+    if is_model_folder(name):
+        read_config(name)
+        if pretrained:
+            read_weights(name)  # timm would look at no checksum
     settings = dict(num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs)
     try:
         model = timm.create_model(name, pretrained=pretrained, **settings)
     except TypeError as error:
+        if is_model_folder(name):
+            raise InputError(_no_model(name, error)) from error
         if 'argument' not in str(error):
             raise
         raise InputError(f"model '{name}' does not take this setting ({error}): "
@@ -52,12 +60,16 @@ def create_model(
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
-        if not (pretrained or 'pretrained tag' in str(error)):
+        if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
             raise
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
                          'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
                          'out --pretrained') from error
+    except Exception as error:
+        if not is_model_folder(name):
+            raise
+        raise InputError(_no_model(name, error)) from error
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -65,6 +77,12 @@ def create_model(
             if isinstance(module, BATCH_NORMS):
                 module.momentum = bn_momentum
     return model
+
+
+def _no_model(name: str, error: Exception) -> str:
+    reason = ' '.join(str(error).split())
+    return (f"'{name}' is no model that timm can make with these settings ({type(error).__name__}: {reason}): check "
+            '--drop, --drop-path and --model-kwargs, and its config.json, which may be damaged or of another kind')
 
 
 def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:

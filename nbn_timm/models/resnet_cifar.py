@@ -13,7 +13,7 @@ from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
-from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, add_nbn, convert_head
+from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, add_nbn, convert_head
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
@@ -24,7 +24,7 @@ default_cfgs = generate_default_cfgs({
     name: cfg
     for depth in (20, 32, 44, 56)
     for form in ('', '_nbn', '_nbn_lr')
-    for name, cfg in cifar_cfgs(f'resnet{depth}{form}', digits=(depth, form) == (20, '_nbn')).items()
+    for name, cfg in cifar_cfgs(f'resnet{depth}{form}').items()
 })
 
 
@@ -104,7 +104,7 @@ class ResNetCifar(nn.Module):
         for module in self.modules():
             if isinstance(module, CosineLinear):
                 module.reset_parameters()
-            elif isinstance(module, nn.Conv2d | nn.Linear):
+            elif isinstance(module, nn.Conv2d | nn.Linear | RectifiedLinear):
                 nn.init.kaiming_normal_(module.weight)
             elif isinstance(module, NormalizedBatchNorm2d):
                 nn.init.ones_(module.weight)

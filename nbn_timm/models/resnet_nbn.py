@@ -19,14 +19,14 @@ __all__ = ['ResNetNbn']
 default_cfgs = generate_default_cfgs({
     **imagenet_cfgs('resnet10_nbn'),
     **imagenet_cfgs('resnet10_nbn_lr'),
-    **imagenet_cfgs('resnet50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
-    **imagenet_cfgs('resnet50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnet50_nbn', url=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnet50_nbn_lr', url=AUTHORS_ARCHIVE),
     **imagenet_cfgs('resnet101_nbn'),
     **imagenet_cfgs('resnet101_nbn_lr'),
     **imagenet_cfgs('resnet152_nbn'),
     **imagenet_cfgs('resnet152_nbn_lr'),
-    **imagenet_cfgs('resnext50_nbn', imagenet_lt=AUTHORS_ARCHIVE),
-    **imagenet_cfgs('resnext50_nbn_lr', imagenet_lt=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnext50_nbn', url=AUTHORS_ARCHIVE),
+    **imagenet_cfgs('resnext50_nbn_lr', url=AUTHORS_ARCHIVE),
     **imagenet_cfgs('resnext101_nbn'),
     **imagenet_cfgs('resnext101_nbn_lr'),
 })

@@ -31,7 +31,7 @@ default_cfgs = generate_default_cfgs({
     **{name: cfg for arch in ('resnet10_ride', 'resnext50_ride') for form in _FORMS
        for name, cfg in imagenet_cfgs(f'{arch}{form}', _THREE_HEADS).items()},
     **{name: cfg for form in _FORMS
-       for name, cfg in imagenet_cfgs(f'resnet50_ride{form}', _THREE_HEADS, imagenet_lt=AUTHORS_ARCHIVE).items()},
+       for name, cfg in imagenet_cfgs(f'resnet50_ride{form}', _THREE_HEADS, url=AUTHORS_ARCHIVE).items()},
     **{name: cfg for form in _FORMS for name, cfg in cifar_cfgs(f'resnet32_ride{form}', _THREE_HEADS).items()},
 })
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch.utils.data
 
-from nbn_timm.data.class_counts import ClassCounts
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.data.classes import ClassCounts
+from nbn_timm.errors import InputError
+from nbn_timm.registry import Registry, refuse_unknown
 from nbn_timm.samplers.groups import ClassGroups
 
 
@@ -85,15 +86,12 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return iter(padded[self.rank::self.world_size].tolist())
 
 
-SAMPLERS: dict[str, type[EpochSampler]] = {}
+SAMPLERS: Registry[EpochSampler] = Registry('sampler')
 
 
 def register_sampler(name: str) -> Callable[[type[EpochSampler]], type[EpochSampler]]:
     """Class decorator: make the sampler available to `create_sampler` and `train.py --sampler` under `name`."""
-    def register(sampler_class: type[EpochSampler]) -> type[EpochSampler]:
-        SAMPLERS[name] = sampler_class
-        return sampler_class
-    return register
+    return SAMPLERS.register(name)
 
 
 def create_sampler(
@@ -111,16 +109,10 @@ def create_sampler(
     Raises:
         InputError: Unknown name, an unknown or impossible setting, or an empty training set.
     """
-    if name not in SAMPLERS:
-        raise InputError(
-            f"unknown sampler '{name}' (there are {', '.join(sorted(SAMPLERS))}){nearest(name, SAMPLERS)}")
-    settings = sampler_settings(SAMPLERS[name])
-    for key in kwargs:
-        if key not in settings:
-            raise InputError(f"sampler '{name}' has no setting '{key}' (it has {', '.join(settings) or 'none'})"
-                             f'{nearest(key, settings)}')
+    sampler_class = SAMPLERS.find(name)
+    refuse_unknown(f"sampler '{name}'", kwargs, sampler_settings(sampler_class))
     try:
-        return SAMPLERS[name](targets, class_counts, seed, rank, world_size, epochs, **kwargs)
+        return sampler_class(targets, class_counts, seed, rank, world_size, epochs, **kwargs)
     except TypeError as error:
         raise InputError(f"sampler '{name}' does not take these settings ({error}): check --sampler-kwargs") from error
 

@@ -23,6 +23,7 @@ class ClassifierRetraining(TrainedStage):
 
     def __init__(self, reinit: bool = True) -> None:
         self.reinit = reinit
+        self.keeps_classifier = not reinit
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model with a new classifier."""

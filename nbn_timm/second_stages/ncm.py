@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.layers import ExpertHead
+from nbn_timm.layers import ClassVectors, ExpertHead
 from nbn_timm.second_stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
 from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedStage, register_stage
 
@@ -18,7 +18,7 @@ FEATURES = ('un', 'l2n', 'cl2n')
 METRICS = ('euclidean', 'dot')
 
 
-class CentroidLinear(nn.Linear):
+class CentroidLinear(ClassVectors):
     """Linear classifier on features at unit length: W (x - m) / |x - m| + b, in float32 under autocast as well.
 
     Args:
@@ -34,7 +34,7 @@ class CentroidLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(F.normalize(x.to(self.weight.dtype) - self.mean, dim=1))
+            return F.linear(F.normalize(x.to(self.weight.dtype) - self.mean, dim=1), self.weight, self.bias)
 
 
 @register_stage('ncm')
@@ -55,6 +55,8 @@ class NearestClassMean(FittedStage):
             length.
         metric: 'euclidean' or 'dot'.
     """
+
+    keeps_classifier = False
 
     def __init__(self, features: str = 'cl2n', metric: str = 'euclidean') -> None:
         for name, value, known in (('features', features, FEATURES), ('metric', metric, METRICS)):
@@ -136,7 +138,8 @@ def _on_vectors(model: nn.Module) -> dict[str, Any]:
     classifier = classifier_of(model)
     parts = list(classifier) if isinstance(classifier, ExpertHead) else [classifier]
     names = {id(module): name for name, module in model.named_modules()}
-    return {names[id(part)]: part for part in parts} if all(isinstance(part, nn.Linear) for part in parts) else {}
+    on_vectors = all(isinstance(part, nn.Linear | ClassVectors) for part in parts)
+    return {names[id(part)]: part for part in parts} if on_vectors else {}
 
 
 def _centroid_linear(

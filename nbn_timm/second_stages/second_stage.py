@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import Splits, TrainLoader
-from nbn_timm.errors import InputError, nearest
 from nbn_timm.evaluation import LongTailEvaluator
+from nbn_timm.registry import Registry, refuse_unknown
 
 
 class Stage:
@@ -25,10 +25,12 @@ class Stage:
     Attributes:
         unused: Settings of train.py that have no effect on this stage: refused if their flags are typed.
         takes_mixing: Mixed images and soft targets are of use to it.
+        keeps_classifier: The classes stay those of the network; else they may be others.
     """
 
     unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
     takes_mixing: ClassVar[bool] = True
+    keeps_classifier: bool = True
 
     @classmethod
     def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
@@ -185,15 +187,12 @@ class FittedStage(Stage, ABC):
         """
 
 
-STAGES: dict[str, type[Stage]] = {}
+STAGES: Registry[Stage] = Registry('stage')
 
 
 def register_stage(name: str) -> Callable[[type[Stage]], type[Stage]]:
     """Class decorator: make the stage available to `create_stage` and `train.py --stage` under `name`."""
-    def register(stage_class: type[Stage]) -> type[Stage]:
-        STAGES[name] = stage_class
-        return stage_class
-    return register
+    return STAGES.register(name)
 
 
 def create_stage(name: str, **kwargs: Any) -> Stage:
@@ -202,15 +201,10 @@ def create_stage(name: str, **kwargs: Any) -> Stage:
     Raises:
         InputError: Unknown name or setting.
     """
-    if name not in STAGES:
-        raise InputError(f"unknown stage '{name}' (there are {', '.join(sorted(STAGES))}){nearest(name, STAGES)}")
-    has_settings = STAGES[name].__init__ is not object.__init__
-    settings = list(inspect.signature(STAGES[name]).parameters) if has_settings else []
-    for key in kwargs:
-        if key not in settings:
-            raise InputError(f"--stage {name} has no setting '{key}' (it has {', '.join(settings) or 'none'})"
-                             f'{nearest(key, settings)}')
-    return STAGES[name](**kwargs)
+    stage_class = STAGES.find(name)
+    has_settings = stage_class.__init__ is not object.__init__
+    refuse_unknown(f'--stage {name}', kwargs, list(inspect.signature(stage_class).parameters) if has_settings else [])
+    return stage_class(**kwargs)
 
 
 def restore_stages(

@@ -1,5 +1,5 @@
 """A trained model from wherever it lies, with what is known of its classes, its input and its training."""
-import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,22 +8,48 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from nbn_timm.data import ClassCounts, DataDefaults
+from nbn_timm.data import Classes, DataDefaults, read_counts
+from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
-from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict
+from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_config, read_weights
+from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_stages
-from nbn_timm.trained.record import model_settings, training_arguments
+from nbn_timm.settings import Settings, setting
+from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
 
-HUB, FOLDER = 'hf-hub:', 'local-dir:'
+__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'open_trained', 'read_config', 'recorded_training']
+
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointSettings(Settings):
+    """What of a checkpoint is taken."""
+
+    title = 'checkpoint'
+
+    use_ema: bool = setting(False, "the checkpoint's averaged weights")
+    all_experts: bool = setting(False, 'of a network with routing, ask every expert')
+
+
+@dataclass(frozen=True)
+class SourceSettings(Settings):
+    """What the source of a model does not record."""
+
+    title = 'model'
+
+    arch: str | None = setting(None, 'of a file of bare weights: the timm model that they are for', metavar='NAME',
+                               unset='as recorded')
+    class_counts: str | None = setting(None, 'class names and training images, in place of those that the model '
+                                       'records', metavar='FILE', unset='as recorded')
 
 
 @dataclass(frozen=True)
@@ -36,7 +62,7 @@ class TrainedModel:
         model_args: Constructor arguments beyond the number of classes.
         nbn: NBN was put into a model of timm's with `add_nbn`.
         input: Format of its images.
-        class_counts: Class names and training images per class, where they are known.
+        classes: Names and training images per class, where they are known.
         record: What else is known: 'settings' (training arguments), 'epoch' (of the weights, from 1), 'test'
             (accuracies in percent), 'hardware', 'date'.
     """
@@ -46,8 +72,14 @@ class TrainedModel:
     model_args: Mapping[str, Any]
     nbn: bool
     input: DataDefaults
-    class_counts: ClassCounts | None
+    classes: Classes | None
     record: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()  # what a person should be told, one sentence each
+
+    @property
+    def class_counts(self) -> Classes | None:
+        """The classes, if their training images are known."""
+        return self.classes if self.classes is not None and self.classes.counts is not None else None
 
 
 def open_trained(
@@ -93,11 +125,9 @@ def open_trained(
         opened = _from_name(source, asked)
     if class_counts_file is None:
         return opened
-    counts = ClassCounts.from_file(class_counts_file)
-    if counts.num_classes != opened.model.num_classes:
-        raise InputError(f"'{class_counts_file}' counts {counts.num_classes} classes and the model has "
-                         f'{opened.model.num_classes}: give the counts of the data that it was trained on')
-    return replace(opened, class_counts=counts)
+    known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
+    classes, notes = read_counts(class_counts_file).of(known)
+    return replace(opened, classes=classes, notes=(*opened.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -113,37 +143,32 @@ class _Asked:
 def recorded_training(name: str | None) -> dict[str, Any]:
     """What is known of the training of pretrained weights: of the package's, or of a folder or repository.
 
+    A record says by a digest which weights it is of; of others it is not told.
+
     Returns:
         See `TrainedModel.record`, and 'class_counts' of `ClassCounts.to_dict`; empty where nothing is known.
+
+    Raises:
+        InputError: The weights are damaged, or the record is malformed.
     """
     if name is None:
         return {}
-    if name.startswith((HUB, FOLDER)):
-        return dict(read_timm_config(name).get(RECORD_KEY) or {})
-    return weights_record(name) or {}
-
-
-def read_timm_config(source: str) -> dict[str, Any]:
-    """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
-
-    Raises:
-        InputError: There is none.
-    """
-    scheme, _, place = source.partition(':')
-    try:
-        if f'{scheme}:' == FOLDER:
-            path = Path(place, 'config.json')
-        else:
-            repo_id, _, revision = place.partition('@')
-            path = Path(hf_hub_download(repo_id, 'config.json', revision=revision or None))
-        config = json.loads(path.read_text())
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
-                         'connection') from error
-    if not isinstance(config, dict):
-        raise InputError(f"the config.json of '{source}' is no object: give a model of timm's format")
-    return config
+    if not is_model_folder(name):
+        return weights_record(name) or {}
+    record = read_config(name).get(RECORD_KEY)
+    if not record:
+        return {}
+    weights = read_weights(name)
+    if not isinstance(record, dict) or weights is None or record.get(DIGEST) != weights_digest(weights):
+        _logger.warning("The config.json of '%s' records the training of other weights than these, as before a "
+                        'fine-tuning, so nothing is told of it.', name)
+        return {}
+    for key, kind, what in (('settings', dict, 'object'), ('class_counts', dict, 'object'), ('test', dict, 'object'),
+                            ('epoch', int, 'number')):
+        if record.get(key) is not None and not isinstance(record[key], kind):
+            raise InputError(f"'{key}' in the record in the config.json of '{name}' is no {what}: correct it, or take "
+                             f"'{RECORD_KEY}' out")
+    return {key: value for key, value in record.items() if key != DIGEST}
 
 
 def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool) -> TrainedModel:
@@ -159,9 +184,8 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     name, nbn, kwargs = model_settings(
         known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs}, checkpoint,
         'the architecture with it')
-    counts = checkpoint.get('class_counts')
-    class_counts = ClassCounts.from_dict(counts) if isinstance(counts, dict) else None
-    num_classes = (asked.num_classes or (class_counts.num_classes if class_counts else None)
+    classes = recorded_classes(checkpoint)
+    num_classes = (asked.num_classes or (classes.num_classes if classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
     network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
     load_weights(network, path, use_ema)
@@ -176,7 +200,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         record['epoch'] = checkpoint['epoch'] + 1
     if 'state_dict_ema' in checkpoint and not use_ema:
         record['has_ema'] = True
-    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), class_counts, record)
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), classes, record)
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:
@@ -188,16 +212,22 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 
 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
-    network = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
+    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
     record = recorded_training(name)
-    counts = record.pop('class_counts', None)
+    classes = recorded_classes(record)
+    record.pop('class_counts', None)
     settings = record.get('settings') or {}
-    args = read_timm_config(name).get('model_args') if name.startswith((HUB, FOLDER)) else settings.get('model_kwargs')
+    if len(network.pretrained_cfg.get('label_names') or ()) != network.num_classes:
+        network.pretrained_cfg.pop('label_names', None)  # of other weights, or there are none
+    args = read_config(name).get('model_args') if is_model_folder(name) else settings.get('model_kwargs')
     args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
-    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings),
-                        ClassCounts.from_dict(counts) if counts else None, record)
+    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings), classes, record)
 
 
 def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:
     """The format that the model was trained with, else the one it is configured for."""
-    return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)
+    try:
+        return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f'what is recorded of the format of the images is malformed ({error}): correct input_size, '
+                         'mean and std in the config.json, or get the model again') from error

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from nbn_timm.data import ClassCounts
+from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.settings import DataSettings, InputSettings
 from nbn_timm.errors import InputError
 from nbn_timm.settings import SettingGroups, fields_of
@@ -49,6 +49,12 @@ def recorded_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     arguments = training_arguments(checkpoint)
     model = arguments.get('model') or checkpoint.get('arch')
     return {**arguments, 'model': model} if model else arguments
+
+
+def recorded_classes(record: Mapping[str, Any]) -> Classes | None:
+    """The classes that a checkpoint or the record of weights tells, None if it tells none."""
+    data = record.get('class_counts')
+    return Classes.from_dict(data) if isinstance(data, dict) else None
 
 
 def model_settings(

@@ -7,42 +7,45 @@ from typing import Any
 
 from timm.models import split_model_name_tag
 
-from nbn_timm.data import DATASETS
+from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.result import METRICS
 
-METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few')
+ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 
 # Post-hoc changes of what validate.py evaluated that do not travel with the weights.
 _CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment'}
 
 
-def results_beside(
-        checkpoint: str,
-        use_ema: bool,
-        settings: Mapping[str, Any],
-        epoch: int | None,
-) -> dict[str, Any] | None:
+def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> dict[str, Any] | None:
     """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights.
 
     Args:
         checkpoint: The file.
         use_ema: The averaged weights are meant.
-        settings: Of the training.
         epoch: Of the checkpoint, from 1; None for a stage of one pass. The result may be older, if the run went on.
     """
     path = Path(checkpoint)
     beside = path.parent / 'test.json'
-    if not path.is_file() or not beside.is_file() or use_ema != bool(settings.get('model_ema')):
+    if not path.is_file() or not beside.is_file():
         return None
     results = _read(beside)
-    which = str(results.get('checkpoint'))
-    same = which.startswith(f'{path.name},') if epoch is None else bool(
-        re.match(rf'epoch {epoch} .*\({re.escape(path.name)}\)', which))
+    weights = results.get('weights')
+    if not isinstance(weights, dict):
+        weights = _weights_in_words(str(results.get('checkpoint')))  # of an earlier version
+    same = weights.get('file') == path.name and weights.get('epoch') == epoch
     # A run of a second stage may have asked only some experts for an image.
-    if not same or 'mean_experts' in results:
+    if not same or results.get('use_ema', use_ema) != use_ema or 'mean_experts' in results:
         return None
-    precision = settings.get('amp_dtype') if settings.get('amp') else 'float32'
-    return summarize_results({**results, 'precision': precision})
+    return summarize_results(results)
+
+
+def _weights_in_words(sentence: str) -> dict[str, Any]:
+    """The fields that earlier versions told in a sentence alone."""
+    trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)', sentence)
+    if trained:
+        return {'file': trained[2], 'epoch': int(trained[1])}
+    return {'file': sentence.partition(',')[0], 'epoch': None}
 
 
 def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
     """
     results = _read(Path(path))
     evaluated = str(results.get('model') or architecture)
-    names = {architecture, *(f'{architecture}_{dataset}' for dataset in DATASETS)}  # a model and its aliases
+    names = {architecture, *(f'{architecture}_{dataset}' for dataset in benchmarks())}  # a model and its aliases
     if ':' not in evaluated and split_model_name_tag(evaluated)[0] not in names:
         raise InputError(f"the results file '{path}' is of the model '{evaluated}', and this is '{architecture}': give "
                          'the results of this model')
@@ -81,7 +84,7 @@ def summarize_results(results: Mapping[str, Any]) -> dict[str, Any]:
     return {
         'split': results.get('split', 'test'),
         'images': results['num_samples'],
-        **{key: results[key] for key in METRICS if key in results},
+        **{key: results[key] for key in ACCURACIES if key in results},
         **({'splits': {key: splits[key] for key in ('many_above', 'few_below')}} if splits else {}),
         **({'precision': results['precision']} if results.get('precision') else {}),
         'classes': results['num_classes'],

@@ -151,7 +151,8 @@ def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: Train
     if not teacher_file:
         return ClassificationTask(model, loss, device=device, verbose=False)
     distillation = settings.distillation
-    teacher = build_teacher(distillation, model, plan.input, settings.precision.channels_last)
+    teacher = build_teacher(
+        distillation, plan.num_classes, plan.splits.classes, plan.input, settings.precision.channels_last)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
         distillation.kd_teacher_mode == 'train', device)

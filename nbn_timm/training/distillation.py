@@ -1,5 +1,5 @@
 """Distillation: training with the help of a finished teacher."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from timm.task import ClassificationTask
 from torch import nn
 
-from nbn_timm.data import DataDefaults
+from nbn_timm.data import Classes, DataDefaults
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights, read_checkpoint
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
-from nbn_timm.trained.record import model_settings, training_arguments
+from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,40 @@ class DistillationTask(ClassificationTask):
         return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
 
 
+class SomeClasses(nn.Module):
+    """A network that gives the logits of some classes of another one, in an order of their own.
+
+    Args:
+        network: Gives logits [B, C].
+        labels: Of its classes, for each class here.
+    """
+
+    labels: torch.Tensor
+
+    def __init__(self, network: nn.Module, labels: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer('labels', torch.tensor(labels), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)[:, self.labels]
+
+
 def build_teacher(
         settings: DistillationSettings,
-        student: Any,
+        num_classes: int,
+        classes: Classes | None,
         input_format: DataDefaults,
         channels_last: bool = False,
 ) -> nn.Module:
-    """The teacher of --kd-checkpoint with its weights (averaged ones, if it has them).
+    """The teacher of --kd-checkpoint with its weights (averaged ones, if it has them), its logits in our order.
+
+    Args:
+        settings: Of distillation.
+        num_classes: Of the student.
+        classes: Of the student, where they are known.
+        input_format: Of the images.
+        channels_last: Memory format of the weights.
 
     Raises:
         InputError: It cannot be had, or was trained on other images or classes.
@@ -129,8 +156,14 @@ def build_teacher(
     checkpoint = read_checkpoint(settings.kd_checkpoint)
     name, nbn, kwargs = model_settings(
         settings.kd_model_name, None, dict(settings.kd_model_kwargs), checkpoint, '--kd-model-name')
-    teacher = create_model(name, student.num_classes, nbn=nbn, **kwargs)
+    theirs = recorded_classes(checkpoint)
+    teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, **kwargs)
     load_weights(teacher, settings.kd_checkpoint)
+    if theirs is not None and classes is not None:
+        matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")
+        matching.require_theirs()
+        if matching.reordered or matching.only_ours:
+            teacher = SomeClasses(teacher, matching.labels)
     recorded = training_arguments(checkpoint)
     for key in ('mean', 'std'):
         if recorded.get(key) is not None and tuple(recorded[key]) != tuple(getattr(input_format, key)):

@@ -2,8 +2,9 @@
 import os
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,15 @@ class World:
         """Wait for all processes."""
         if self.distributed:
             dist.barrier(device_ids=[self.device.index] if self.device.type == 'cuda' else None)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values that all processes give, by rank; plain data."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with torch.cuda.device(self.device) if self.device.type == 'cuda' else nullcontext():
+            dist.all_gather_object(values, value)
+        return values
 
     @contextmanager
     def primary_first(self) -> Iterator[None]:

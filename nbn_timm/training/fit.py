@@ -9,7 +9,6 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.files import write_text_atomic
 from nbn_timm.second_stages import FitData, FittedStage
 from nbn_timm.training.plan import Plan
@@ -43,14 +42,14 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
                          settings.precision.channels_last)
 
     data = FitData(
-        splits, classifier_inputs, lambda: LongTailEvaluator(plan.num_classes, splits.class_counts, world.device),
+        splits, classifier_inputs, plan.evaluator,
         world.device, world.distributed, settings.run.eval_metric, settings.run.watch_test, settings.run.seed)
     found = stage.fit(model.eval(), data)
     if world.is_primary:
         for file, text in found.files.items():
             write_text_atomic(plan.folder / file, text)
         save_checkpoint(plan.folder, fitted_state(
-            model, settings.model.model, plan.record(), splits.class_counts))
+            model, settings.model.model, plan.record(), splits.classes))
         _logger.info('\n'.join(found.lines))
     world.barrier()
     report_on(plan, model, {'file': LAST, 'stage': name}, [SETTINGS_FILE, *found.files, LAST])

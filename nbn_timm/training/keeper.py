@@ -12,7 +12,6 @@ from nbn_timm.training.loop import EpochResult
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import (
     BEST,
-    LAST,
     Best,
     checkpoint_state,
     is_better,
@@ -51,8 +50,8 @@ class Keeper:
         if checkpoint is not None:
             start_epoch, best = resume_run(
                 checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),
-                plan.splits.class_counts, self.scaler)
-            goes_on_here = checkpoint.resolve() == (plan.folder / LAST).resolve() and (plan.folder / BEST).exists()
+                plan.splits.classes, self.scaler)
+            goes_on_here = checkpoint.resolve().parent == plan.folder.resolve() and (plan.folder / BEST).exists()
             self.best = best if goes_on_here else None
         if plan.world.is_primary:
             run = plan.settings.run
@@ -72,7 +71,8 @@ class Keeper:
         self.log.write(epoch, training, result.metrics() if result else None, trained.lr)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
-            self.plan.splits.class_counts, metric, self.best, self.scaler), is_best)
+            self.plan.splits.classes, metric, self.best, self.scaler), is_best,
+            history=self.plan.settings.run.checkpoint_hist - 1)
 
     def close(self) -> None:
         """Finish the log, and wait until the files of the run are there for all processes."""

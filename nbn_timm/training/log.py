@@ -11,15 +11,29 @@ from typing import Any
 
 from timm.utils import trim_summary, update_summary
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, drop_stdout
 from nbn_timm.files import write_text_atomic
 
 Metrics = Mapping[str, float | None]
 
 
+class _Shown(logging.StreamHandler):
+    """Shows messages as long as it can; a run whose output nobody can take any more trains on, and says so once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Where the stream refuses, go on without it."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        drop_stdout()
+        print(f'the standard output cannot be written ({error.strerror}), so nothing more is shown; the run goes on '
+              'and its files tell of it', file=sys.stderr, flush=True)
+
+
 def setup_logging(is_primary: bool) -> None:
     """Show messages on stdout, plainly; processes other than the first show warnings only."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _Shown(sys.stdout)
     handler.setFormatter(logging.Formatter('%(message)s'))
     logging.basicConfig(level=logging.INFO if is_primary else logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(True)

@@ -1,4 +1,5 @@
 """One epoch of training."""
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -6,7 +7,6 @@ from itertools import islice
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad
@@ -15,6 +15,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.training.distributed import World
 from nbn_timm.training.progress import Progress
+from nbn_timm.training.run_checkpoint import check_finite
 
 T = TypeVar('T')
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -61,20 +62,26 @@ class LossMeter:
         return self.sum.item() / self.images
 
     def check(self, epoch: int) -> None:
-        """Raise InputError if a loss was not finite."""
-        update = int(self.bad_update)
-        if update >= 0:
-            raise InputError(
-                f'the loss became NaN or infinite in epoch {epoch + 1} at step {update + 1}: try a lower --lr, '
-                '--warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was used')
+        """Raise InputError if a loss was not finite on this process."""
+        _refuse(int(self.bad_update), epoch)
 
-    def reduce(self, world: World) -> tuple[float, int]:
-        """Mean loss and number of images over all processes."""
-        totals = torch.stack([self.sum, torch.full_like(self.sum, self.images)])
-        if world.distributed:
-            dist.all_reduce(totals)
-        loss_sum, images = totals.tolist()
-        return loss_sum / images, int(images)
+    def reduce(self, world: World, epoch: int) -> tuple[float, int]:
+        """Mean loss and number of images over all processes.
+
+        Raises:
+            InputError: A loss was not finite, on any process; all raise alike, so that none waits for another.
+        """
+        found = world.gather((self.sum.item(), self.images, int(self.bad_update)))
+        _refuse(min((update for _, _, update in found if update >= 0), default=-1), epoch)
+        images = sum(number for _, number, _ in found)
+        return math.fsum(loss for loss, _, _ in found) / images, images
+
+
+def _refuse(update: int, epoch: int) -> None:
+    if update >= 0:
+        raise InputError(
+            f'the loss became NaN or infinite in epoch {epoch + 1} at step {update + 1}: try a lower --lr, '
+            '--warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was used')
 
 
 def train_one_epoch(
@@ -104,7 +111,7 @@ def train_one_epoch(
         mixing: Mixes each batch on the device.
 
     Raises:
-        InputError: The loss became NaN or infinite, or there was no batch.
+        InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
     """
     task.train()
     progress.start(epoch)
@@ -128,8 +135,8 @@ def train_one_epoch(
         mixing.end_epoch()
     if not losses.images:
         raise InputError('the training loader gave no batch: check that the training split is not empty')
-    losses.check(epoch)
-    mean_loss, num_images = losses.reduce(world)
+    mean_loss, num_images = losses.reduce(world, epoch)
+    check_finite(task, epoch, world)
     return EpochResult(mean_loss, lr, num_images, progress.seconds)
 
 

@@ -13,14 +13,18 @@ from nbn_timm.data import (
     Splits,
     TrainLoader,
     create_eval_loader,
-    create_splits,
     create_train_loader,
     keep_in_memory,
 )
+from nbn_timm.data.splits import Known
+from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.second_stages import Stage
+from nbn_timm.trained.record import recorded_classes
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
@@ -86,25 +90,34 @@ class Plan:
             num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
             world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
 
+    def evaluator(self, model: nn.Module | None = None) -> LongTailEvaluator:
+        """What counts the hits of a model, and of routed experts their number."""
+        counting = (self.num_classes, self.splits.class_counts, self.world.device, None, *self.splits.shot_limits)
+        if isinstance(model, RoutedExperts):
+            return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
+        return LongTailEvaluator(*counting)
+
     def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
         """Evaluate a model on a split."""
-        counting = (self.num_classes, self.splits.class_counts, self.world.device)
-        unwrapped = unwrap_model(model)
-        evaluator = (RoutingEvaluator(unwrapped.multiply_adds(self.input.input_size), *counting)
-                     if isinstance(unwrapped, RoutedExperts) else LongTailEvaluator(*counting))
+        evaluator = self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
 
 
-def open_data(settings: TrainSettings, batch: BatchPlan, world: World) -> Splits:
-    """The splits of the data set.
+def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: Stage | None = None) -> Splits:
+    """The splits of the data set, with the classes in the order of the network of --initial-checkpoint.
+
+    Where its classifier stays, the data may have no other classes.
 
     Raises:
         InputError: Something given is wrong, or checkpoints are to be chosen by what there is not.
     """
+    known, initial = None, settings.start.initial_checkpoint
+    if initial and (classes := recorded_classes(read_checkpoint(initial))) is not None:
+        known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
-        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed))
+        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
     check_eval_metric(settings.run.eval_metric, splits)
     return splits
 
@@ -115,7 +128,7 @@ def check_eval_metric(name: str, splits: Splits) -> None:
         return
     if splits.class_counts is None:
         raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
-    if not dict(splits.class_counts.shot_split().items())[name]:
+    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[name]:
         raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
 
 

@@ -51,6 +51,7 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
     ]
     if settings.average.model_ema:
         lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+    lines += filter(None, [settings.precision.advice(plan.world.device)])
     _logger.info('\n'.join(lines))
 
 

@@ -23,7 +23,7 @@ from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_data
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.report import announce, report, show_epoch, write_settings
-from nbn_timm.training.run_checkpoint import find_resume
+from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
 
@@ -32,15 +32,15 @@ _logger = logging.getLogger(__name__)
 
 def train(settings: TrainSettings, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
-    resume_from = find_resume(settings.run.resume, folder)
+    resume_from = find_common_resume(settings.run.resume, folder, world)
     batch = plan_batch(settings.batch, world.size)
     seed_everything(settings.run.seed)
     if world.device.type == 'cuda':
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = True
 
-    splits = open_data(settings, batch, world)
     stage = build_stage(settings)
+    splits = open_data(settings, batch, world, stage)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
                 model.num_classes)

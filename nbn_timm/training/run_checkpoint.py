@@ -1,7 +1,11 @@
 """Checkpoints of a run: written whole or not at all, at every epoch's end, and what it takes to go on from one."""
 import logging
+import os
+import re
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +16,19 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler
 from torch import nn
 
-from nbn_timm.data import ClassCounts
+from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write
-from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.files import atomic_write, file_sha256
+from nbn_timm.models.weight_files import check_weights, read_checkpoint
+from nbn_timm.trained.record import recorded_classes, training_arguments
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
+_OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
+# What a run leaves when it ends; the logs also tell of one that has not.
+_RESULTS = ('test.json', 'val.json')
 
 _logger = logging.getLogger(__name__)
 
@@ -86,17 +94,59 @@ def fitted_state(
     }
 
 
-def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = False) -> None:
-    """Write `last.pth.tar`, and `model_best.pth.tar` before it if this epoch is the best.
+def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = False, history: int = 1) -> None:
+    """Write `last.pth.tar`, and `model_best.pth.tar` before it if this epoch is the best; keep the previous last ones.
 
     In that order a kill between the two leaves a best checkpoint newer than the last one, and the run that goes on
-    from the last one writes it again; the other way round the best one would be lost.
+    from the last one writes it again; the other way round the best one would be lost. The previous `last.pth.tar`
+    becomes `last-1.pth.tar`, that one `last-2.pth.tar` and so on, after the new one is in place: at no moment is
+    there less to go on from than before.
+
+    Args:
+        folder: Of the run.
+        state: Of `checkpoint_state` or `fitted_state`.
+        is_best: The epoch is the best so far.
+        history: How many older checkpoints to keep beside the last one.
 
     Raises:
         InputError: The disk is full or refuses; earlier checkpoints are intact.
     """
-    for name in ([BEST] if is_best else []) + [LAST]:
-        atomic_write(folder / name, lambda path: _write(state, path))
+    if is_best:
+        atomic_write(folder / BEST, lambda path: _write(state, path))
+    with _previous(folder, history):
+        atomic_write(folder / LAST, lambda path: _write(state, path))
+
+
+@contextmanager
+def _previous(folder: Path, history: int) -> Iterator[None]:
+    """Hold on to the last checkpoint while the body replaces it, then count the older ones on."""
+    last, kept = folder / LAST, folder / f'.{LAST}.previous.tmp'
+    kept.unlink(missing_ok=True)
+    if history and last.exists():
+        try:
+            os.link(last, kept)
+        except OSError:  # a file system without links
+            shutil.copyfile(last, kept)
+    try:
+        yield
+        older = [folder / _older(age) for age in range(1, history + 1)]
+        for newer, place in reversed(list(zip([kept, *older], older, strict=False))):
+            if newer.exists():
+                os.replace(newer, place)
+    finally:
+        kept.unlink(missing_ok=True)
+    for name in _older_names(folder)[history:]:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _older(age: int) -> str:
+    return f'last-{age}.pth.tar'
+
+
+def _older_names(folder: Path) -> list[str]:
+    """Names of the older checkpoints in a folder, the newest first."""
+    ages = [int(match[1]) for path in folder.glob('last-*.pth.tar') if (match := _OLDER.fullmatch(path.name))]
+    return [_older(age) for age in sorted(ages)]
 
 
 def _write(state: Mapping[str, Any], path: Path) -> None:
@@ -115,25 +165,130 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     """The checkpoint that a run starts from, None for a fresh start.
 
     Args:
-        resume: None, a file, or 'auto' for the folder's last checkpoint if there is one.
+        resume: None, a file, or 'auto' for the newest whole checkpoint in the folder, if a run has been there.
         folder: Of the run.
 
     Raises:
-        InputError: The file does not exist, or this run would overwrite the checkpoint of another one.
+        InputError: The file does not exist, this run would overwrite another one, or the checkpoints of the run in the
+            folder are gone or damaged.
     """
-    last = folder / LAST
+    there = _checkpoints(folder)
     if resume == 'auto':
-        return last if last.exists() else None
+        return _newest_whole(folder, there)
     if resume is not None:
         if not Path(resume).is_file():
             raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, or auto")
-        if last.exists() and not last.samefile(resume):
-            raise InputError(f"'{folder}' already holds a run ({LAST}) that '{resume}' would overwrite: give another "
-                             '--experiment')
+        if there and not any(path.samefile(resume) for path in there):
+            raise InputError(f"'{folder}' already holds a run ({there[0].name}) that '{resume}' would overwrite: give "
+                             'another --experiment')
         return Path(resume)
-    if last.exists():
-        raise InputError(f"'{folder}' already holds a run ({LAST}): give --resume auto to go on with it, "
+    if there:
+        raise InputError(f"'{folder}' already holds a run ({there[0].name}): give --resume auto to go on with it, "
                          'or another --experiment')
+    if trace := _trace(folder):
+        raise InputError(f"'{folder}' already holds a run, whose checkpoints are gone ({trace}): give another "
+                         '--experiment, or remove that folder')
+    return None
+
+
+def find_common_resume(resume: str | None, folder: Path, world: World) -> Path | None:
+    """`find_resume` for a run of several processes, which must all see the same run folder and checkpoint.
+
+    Every process has to call it, after the first one has made the folder.
+
+    Raises:
+        InputError: As `find_resume`, on all processes alike; or they see different folders or checkpoints.
+    """
+    if not world.distributed:
+        return find_resume(resume, folder)
+    _check_same_folder(folder, world)
+    path: Path | None = None
+    seen: str | InputError | None = None
+    try:
+        path = find_resume(resume, folder)
+        if path is not None:
+            seen = f"epoch {_epoch(read_checkpoint(path)) + 1} in '{path.name}', {file_sha256(path)[:12]}"
+    except InputError as error:
+        seen = error
+    _check_agreement(world.gather(seen), folder)
+    return path
+
+
+def _check_same_folder(folder: Path, world: World) -> None:
+    mark = folder / world.gather(f'.seen-{uuid.uuid4().hex}')[0]
+    if world.is_primary:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    world.barrier()
+    blind = [rank for rank, sees in enumerate(world.gather(mark.exists())) if not sees]
+    if world.is_primary:
+        mark.unlink(missing_ok=True)
+    if blind:
+        raise InputError(f"process {blind[0]} does not see the run folder '{folder}' of process 0: give an --output on "
+                         'a disk that all nodes share')
+
+
+def _check_agreement(seen: list[str | InputError | None], folder: Path) -> None:
+    """Refuse unless all processes have found the same; `seen` is of all processes, and so all raise alike."""
+    errors = [(rank, found) for rank, found in enumerate(seen) if isinstance(found, InputError)]
+    if errors and len({str(error) for _, error in errors}) == 1 and len(errors) == len(seen):
+        raise errors[0][1]
+    if errors:
+        raise InputError(f'process {errors[0][0]} found: {errors[0][1]}')
+    other = next((rank for rank, found in enumerate(seen) if found != seen[0]), None)
+    if other is not None:
+        raise InputError(f"the processes would not go on from the same checkpoint in '{folder}' (process 0: "
+                         f'{seen[0] or "none"}; process {other}: {seen[other] or "none"}): give an --output on a disk '
+                         'that all nodes share')
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder: the last one, older ones, the best one."""
+    return [folder / name for name in (LAST, *_older_names(folder), BEST) if (folder / name).exists()]
+
+
+def _newest_whole(folder: Path, there: list[Path]) -> Path | None:
+    whole: list[tuple[int, Path]] = []
+    damage: list[str] = []
+    for path in there:
+        try:
+            whole.append((_epoch(read_checkpoint(path)), path))
+        except InputError as error:
+            damage.append(str(error))
+        if whole and path.name == LAST:
+            return path
+    if whole:
+        epoch, newest = max(whole, key=lambda found: found[0])  # of equally new ones the first
+        lost = damage[0] if damage else f"'{folder / LAST}' is gone"
+        _logger.warning("%s. The run goes on from '%s' instead, after epoch %d.", lost, newest.name, epoch + 1)
+        return newest
+    trace = _trace(folder)
+    if damage or trace:
+        state = f'damaged: {damage[0].partition(": get it again")[0]}' if damage else f'gone ({trace})'
+        raise InputError(f"the run in '{folder}' cannot go on, since its checkpoints are {state}; put an intact "
+                         f'{LAST} there, or begin anew with another --experiment')
+    return None
+
+
+def _epoch(state: Mapping[str, Any]) -> int:
+    """The epoch (0-based) of a checkpoint; -1 for one of a stage of one pass."""
+    epoch = state.get('epoch')
+    return epoch if isinstance(epoch, int) else -1
+
+
+def _trace(folder: Path) -> str | None:
+    """What tells that a run in the folder has written a checkpoint, None if nothing does.
+
+    The log gets the row of an epoch just before its checkpoint, so that the first row alone is no sign.
+    """
+    for name in _RESULTS:
+        if (folder / name).exists():
+            return f'it has left {name}'
+    for name, before in (('log.jsonl', 0), ('summary.csv', 1)):
+        with suppress(OSError):
+            rows = (folder / name).read_bytes().count(b'\n') - before
+            if rows > 1:
+                return f'{name} has {rows} epochs'
     return None
 
 
@@ -155,19 +310,15 @@ def resume_run(
         InputError: The checkpoint is of another model or number of classes, or holds no training state.
     """
     state = read_checkpoint(path)
-    for key in ('epoch', 'state_dict', 'optimizer'):
-        if key not in state:
-            raise InputError(f"'{path}' has no '{key}', so no run can go on from it: use --initial-checkpoint to start "
-                             'from its weights')
+    _check_layout(path, state)
     if state.get('arch', arch) != arch:
         raise InputError(f"'{path}' is of model '{state['arch']}' and not of '{arch}': give --model {state['arch']}, "
                          'or another --experiment')
     _check_shapes(path, state['state_dict'], task)
-    if counts := state.get('class_counts'):
-        if class_counts is not None and tuple(counts['counts']) != class_counts.counts:
-            raise InputError(f"'{path}' was trained on other class counts than {class_counts.source} has: "
-                             'give its dataset, or another --experiment')
-    _warn_of_changes(path, state.get('args') or {}, settings)
+    before = recorded_classes(state)
+    if before is not None and class_counts is not None:
+        _check_classes(path, before, class_counts)
+    _warn_of_changes(path, training_arguments(state), settings)
 
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
     if task.has_ema():
@@ -177,8 +328,9 @@ def resume_run(
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state['optimizer'])
-    except ValueError as error:
-        raise InputError(f"the optimizer state of '{path}' does not fit ({error}): keep --opt and --decay-1d as they "
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"the optimizer state of '{path}' does not fit ({reason}): keep --opt and --decay-1d as they "
                          'were, or start anew with --initial-checkpoint') from error
     for group, settings_now in zip(optimizer.param_groups, groups, strict=True):
         group.update(settings_now)  # today's flags win over those of the checkpoint
@@ -219,12 +371,72 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
         raise InputError(f"the run folder '{folder}' cannot be written ({error.strerror}): choose another --output"
                          ) from error
     try:
-        for name in (LAST, BEST):
-            for leftover in folder.glob(f'.{name}.*.tmp'):
+        for leftover in folder.glob('.*.tmp'):  # whoever wrote them had this lock, and is dead
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
                 leftover.unlink()
         yield
     finally:
         lock.release()
+
+
+def _check_classes(path: Path, before: Classes, now: Classes) -> None:
+    if before.counts != now.counts:
+        raise InputError(f"'{path}' was trained on other class counts than {now.source} has: "
+                         'give its dataset, or another --experiment')
+    matching = before.match(now, now.source, f"'{path}'")
+    matching.require_same()
+    if matching.reordered:
+        raise InputError(f"'{path}' was trained on the classes of {now.source} in another order: give the data of that "
+                         'run, or another --experiment')
+
+
+def check_finite(task: TrainingTask, epoch: int, world: World) -> None:
+    """Refuse to go on with weights or BatchNorm statistics that are not finite, on all processes alike.
+
+    Raises:
+        InputError: One is not, on any process; it is named.
+    """
+    model: nn.Module | None = task.get_trainable_module()
+    assert model is not None
+    learned = _learned(model)
+    finite = torch.stack([value.detach().isfinite().all() for value in learned.values()]).tolist()
+    bad = next((name for name, good in zip(learned, finite, strict=True) if not good), None)
+    bad = next((name for name in world.gather(bad) if name), None) if world.distributed else bad
+    if bad is not None:
+        raise InputError(f"'{bad}' became NaN or infinite in epoch {epoch + 1}, so no checkpoint of it was written: "
+                         'try a lower --lr, --warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was '
+                         'used')
+
+
+def _learned(model: nn.Module) -> dict[str, torch.Tensor]:
+    statistics = ((name, value) for name, value in model.named_buffers()
+                  if name.rpartition('.')[2] in ('running_mean', 'running_var'))
+    return {**dict(model.named_parameters()), **dict(statistics)}
+
+
+def _check_layout(path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse what is no training state, or a malformed one."""
+    for key in ('epoch', 'state_dict', 'optimizer'):
+        if key not in state:
+            raise InputError(f"'{path}' has no '{key}', so no run can go on from it: use --initial-checkpoint to start "
+                             'from its weights')
+    wanted: dict[str, type | tuple[type, ...]] = {
+        'epoch': int, 'state_dict': dict, 'optimizer': dict, 'state_dict_ema': dict, 'task_state': dict,
+        'task_state_ema': dict, 'class_counts': dict, 'best': dict}
+    wrong = next((key for key, kind in wanted.items() if state.get(key) is not None and (
+        not isinstance(state[key], kind) or isinstance(state[key], bool))), None)
+    best = state.get('best')
+    if not wrong and best and (best.keys() != {'metric', 'epoch'} or not all(
+            isinstance(value, int | float) for value in best.values())):
+        wrong = 'best'
+    if wrong or state['epoch'] is None or state['epoch'] < 0:
+        raise InputError(f"no run can go on from '{path}', since its '{wrong or 'epoch'}' is not what a training "
+                         'writes there: use --initial-checkpoint to start from its weights')
+    for key in ('state_dict', 'state_dict_ema'):
+        if state.get(key) is not None:
+            check_weights(state[key], path)
 
 
 def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingTask) -> None:
@@ -233,6 +445,9 @@ def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingT
         if key not in saved or key not in current:
             raise InputError(f"'{path}' and the model differ in '{key}': give the --model and --model-kwargs "
                              'of that run, or another --experiment')
+        if saved[key].is_floating_point() != current[key].is_floating_point():
+            raise InputError(f"'{key}' is of another kind of number in '{path}' than in the model: it is damaged, so "
+                             'take an earlier checkpoint')
         if saved[key].shape != current[key].shape:
             raise InputError(f"'{key}' is {list(saved[key].shape)} in '{path}' and {list(current[key].shape)} in the "
                              'model: give the --num-classes and --model-kwargs of that run, or another --experiment')

@@ -56,6 +56,8 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
     resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
                                  metavar='FILE', kind='place')
+    checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=AT_LEAST_1,
+                                   kind='machine')
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')

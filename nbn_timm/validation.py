@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data import ClassCounts, DataDefaults, Splits, create_eval_loader, create_splits
+from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
-from nbn_timm.datasets import benchmark_of, reason_unused
-from nbn_timm.deploy import deployed
+from nbn_timm.data.splits import Known
+from nbn_timm.datasets import benchmark_of, create_splits, reason_unused
+from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
     EvalResult,
@@ -21,14 +22,14 @@ from nbn_timm.evaluation import (
     logit_offset,
     shifted_accuracy,
 )
-from nbn_timm.evaluation.settings import PostHocSettings, ShotSettings
+from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import AT_LEAST_1, SettingGroups, Settings, Values, fields_of, setting
-from nbn_timm.trained.opening import TrainedModel, open_trained, recorded_training
+from nbn_timm.settings import SettingGroups, Settings, Values, fields_of, setting
+from nbn_timm.trained.opening import CheckpointSettings, TrainedModel, open_trained, recorded_training
 from nbn_timm.trained.record import inherited_settings, recorded_settings
 from nbn_timm.training.distributed import World
 
@@ -39,17 +40,13 @@ HOW_TO_GIVE_COUNTS = (
 
 @dataclass(frozen=True)
 class WeightSettings(Settings):
-    """Which weights are evaluated, and in which form."""
+    """Which weights are evaluated."""
 
     title = 'weights'
 
     checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release', metavar='FILE',
                                      is_file=True)
     pretrained: bool = setting(False, "the model's published weights")
-    use_ema: bool = setting(False, "the checkpoint's averaged weights")
-    fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
-                         also=('--reparam',))
-    all_experts: bool = setting(False, 'of a checkpoint with routing, ask every expert')
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,6 @@ class EvaluationSettings(Settings):
 
     config: str | None = setting(None, 'defaults for all other flags', short='-c', metavar='FILE', kind='place')
     split: str = setting('test', 'which split', choices=('val', 'test'))
-    batch_size: int = setting(256, 'images per process', limits=AT_LEAST_1, short='-b', kind='machine')
     results_file: str | None = setting(None, 'write the result as JSON', metavar='FILE', kind='place')
     per_class_file: str | None = setting(None, 'write the accuracy of each class as CSV', metavar='FILE', kind='place')
 
@@ -76,11 +72,15 @@ class ValidateSettings(SettingGroups):
 
     evaluation: EvaluationSettings = EvaluationSettings()
     weights: WeightSettings = WeightSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
     model: ModelSettings = ModelSettings()
+    form: FoldSettings = FoldSettings()
+    adjustment: AdjustmentSettings = AdjustmentSettings()
     post_hoc: PostHocSettings = PostHocSettings()
     data: DataSettings = DataSettings()
     shots: ShotSettings = ShotSettings()
     input: InputSettings = InputSettings()
+    batch: EvalBatchSettings = EvalBatchSettings()
     precision: PrecisionSettings = PrecisionSettings()
     loader: LoaderSettings = LoaderSettings()
 
@@ -136,11 +136,12 @@ def validate(settings: ValidateSettings, world: World) -> None:
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
-    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, world.device)
+    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, splits.shot_limits,
+                                world.device)
     about = describe(settings, trained, input_format, class_counts)
-    model = prepare_model(trained.model, world.device, settings.weights.fuse, settings.precision)
+    model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
     loader = create_eval_loader(
-        dataset, batch_size=settings.evaluation.batch_size, defaults=input_format, num_workers=settings.loader.workers,
+        dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
         pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
     if world.is_primary:
@@ -158,11 +159,11 @@ def validate(settings: ValidateSettings, world: World) -> None:
 
 def open_network(settings: ValidateSettings) -> TrainedModel:
     """The network, changed as --tau-norm says."""
-    weights, model = settings.weights, settings.model
+    file, model = settings.weights.checkpoint, settings.model
     trained = open_trained(
-        weights.checkpoint or model.model, use_ema=weights.use_ema,
-        model=(model.model or None) if weights.checkpoint else None, add_nbn=model.add_nbn,
-        model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes, all_experts=weights.all_experts)
+        file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
+        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes,
+        all_experts=settings.checkpoint.all_experts)
     if settings.post_hoc.tau_norm is not None:
         if isinstance(trained.model, RoutedExperts):
             raise InputError("--tau-norm would change the logits that the router was trained on: add --all-experts")
@@ -174,36 +175,33 @@ def open_data(
         settings: ValidateSettings,
         trained: TrainedModel,
         world: World,
-) -> tuple[Splits, ClassCounts | None]:
+) -> tuple[Splits, Classes | None]:
     """The split to evaluate, and the training images per class.
 
     Raises:
         InputError: There is no such split, or the training images are asked for and not known.
     """
     source, split = settings.shots.counts_from, settings.evaluation.split
-    counts = None if source == 'dataset' else read_class_counts(settings, trained)
-    data = replace(settings.data, batch_size=settings.evaluation.batch_size)
+    data = replace(settings.data, batch_size=settings.batch.batch_size)
+    whose = f"checkpoint '{settings.weights.checkpoint}'" if settings.weights.checkpoint else f"model '{trained.name}'"
+    known = Known(trained.classes, whose) if trained.classes is not None else None
     if source != 'dataset':  # nobody asks for the training images
-        data = replace(data, train_list=None, class_counts=None,
+        data = replace(data, train_list=None, class_counts=data.class_counts if source == 'file' else None,
                        num_classes=data.num_classes or trained.model.num_classes)
     with world.primary_first():
-        splits = create_splits(data, (split,))
+        splits = create_splits(data, (split,), known)
     if (splits.val if split == 'val' else splits.test) is None:
         raise InputError(f"'{data.dataset}' has no {split} split here: "
                          f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")
-    if source == 'dataset':
-        counts = splits.class_counts
-        if counts is None:
-            raise InputError(f'the training images per class are not known, since the training split of '
-                             f"'{data.dataset}' was not found: {HOW_TO_GIVE_COUNTS}")
-    if counts is None and (settings.post_hoc.test_agnostic or settings.post_hoc.logit_adjustment):
+    counts = class_counts_of(settings, trained, splits)
+    if counts is None and (settings.post_hoc.test_agnostic or settings.adjustment.logit_adjustment):
         raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
                          '--class-counts FILE and leave out --counts-from none')
     return splits, counts
 
 
-def read_class_counts(settings: ValidateSettings, trained: TrainedModel) -> ClassCounts | None:
-    """Training images per class where --counts-from is 'file', 'checkpoint' or 'none'.
+def class_counts_of(settings: ValidateSettings, trained: TrainedModel, splits: Splits) -> Classes | None:
+    """Training images per class from where --counts-from says; None for 'none'.
 
     Raises:
         InputError: The source has none.
@@ -211,13 +209,15 @@ def read_class_counts(settings: ValidateSettings, trained: TrainedModel) -> Clas
     source = settings.shots.counts_from
     if source == 'none':
         return None
-    if source == 'file' and settings.data.class_counts:
-        return ClassCounts.from_file(settings.data.class_counts)
     if source == 'checkpoint' and trained.class_counts is not None:
         file = settings.weights.checkpoint
         where = f"checkpoint '{file}'" if file else 'record of the weights'
         return replace(trained.class_counts, source=f'{where} ({trained.class_counts.source})')
-    reason = '--class-counts was not given' if source == 'file' else 'the checkpoint records none'
+    if source == 'dataset' or (source == 'file' and settings.data.class_counts):
+        if splits.class_counts is not None:
+            return splits.class_counts
+    reason = {'file': '--class-counts was not given', 'checkpoint': 'the checkpoint records none'}.get(
+        str(source), f"the training split of '{settings.data.dataset}' was not found")
     raise InputError(f'the training images per class are not known, since {reason}: {HOW_TO_GIVE_COUNTS}')
 
 
@@ -231,14 +231,18 @@ def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: 
 def build_evaluator(
         settings: ValidateSettings,
         model: Any,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
         input_format: DataDefaults,
+        limits: tuple[int, int],
         device: torch.device,
 ) -> LongTailEvaluator:
     """What counts the hits, and of routed experts their number."""
-    offset = logit_offset(class_counts, settings.post_hoc.logit_adjustment) if class_counts else None
+    offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
     shots = settings.shots
-    counting = (model.num_classes, class_counts, device, None, shots.many_shot, shots.few_shot, offset)
+    many, few = limits
+    many = many if shots.many_shot is None else shots.many_shot
+    few = few if shots.few_shot is None else shots.few_shot
+    counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
     return LongTailEvaluator(*counting)
@@ -248,7 +252,7 @@ def describe(
         settings: ValidateSettings,
         trained: TrainedModel,
         input_format: DataDefaults,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
 ) -> dict[str, Any]:
     """What is evaluated, as plain data for the result and for people."""
     weights, precision = settings.weights, settings.precision
@@ -256,11 +260,11 @@ def describe(
         'model': trained.name,
         'parameters': sum(parameter.numel() for parameter in trained.model.parameters()),
         'weights': f"checkpoint '{weights.checkpoint}'" if weights.checkpoint else 'pretrained',
-        'use_ema': weights.use_ema,
-        'folded': weights.fuse,
+        'use_ema': settings.checkpoint.use_ema,
+        'folded': settings.form.fuse,
         'routed': isinstance(trained.model, RoutedExperts),
         'tau_norm': settings.post_hoc.tau_norm,
-        'logit_adjustment': settings.post_hoc.logit_adjustment,
+        'logit_adjustment': settings.adjustment.logit_adjustment,
         'dataset': settings.data.dataset,
         'split': settings.evaluation.split,
         'class_counts': class_counts.source if class_counts else 'none',
@@ -272,7 +276,7 @@ def describe(
 def report(
         settings: ValidateSettings,
         result: EvalResult,
-        class_counts: ClassCounts | None,
+        class_counts: Classes | None,
         about: dict[str, Any],
 ) -> None:
     """Print the table, and write the files that were asked for."""

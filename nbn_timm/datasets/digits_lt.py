@@ -3,11 +3,47 @@ import numpy as np
 from PIL import Image
 
 from nbn_timm.data.dataset import ArraySamples
+from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.settings import DataSettings
+from nbn_timm.datasets.benchmark import register_benchmark
+from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
 from nbn_timm.errors import InputError
 
-DIGITS_FACTOR = 15.0  # 140 images of the digit 0 down to 9 of the digit 9: 2 many-, 5 medium-, 3 few-shot classes
 TRAIN, VAL, TEST = 140, 14, 20  # images per class; the rarest digit has 174
 SIZE = 32
+
+
+@register_benchmark('digits_lt')
+class DigitsLT(DrawnBenchmark):
+    """Ten digits with 140 to 9 images: the quick start's dataset, which compares nothing."""
+
+    title = "long-tailed handwritten digits (scikit-learn's)"
+    num_classes = 10
+    home = 'https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits'
+    images = 'nothing, they come with scikit-learn'
+    terms = 'CC BY 4.0'
+    factor = 15.0  # 140 images of the digit 0 down to 9 of the digit 9: 2 many-, 5 medium-, 3 few-shot classes
+    largest = TRAIN
+    held_out = {'val': 10 * VAL, 'test': 10 * TEST}
+    needs_folder = False
+    zoo = 'resnet20_nbn'
+    defaults = DataDefaults(
+        input_size=(3, SIZE, SIZE),
+        mean=(0.306, 0.306, 0.306),
+        std=(0.324, 0.324, 0.324),
+        crop_pct=1.0,
+        train_transform='digits',
+        color_jitter=None,
+    )
+
+    def load(self, settings: DataSettings, part: str) -> tuple[ArraySamples, tuple[str, ...]]:
+        return load_digits_splits()[part], self.class_names()
+
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(map(str, range(10)))
+
+    def own_settings(self, settings: DataSettings) -> frozenset[str]:
+        return frozenset()
 
 
 def load_digits_splits() -> dict[str, ArraySamples]:
@@ -22,8 +58,7 @@ def load_digits_splits() -> dict[str, ArraySamples]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            'the digits_lt dataset needs scikit-learn, which is not installed: run pip install nbn_timm[quickstart]'
-        ) from error
+            'the digits_lt dataset needs scikit-learn, which is not installed: pip install scikit-learn') from error
     digits = load_digits()
     everything = ArraySamples(np.stack([_enlarge(image) for image in digits.images]), digits.target)
     random = np.random.RandomState(0)

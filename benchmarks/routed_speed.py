@@ -1,0 +1,114 @@
+"""What routing saves: images per second of a routed network in evaluation, against the share of experts it uses.
+
+    all experts    the network without a router
+    routed         the same network with a router, whose threshold is moved so that a given share of the images goes on
+
+All live in one process and take turns, so that a busy machine slows them alike; on a CPU the time is that of the
+process. `arithmetic` is the share of the multiply-adds, decisions included, `time` that of the time: where the two
+agree, images that stop early cost nothing afterwards. Weights are random, since only the number of experts counts.
+
+    python benchmarks/routed_speed.py --threads 1 --channels-last
+"""
+import argparse
+import json
+import platform
+import statistics
+from copy import deepcopy
+
+import timm
+import torch
+from expert_step import clock, multiply_adds
+
+import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.files import write_text_atomic
+from nbn_timm.models import RoutedExperts
+
+
+@torch.no_grad()
+def set_share(model: RoutedExperts, images: torch.Tensor, share: float) -> None:
+    """Move the router's threshold so that this share of the images goes on after the first expert."""
+    model.router.decide.bias.zero_()
+    decisions = model.train()(images)[0][:, 0].sort(descending=True).values
+    model.eval()
+    passed = round(share * len(images))
+    bounds = torch.cat([decisions[:1] + 1, decisions, decisions[-1:] - 1])
+    model.router.decide.bias.fill_(-bounds[passed:passed + 2].mean())
+
+
+@torch.no_grad()
+def settle(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """Running statistics of random weights, without which features vanish or explode."""
+    network.train()
+    for _ in range(3):
+        network(images)
+    network.eval()
+
+
+def main() -> None:
+    """Parse, time, report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--model', default='resnet32_ride')
+    parser.add_argument('--size', type=int, default=32, metavar='PIXELS')
+    parser.add_argument('--batch', type=int, default=128, metavar='N')
+    parser.add_argument('--experts', type=int, default=3, metavar='N')
+    parser.add_argument('--shares', nargs='+', type=float, default=[0, 0.25, 0.5, 0.75, 1], metavar='S',
+                        help='of the images that go on after the first expert')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--threads', type=int, metavar='N')
+    parser.add_argument('--channels-last', action='store_true')
+    parser.add_argument('--repeats', type=int, default=15, metavar='N')
+    parser.add_argument('--json', metavar='FILE')
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    images = torch.randn(args.batch, 3, args.size, args.size) * torch.linspace(0.2, 2, args.batch)[:, None, None, None]
+    images = images.to(device, memory_format=memory_format)
+    network = timm.create_model(args.model, num_experts=args.experts).to(device, memory_format=memory_format)
+    settle(network, images)
+    models: dict[str, torch.nn.Module] = {'all experts': network}
+    used = {'all experts': torch.full((args.batch,), args.experts)}
+    costs = {'all experts': float(multiply_adds(network, args.size))}
+    for share in args.shares:
+        name = f'{share:.0%} go on'
+        model = RoutedExperts(deepcopy(network), top_k=min(30, network.num_classes)).to(device)
+        set_share(model, images, share)
+        with torch.inference_mode():
+            used[name] = model.route(images)[1].cpu()
+        amounts = torch.tensor(model.multiply_adds((3, args.size, args.size)), dtype=torch.float64)
+        models[name], costs[name] = model, amounts[used[name] - 1].mean().item()
+
+    times: dict[str, list[float]] = {name: [] for name in models}
+    with torch.inference_mode():
+        for turn in range(-1, args.repeats):  # the first round warms up
+            for name in list(models)[::1 if turn % 2 else -1]:
+                spent = clock(lambda name=name: models[name](images), device)  # type: ignore[misc]
+                if turn >= 0:
+                    times[name].append(spent)
+
+    about = {'model': args.model, 'device': args.device, 'machine': platform.machine(),
+             'threads': torch.get_num_threads(), 'torch': torch.__version__, 'batch': args.batch,
+             'channels_last': args.channels_last, 'experts': args.experts, 'repeats': args.repeats}
+    print(', '.join(f'{key} {value}' for key, value in about.items()))
+    print('| | experts used | share | arithmetic | time | quartiles over rounds | images/s |')
+    print('|---|---|---|---|---|---|---|')
+    whole = multiply_adds(network, args.size)
+    found = []
+    for name, values in times.items():
+        given = used[name].double().mean().item()
+        arithmetic = costs[name] / whole
+        ratios = [one / base for one, base in zip(values, times['all experts'], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        speed = 1000 * args.batch / statistics.median(values)
+        print(f'| {name} | {given:.2f} | {given / args.experts:.2f} | {arithmetic:.2f} | {ratio:.2f} | '
+              f'{low:.2f} to {high:.2f} | {speed:.0f} |')
+        found.append(dict(case=name, experts=given, arithmetic=arithmetic, ratio=ratio, quartiles=[low, high],
+                          images_per_second=speed))
+    if args.json:
+        write_text_atomic(args.json, json.dumps({**about, 'cases': found}, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,196 @@
+"""The splits of a dataset: from what a reader found to what the loaders take."""
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, GivenCounts, label_names
+from nbn_timm.data.dataset import LabelledImages
+from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.longtail import draw_long_tail
+from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
+from nbn_timm.errors import InputError
+
+PARTS = ('train', 'val', 'test')
+SHOT_LIMITS = (MANY_ABOVE, FEW_BELOW)  # many: more training images than the first; few: fewer than the second
+
+
+@dataclass
+class Source:
+    """What a reader found: the splits by name, the class names in label order, and what a person should know."""
+
+    datasets: dict[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Splits:
+    """A dataset, ready for the loaders.
+
+    Attributes:
+        train, val, test: None where the dataset has no such split or it was not asked for. A dataset without `val`
+            has nothing to select a model on: its last epoch is reported.
+        train_targets: Labels of the training split, int64 [N], for samplers; None where only reading it would tell.
+        classes: Names and, where the training split can be counted or a file was given, training images per class;
+            None if nothing is known.
+        defaults: Published input format and augmentation.
+        num_classes: None where it cannot be known without reading all images.
+        notes: What a person should know about the data, one sentence each.
+        shot_limits: The benchmark's limits of many and few, as `ClassCounts.shot_split` takes them.
+    """
+
+    train: Dataset | None
+    val: Dataset | None
+    test: Dataset | None
+    classes: Classes | None
+    defaults: DataDefaults
+    num_classes: int | None = None
+    train_targets: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+    shot_limits: tuple[int, int] = SHOT_LIMITS
+
+    @property
+    def class_counts(self) -> Classes | None:
+        """The classes, if their training images are known."""
+        return self.classes if self.classes is not None and self.classes.counts is not None else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """The classes of a finished network that the data are for.
+
+    Attributes:
+        classes: In the order of the network's outputs.
+        whose: In words, such as "checkpoint 'last.pth.tar'".
+        binding: The data may have no others; else these are told, and the data keep an order of their own.
+    """
+
+    classes: Classes
+    whose: str
+    binding: bool = True
+
+
+def assemble(
+        settings: DataSettings,
+        parts: Collection[str],
+        source: Source,
+        defaults: DataDefaults,
+        given: GivenCounts | None = None,
+        known: Known | None = None,
+        factor: float | None = None,
+        shot_limits: tuple[int, int] = SHOT_LIMITS,
+) -> Splits:
+    """Draw the long tail, count it, and keep the parts that were asked for.
+
+    Args:
+        settings: As they were asked for, with the number of classes where that is known.
+        parts: The splits to keep.
+        source: What was read.
+        defaults: Published input format and augmentation.
+        given: Training images per class in place of what is counted.
+        known: Classes whose order the labels take.
+        factor: Imbalance factor of the draw; None draws nothing.
+        shot_limits: See `Splits`.
+
+    Raises:
+        InputError: A long tail is to be drawn from labels that are not known.
+    """
+    datasets = dict(source.datasets)
+    train = datasets.get('train')
+    targets = None if train is None else dataset_targets(train)
+    num_classes = settings.num_classes or (len(source.names) if source.names else None)
+    if num_classes is None and targets is not None:
+        num_classes = int(targets.max()) + 1
+    description, notes = f'train split of {settings.dataset}', list(source.notes)
+
+    if factor is not None and train is not None:
+        if targets is None or num_classes is None:
+            raise InputError(
+                f'{settings.dataset} cannot be made long-tailed because its labels are not known beforehand: '
+                'remove --imbalance-factor')
+        indices = draw_long_tail(targets, num_classes, factor, settings.imbalance_profile, settings.imbalance_seed)
+        owned = isinstance(train, LabelledImages)
+        datasets['train'] = train.select(indices) if owned else SelectedSamples(train, indices, targets)
+        targets = targets[indices]
+        description += f' ({settings.imbalance_profile} profile, imbalance factor {factor:g})'
+        notes.append(
+            f'the training split is a draw of {len(indices):,} images: {settings.imbalance_profile} profile, '
+            f'imbalance factor {factor:g}, seed {settings.imbalance_seed}')
+
+    classes = _classes(source, targets, num_classes, description)
+    if known is not None:
+        classes, targets = _as_known(known, classes, datasets, targets, description, notes)
+        num_classes = classes.num_classes if classes else num_classes
+    if given is not None:
+        classes, told = given.of(classes)
+        notes += told
+        num_classes = num_classes or classes.num_classes
+    if (classes is None or classes.counts is None) and 'train' in parts:
+        notes.append('the training images per class are unknown: give them as a file where they are needed')
+    if 'val' in parts and 'val' not in datasets:
+        notes.append(
+            f'{settings.dataset} has no validation split: no best epoch is selected, the last one is reported')
+    return Splits(
+        train=datasets.get('train') if 'train' in parts else None,
+        val=datasets.get('val') if 'val' in parts else None,
+        test=datasets.get('test') if 'test' in parts else None,
+        classes=classes,
+        defaults=defaults,
+        num_classes=num_classes,
+        train_targets=targets,
+        notes=notes,
+        shot_limits=shot_limits,
+    )
+
+
+def _classes(
+        source: Source,
+        targets: np.ndarray | None,
+        num_classes: int | None,
+        description: str,
+) -> Classes | None:
+    """The classes in the order of the data's own labels."""
+    names = source.names if source.names and len(source.names) == num_classes else None
+    if targets is not None:
+        return Classes.from_targets(targets, names, description, num_classes)
+    if num_classes is None:
+        return None
+    return Classes(None, names or label_names(num_classes), description)
+
+
+def _as_known(
+        known: Known,
+        classes: Classes | None,
+        datasets: dict[str, Any],
+        targets: np.ndarray | None,
+        description: str,
+        notes: list[str],
+) -> tuple[Classes | None, np.ndarray | None]:
+    """The classes and training labels in the order of the known classes; the labels of `datasets` change in place."""
+    if classes is None:
+        return known.classes, targets
+    matching = known.classes.match(classes, classes.source, known.whose)
+    if matching.only_theirs and not known.binding:
+        odd = ', '.join(f"'{name}'" for name in matching.only_theirs[:3])
+        notes.append(f'{known.whose} does not know the classes {odd} of the data, which are learned anew')
+        return classes, targets
+    matching.require_theirs()
+    notes += matching.notes
+    if matching.reordered:
+        notes.append(f'the classes take the order that they have in {known.whose}')
+        for part, dataset in datasets.items():
+            if not isinstance(dataset, LabelledImages):
+                raise InputError(f'the classes of the data have another order than those of {known.whose}, and a '
+                                 'dataset type of timm cannot be relabelled: give the images as class folders or lists')
+            relabelled = dataset.select(np.arange(len(dataset)))
+            relabelled.targets = matching.relabel(dataset.targets)
+            datasets[part] = relabelled
+    if targets is None:
+        return Classes(None, known.classes.names, description), None
+    targets = matching.relabel(targets)
+    names = known.classes.names if known.classes.named or not classes.named else classes.names
+    return Classes.from_targets(targets, names, description, known.classes.num_classes), targets

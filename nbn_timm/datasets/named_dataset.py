@@ -1,0 +1,150 @@
+"""The datasets by name: what `--dataset` can say is one class in one file of this folder."""
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from nbn_timm.data.classes import read_counts
+from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
+from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
+from nbn_timm.errors import InputError
+from nbn_timm.registry import Registry
+
+NamedT = TypeVar('NamedT', bound='NamedDataset')
+
+LISTS = frozenset({'train_list', 'val_list', 'test_list'})
+
+
+class NamedDataset(ABC):
+    """A dataset that `--dataset` names.
+
+    Attributes:
+        name: What it was asked for by; of a registered prefix such as 'hfds/', all of the name.
+        hint: What the name stands for, where it does not say so itself.
+        defaults: Published input format and augmentation.
+        num_classes: None where the images tell.
+        factor: The imbalance factor of the draw unless another is asked for; None draws nothing.
+        shot_limits: Many-shot classes have more training images than the first, few-shot ones less than the second.
+        needs_folder: It is read from a data folder.
+    """
+
+    hint: ClassVar[str] = ''
+    defaults: ClassVar[DataDefaults] = OWN_IMAGES
+    num_classes: ClassVar[int | None] = None
+    factor: ClassVar[float | None] = None
+    shot_limits: ClassVar[tuple[int, int]] = SHOT_LIMITS
+    needs_folder: ClassVar[bool] = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @abstractmethod
+    def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
+        """Read the splits as they are, before any draw.
+
+        Args:
+            settings: What to read; `num_classes` is the published one where there is one.
+            parts: The splits that are needed, of 'train', 'val' and 'test'.
+            count: Read the training split even if it is not among them, provided that it can be found.
+
+        Raises:
+            InputError: A part is missing or malformed.
+        """
+
+    @abstractmethod
+    def own_settings(self, settings: DataSettings) -> frozenset[str]:
+        """Those fields of `DataSettings` that `read` takes account of, given the others."""
+
+    def drawn_factor(self, settings: DataSettings) -> float | None:
+        """The imbalance factor of the draw, None if nothing is drawn."""
+        return self.factor if settings.imbalance_factor is None else settings.imbalance_factor
+
+    def used_settings(self, settings: DataSettings) -> frozenset[str]:
+        """The fields of `DataSettings` that have an effect on this dataset, given the others."""
+        used = self.own_settings(settings) | {'dataset', 'num_classes', 'class_counts', 'imbalance_factor'}
+        draws = self.drawn_factor(settings) is not None
+        return used | {'imbalance_profile', 'imbalance_seed'} if draws else used
+
+
+DATASETS: Registry[NamedDataset] = Registry('dataset')  # a name that ends in '/' is the prefix of many
+
+
+def register_dataset(name: str) -> Callable[[type[NamedT]], type[NamedT]]:
+    """Class decorator: make a `NamedDataset` available as `--dataset name`; 'name/' stands for all 'name/...'."""
+    return DATASETS.register(name)
+
+
+def find_dataset(name: str) -> NamedDataset:
+    """The dataset of that name.
+
+    Raises:
+        InputError: There is none.
+    """
+    prefix = f'{name.lower().partition("/")[0]}/'
+    return DATASETS.find(prefix if prefix in DATASETS and '/' in name else name)(name)
+
+
+def dataset_choices() -> str:
+    """What can be given as `--dataset`, in words for people."""
+    return ', '.join(f'{name}{"..." * name.endswith("/")}' + (f' ({known.hint})' if known.hint else '')
+                     for name, known in DATASETS.items())
+
+
+def create_splits(
+        settings: DataSettings,
+        parts: Collection[str] = PARTS,
+        known: Known | None = None,
+) -> Splits:
+    """Build the splits of a dataset and count its training images.
+
+    Args:
+        settings: What to read.
+        parts: The splits to build, of 'train', 'val' and 'test'. The training split is counted even if it is not
+            among them, provided that it can be found.
+        known: Classes of a finished network, by which the labels are numbered.
+
+    Raises:
+        InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
+    """
+    dataset = find_dataset(settings.dataset)
+    given = read_counts(settings.class_counts) if settings.class_counts else None
+    settings = replace(settings, num_classes=_known_classes(dataset, settings))
+    source = dataset.read(settings, parts, given is None)
+    return assemble(settings, parts, source, dataset.defaults, given, known, dataset.drawn_factor(settings),
+                    dataset.shot_limits)
+
+
+def reason_unused(name: str, settings: DataSettings) -> str | None:
+    """Why a field of `DataSettings` has no effect on the dataset that they name; None where it has one."""
+    used = find_dataset(settings.dataset).used_settings(settings)
+    return None if name in used else f'has no effect on --dataset {settings.dataset}'
+
+
+def prescribes_format(name: str) -> bool:
+    """Whether the images of a dataset have a published format."""
+    return find_dataset(name).defaults.published
+
+
+def image_root(settings: DataSettings) -> Path:
+    """The data folder.
+
+    Raises:
+        InputError: It was not given, or is neither there nor to be filled.
+    """
+    if not settings.data_dir:
+        raise InputError(f'the dataset {settings.dataset} needs a folder: give --data-dir')
+    if not os.path.isdir(settings.data_dir) and not settings.download:
+        raise InputError(f"the data folder '{settings.data_dir}' does not exist: correct --data-dir")
+    return Path(settings.data_dir)
+
+
+def _known_classes(dataset: NamedDataset, settings: DataSettings) -> int | None:
+    """The number of classes where the benchmark or the settings tell it; they must agree."""
+    published = dataset.num_classes
+    if published and settings.num_classes not in (None, published):
+        raise InputError(
+            f'{settings.dataset} has {published} classes, not {settings.num_classes}: remove --num-classes')
+    return published or settings.num_classes

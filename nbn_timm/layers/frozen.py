@@ -1,0 +1,90 @@
+"""BatchNorm and NBN that no longer learn: fixed statistics and a fixed affine part, the convention of detection."""
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.layers import BatchNormAct2d
+
+from nbn_timm.errors import InputError
+from nbn_timm.layers.norm import NormalizedBatchNorm2d, NormalizedBatchNormAct2d
+
+__all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm2d',
+           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen']
+
+
+class _FrozenStatistics(nn.Module):
+    """Mixed in before a BatchNorm: evaluation mode for ever, so that the running statistics are used and stay."""
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(False)
+        for child in self.children():  # dropout and activation follow the network
+            child.train(mode)
+        return self
+
+
+class FrozenPlainBatchNorm2d(_FrozenStatistics, nn.BatchNorm2d):
+    """Frozen `nn.BatchNorm2d`; keys and parameters stay, so a checkpoint fits the model before and after."""
+
+
+class FrozenPlainBatchNormAct2d(_FrozenStatistics, BatchNormAct2d):
+    """Frozen `BatchNormAct2d` of timm."""
+
+
+class FrozenNormalizedBatchNorm2d(_FrozenStatistics, NormalizedBatchNorm2d):
+    """NBN whose statistics, g and b are fixed, whatever mode and `requires_grad` are set; alpha may still learn."""
+
+    def effective_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in `NormalizedBatchNorm2d`, with a gradient for alpha alone."""
+        return self._scaled(self.weight.detach(), self.bias.detach())
+
+
+class FrozenNormalizedBatchNormAct2d(FrozenNormalizedBatchNorm2d, NormalizedBatchNormAct2d):
+    """`FrozenNormalizedBatchNorm2d` with the `drop` and `act` of `NormalizedBatchNormAct2d`."""
+
+
+_FROZEN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: FrozenPlainBatchNorm2d,
+    BatchNormAct2d: FrozenPlainBatchNormAct2d,
+    NormalizedBatchNorm2d: FrozenNormalizedBatchNorm2d,
+    NormalizedBatchNormAct2d: FrozenNormalizedBatchNormAct2d,
+}
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether `freeze_nbn` froze this layer."""
+    return isinstance(module, _FrozenStatistics)
+
+
+def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
+    """Freeze all NBN and BatchNorm2d layers of a model, or of a part of it, in place; NBN layers stay NBN.
+
+    Statistics, weights and biases are fixed, in training mode too; keys, values and the function in evaluation stay as
+    they are. timm's `freeze_batch_norm_2d` and others of its kind would replace NBN by a plain layer, and are refused.
+
+    Args:
+        model: A model or a part of it. An alpha that layers outside of the part share is frozen for them as well.
+        alpha_trainable: Let alpha, the length of the normalised vectors, still learn.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: A layer is of a kind that cannot be frozen, such as a synchronised one; nothing has been changed.
+    """
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not is_frozen(module)}
+    for name, layer in layers.items():
+        if type(layer) not in _FROZEN or layer.running_mean is None:
+            kind = type(layer).__name__ + ('' if layer.running_mean is not None else ' without running statistics')
+            raise InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
+                             'and give layers with running statistics')
+    for layer in layers.values():
+        # Only the class changes, so parameters, buffers and the shared alpha stay as they are.
+        layer.__class__ = _FROZEN[type(layer)]  # type: ignore[assignment]
+        layer.train(layer.training)
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, FrozenNormalizedBatchNorm2d):
+            module.scale.alpha.requires_grad_(alpha_trainable)
+    return model

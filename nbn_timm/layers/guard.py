@@ -1,0 +1,105 @@
+"""Stops code that knows NBN only as a `BatchNorm2d` before it puts a plain layer in its place.
+
+A converter of torch, timm, transformers, detectron2 or apex asks for `BatchNorm2d`, builds its own kind of layer of the
+same size and copies the raw weight and bias, which without their normalisation give garbage. All of them build a layer
+with running statistics from within a function that walks the model, so that is where they are stopped: at the first
+layer, before anything of the model has changed. What cannot be seen is written in docs/freezing.md.
+"""
+import sys
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn as nn
+from timm.layers import BatchNormAct2d
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_module_registration_hook
+
+from nbn_timm.errors import InputError
+from nbn_timm.layers.norm import NormalizedBatchNorm2d
+
+__all__ = ['forbid_lossy_conversions']
+
+# Of these, models are built, and NBN is folded into them.
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+
+
+def forbid_lossy_conversions() -> None:
+    """Install the two hooks, the only globals of torch that this package sets."""
+    register_module_buffer_registration_hook(_refuse_to_build)  # type: ignore[arg-type]
+    register_module_module_registration_hook(_refuse_to_replace)  # type: ignore[arg-type]
+
+
+def _is_foreign(module: Any) -> bool:
+    return type(module) not in _PLAIN and not isinstance(module, NormalizedBatchNorm2d)
+
+
+def _refuse_to_build(module: nn.Module, name: str, buffer: torch.Tensor | None) -> None:
+    if name == 'running_mean' and buffer is not None and _is_foreign(module):
+        lost = _nbn_under_conversion(module, buffer.numel())
+        if lost:
+            raise _refusal(type(module).__name__, lost)
+
+
+def _refuse_to_replace(parent: nn.Module, name: str, module: nn.Module | None) -> None:
+    replaces = isinstance(parent._modules.get(name), NormalizedBatchNorm2d)
+    if replaces and hasattr(module, 'running_var') and _is_foreign(module):
+        raise _refusal(type(module).__name__, name)
+
+
+def _refusal(kind: str, lost: str) -> InputError:
+    return InputError(
+        f"this conversion to {kind} of an NBN layer ('{lost}') would drop its normalisation: use "
+        'nbn_timm.convert_sync_batchnorm for synchronised statistics, nbn_timm.freeze_nbn for frozen layers, or '
+        'nbn_timm.fold_nbn before anything else')
+
+
+def _nbn_under_conversion(made: nn.Module, size: int) -> str | None:
+    """The NBN layer that is lost if `made`, of `size` channels, is to take the place of a BatchNorm; None if none is.
+
+    It is if the function that makes it has a BatchNorm of that size at hand, and that BatchNorm is NBN or the function
+    was called on a model with NBN; of a recursive function, its first call counts.
+    """
+    maker = _frame_outside(made)
+    if maker is None:
+        return None
+    held = [value for value in maker.f_locals.values() if isinstance(value, _BatchNorm) and value.num_features == size]
+    if not held:
+        return None
+    for root in [*held, *_module_arguments(_first_call(maker))]:
+        for name, module in root.named_modules():
+            if isinstance(module, NormalizedBatchNorm2d):
+                return name or type(module).__name__
+    return None
+
+
+def _frame_outside(made: nn.Module) -> FrameType | None:
+    """The frame that called the constructor of `made`; None if that is not running."""
+    frame: FrameType | None = sys._getframe(3)
+    constructs = False
+    while frame is not None and _first_argument(frame) is made:
+        constructs = constructs or frame.f_code.co_name == '__init__'
+        frame = frame.f_back
+    return frame if constructs else None
+
+
+def _first_call(frame: FrameType) -> FrameType:
+    """The outermost call of a recursive function; between two may stand others of its file, as comprehensions."""
+    first, code = frame, frame.f_code
+    above = frame.f_back
+    while above is not None and above.f_code.co_filename == code.co_filename:
+        first = above if above.f_code is code else first
+        above = above.f_back
+    return first
+
+
+def _module_arguments(frame: FrameType) -> list[nn.Module]:
+    code = frame.f_code
+    arguments = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
+    values = [frame.f_locals.get(name) for name in arguments]
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _first_argument(frame: FrameType) -> Any:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -1,0 +1,77 @@
+"""Models in timm's format, a folder or a repository with config.json and weights: read and checked before timm does."""
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+from nbn_timm.errors import InputError
+
+from ._released import StateDict
+from .weight_files import read_state_dict
+
+__all__ = ['FOLDER', 'HUB', 'is_model_folder', 'read_config', 'read_weights']
+
+HUB, FOLDER = 'hf-hub:', 'local-dir:'
+
+# In timm's order.
+_WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+
+def is_model_folder(name: str) -> bool:
+    """Whether a model's name is of a folder or a repository in timm's format."""
+    return name.startswith((HUB, FOLDER))
+
+
+def read_config(source: str) -> dict[str, Any]:
+    """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
+
+    Raises:
+        InputError: There is none, or it is no description of a model.
+    """
+    try:
+        config = json.loads(_file(source, 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError, HfHubHTTPError, HFValidationError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
+                         'connection') from error
+    if not isinstance(config, dict):
+        raise InputError(f"the config.json of '{source}' is no object: give a model of timm's format")
+    if not isinstance(config.get('architecture'), str):
+        raise InputError(f"the config.json of '{source}' names no architecture: give a model of timm's format")
+    for key, kind, what in (('pretrained_cfg', dict, 'object'), ('model_args', dict, 'object'),
+                            ('num_classes', int, 'number'), ('label_names', list | dict, 'list')):
+        if key in config and not isinstance(config[key], kind):
+            raise InputError(f"'{key}' in the config.json of '{source}' is no {what}: correct it, or get it again")
+    return config
+
+
+def read_weights(source: str) -> StateDict | None:
+    """The weights in a folder or repository; None where they are in a file of a name that only timm knows.
+
+    Raises:
+        InputError: They are damaged, or nothing can be computed with them.
+    """
+    for name in _WEIGHTS:
+        try:
+            path = _file(source, name)
+        except (OSError, EntryNotFoundError):
+            continue
+        except (HfHubHTTPError, HFValidationError) as error:
+            reason = ' '.join(str(error).split()) or type(error).__name__
+            raise InputError(f"the weights of '{source}' cannot be had ({reason}): check the name and the "
+                             'connection') from error
+        return read_state_dict(path)
+    return None
+
+
+def _file(source: str, name: str) -> Path:
+    scheme, _, place = source.partition(':')
+    if f'{scheme}:' == FOLDER:
+        path = Path(place, name)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no file '{path}'")
+        return path
+    repo_id, _, revision = place.partition('@')
+    return Path(hf_hub_download(repo_id, name, revision=revision or None))
