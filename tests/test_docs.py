@@ -31,8 +31,9 @@ PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').g
 
 # What takes the arguments of each command, or exits; the one place of this file that knows.
 PARSE = {
-    'nbn-train': train.parse_train_args,
-    'nbn-validate': lambda argv: config.parse_args(validate.create_parser(), argv),
+    'nbn-train': train.parse_train,
+    'nbn-validate': lambda argv: config.read_given(
+        validate.ValidateSettings, config.build_parser(validate.ValidateSettings, 'nbn-validate', ''), argv).settings(),
     'nbn-export': lambda argv: config.parse_flags(export.create_parser(), argv),
     'nbn-predict': lambda argv: config.parse_flags(predict.create_parser(), argv),
     'nbn-push': push.parse_args,

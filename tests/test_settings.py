@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from nbn_timm.trained.validation import ValidateSettings, validate
 from timm.optim import get_optimizer_info, list_optimizers
 
 import nbn_timm
@@ -37,6 +36,7 @@ from nbn_timm.settings import (
 from nbn_timm.training.report import config_text
 from nbn_timm.training.run import train
 from nbn_timm.training.settings import TrainSettings
+from nbn_timm.validation import ValidateSettings, validate
 
 pytestmark = pytest.mark.fast
 
