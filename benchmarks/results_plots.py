@@ -1,17 +1,13 @@
 """The plots of docs/zoo.md. A method has one colour and line style in all of them."""
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-if TYPE_CHECKING:
-    from results_page import Method
+from results_runs import Method
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the yellow, too pale for lines, is left out, and the black
 # is a grey that whiskers show on.

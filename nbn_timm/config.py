@@ -125,14 +125,15 @@ def build_parser(groups: type[SettingGroups], prog: str, description: str) -> ar
     for group in groups.group_types().values():
         section = parser.add_argument_group(group.title, group.about)
         for declared in fields_of(group):
-            add_flag(section, declared)
+            more = groups.explained.get(declared.name)
+            add_flag(section, declared, more() if more else '')
     return parser
 
 
-def add_flag(section: Any, declared: Field) -> None:
-    """Add the flag of a setting to a parser or to a group of its flags."""
+def add_flag(section: Any, declared: Field, more: str = '') -> None:
+    """Add the flag of a setting to a parser or to a group of its flags, with `more` to say of it."""
     about = declared.declaration
-    help = f'{about.help} (default: {declared.shown_default()})'.strip().replace('%', '%%')
+    help = f'{about.help}{more} (default: {declared.shown_default()})'.strip().replace('%', '%%')
     names = [*([about.short] if about.short else []), flag(declared.name), *about.also]
     options: dict[str, Any] = dict(dest=declared.name, help=help, default=argparse.SUPPRESS)
     if declared.type is bool:

@@ -318,6 +318,7 @@ class SettingGroups:
     """
 
     MORE: ClassVar[str] = ''  # name of the field that holds these, a mapping of names to groups
+    explained: ClassVar[Mapping[str, Callable[[], str]]] = {}  # more to say in `--help` of some settings
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:

@@ -11,7 +11,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.splits import Known
-from nbn_timm.datasets import benchmark_of, create_splits, reason_unused
+from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
@@ -83,6 +83,8 @@ class ValidateSettings(SettingGroups):
     batch: EvalBatchSettings = EvalBatchSettings()
     precision: PrecisionSettings = PrecisionSettings()
     loader: LoaderSettings = LoaderSettings()
+
+    explained = {'dataset': lambda: f': {dataset_choices()}'}
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set, the split and the source of the class counts leave unused."""

@@ -42,7 +42,7 @@ class DataSettings(Settings):
     title = 'data'
 
     dataset: str = setting(
-        '', 'a benchmark, list (your own list files), folder (class folders) or a timm dataset type such as hfds/...',
+        '', 'what is read',
         metavar='NAME', unset='that of the finished network, if there is one', inherited=True)
     data_dir: str | None = setting(None, 'root of the images', metavar='DIR', kind='place', inherited=True)
     train_list: str | None = setting(None, "'path label' per line, relative to --data-dir", metavar='FILE',

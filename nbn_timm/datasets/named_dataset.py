@@ -90,7 +90,7 @@ def find_dataset(name: str) -> NamedDataset:
 def dataset_choices() -> str:
     """What can be given as `--dataset`, in words for people."""
     return ', '.join(f'{name}{"..." * name.endswith("/")}' + (f' ({known.hint})' if known.hint else '')
-                     for name, known in DATASETS.items())
+                     for name, known in sorted(DATASETS.items(), key=lambda item: (bool(item[1].hint), item[0])))
 
 
 def create_splits(

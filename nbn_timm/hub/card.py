@@ -2,7 +2,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult as HubResult
+from huggingface_hub import ModelCardData
 
 from nbn_timm.data import Classes, DataSettings
 from nbn_timm.datasets import describe_draw, find_benchmark
@@ -82,7 +83,7 @@ def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
             *(['long-tailed-recognition'] if trained.class_counts or benchmark else [])]
     results = None
     if test and set_name:
-        results = [EvalResult(
+        results = [HubResult(
             task_type='image-classification', dataset_type=source or str(dataset), dataset_name=set_name,
             dataset_split=test['split'], metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
             metric_value=round(test[key], 2)) for key in ACCURACIES if test.get(key) is not None]

@@ -30,9 +30,7 @@ def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> dict[st
     if not path.is_file() or not beside.is_file():
         return None
     results = _read(beside)
-    weights = results.get('weights')
-    if not isinstance(weights, dict):
-        weights = _weights_in_words(str(results.get('checkpoint')))  # of an earlier version
+    weights = weights_of(results)
     same = weights.get('file') == path.name and weights.get('epoch') == epoch
     # A run of a second stage may have asked only some experts for an image.
     if not same or results.get('use_ema', use_ema) != use_ema or 'mean_experts' in results:
@@ -40,12 +38,19 @@ def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> dict[st
     return summarize_results(results)
 
 
-def _weights_in_words(sentence: str) -> dict[str, Any]:
-    """The fields that earlier versions told in a sentence alone."""
-    trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)', sentence)
+def weights_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Which weights a test.json is of: their 'file', their 'epoch' from 1, and what they were 'chosen_by'.
+
+    Earlier versions told it in a sentence alone.
+    """
+    weights = results.get('weights')
+    if isinstance(weights, Mapping):
+        return weights
+    sentence = str(results.get('checkpoint'))
+    trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)(?:.*chosen by (.*))?', sentence)
     if trained:
-        return {'file': trained[2], 'epoch': int(trained[1])}
-    return {'file': sentence.partition(',')[0], 'epoch': None}
+        return {'file': trained[2], 'epoch': int(trained[1]), 'chosen_by': trained[3]}
+    return {'file': sentence.partition(',')[0], 'epoch': None, 'chosen_by': None}
 
 
 def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:

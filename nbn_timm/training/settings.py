@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
-from nbn_timm.datasets import reason_unused
+from nbn_timm.datasets import dataset_choices, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
@@ -104,6 +104,7 @@ class TrainSettings(SettingGroups):
     memory: MemorySettings = MemorySettings()
 
     MORE: ClassVar[str] = 'methods'
+    explained = {'dataset': lambda: f': {dataset_choices()}'}
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:

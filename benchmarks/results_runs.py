@@ -1,0 +1,176 @@
+"""Finished runs and their methods, as results_page.py and results_plots.py read them from the logs."""
+import csv
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nbn_timm.errors import InputError
+from nbn_timm.trained.results import weights_of
+from nbn_timm.training.settings import TrainSettings
+
+NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
+HARDWARE = 'hardware.json'  # of cifar_zoo.py: {"hardware": "in words", "torch": version, "command": ...}
+SHOTS = ('many', 'medium', 'few')
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class of a run's test_per_class.csv."""
+
+    name: str
+    train_images: int
+    shot: str
+    test_images: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        return 100 * self.correct / self.test_images
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the logs of a finished run say."""
+
+    name: str
+    settings: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]  # one entry per epoch
+    classes: Sequence[ClassRow]
+    done_with: Mapping[str, str]  # hardware, torch, command; empty if that was not recorded
+
+    @property
+    def hardware(self) -> str:
+        """In words, with the version of torch."""
+        parts = [self.done_with.get('hardware', 'not recorded')]
+        return ', '.join([*parts, f'torch {self.done_with["torch"]}'] if 'torch' in self.done_with else parts)
+
+    @property
+    def method(self) -> str:
+        return re.sub(r'-s\d+$', '', self.name)
+
+    @property
+    def seed(self) -> int:
+        return self.settings['seed']
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds in training steps: without evaluation, and without the pauses of a resumed run."""
+        images = sum(row.train_images for row in self.classes)
+        return sum(images / entry['train_images_per_second'] for entry in self.log)
+
+    def accuracy(self, shot: str | None = None) -> float:
+        """Test accuracy in percent over the images of all classes, or of the many-, medium- or few-shot ones."""
+        rows = [row for row in self.classes if shot in (None, row.shot)]
+        return 100 * sum(row.correct for row in rows) / sum(row.test_images for row in rows)
+
+    def what_it_computes(self) -> dict[str, Any]:
+        """The settings that runs of one method share; a first stage's run may have a seed of its own too."""
+        recipe = {name for name, one in TrainSettings.declared().items() if one.declaration.kind == 'recipe'} - {'seed'}
+        return {key: re.sub(r'-s\d+(?=/)', '', value) if isinstance(value, str) else value
+                for key, value in self.settings.items() if key in recipe}
+
+
+@dataclass(frozen=True)
+class Method:
+    """Runs that differ in their seeds only."""
+
+    name: str
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.runs[0].settings
+
+    def accuracies(self, shot: str | None = None) -> list[float]:
+        """Test accuracy of each run."""
+        return [run.accuracy(shot) for run in self.runs]
+
+    def class_accuracies(self) -> list[float]:
+        """Test accuracy of each class, mean over the runs."""
+        return [statistics.mean(row.accuracy for row in rows)
+                for rows in zip(*(run.classes for run in self.runs), strict=True)]
+
+    def curve(self, key: str) -> list[float]:
+        """A number of the log after each epoch, mean over the runs."""
+        return [statistics.mean(entry[key] for entry in entries)
+                for entries in zip(*(run.log for run in self.runs), strict=True)]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the logs of a run.
+
+    Raises:
+        InputError: A file is missing or damaged, the run is not finished, or what it evaluated is not its last epoch.
+    """
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise InputError(f"'{folder}' is no finished run of train.py (no {missing[0]}): give another folder")
+    try:
+        settings = yaml.safe_load((folder / 'args.yaml').read_text(encoding='utf-8'))
+        log = [json.loads(line) for line in (folder / 'log.jsonl').read_text(encoding='utf-8').splitlines()]
+        test = json.loads((folder / 'test.json').read_text(encoding='utf-8'))
+        with open(folder / 'test_per_class.csv', newline='', encoding='utf-8') as file:
+            classes = [ClassRow(row['name'], int(row['train_images']), row['shot'], int(row['test_images']),
+                                int(row['correct'])) for row in csv.DictReader(file)]
+        done_with = json.loads((folder / HARDWARE).read_text(encoding='utf-8')) if (folder / HARDWARE).is_file() else {}
+        run = Run(settings.get('experiment') or folder.name, settings, log, classes, dict(done_with))
+        epochs = [entry['epoch'] for entry in log]
+        stated = [test[name] for name in ('top1', *SHOTS)]
+        found = [round(run.accuracy(shot), 6) for shot in (None, *SHOTS)]
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, yaml.YAMLError) as error:
+        raise InputError(f"the logs in '{folder}' cannot be read ({type(error).__name__}: {error}): repeat the run"
+                         ) from error
+    if epochs != list(range(settings['epochs'])):
+        raise InputError(f"'{folder}' has logged {len(epochs)} epochs of {settings['epochs']}: let the run finish")
+    if weights_of(test).get('chosen_by'):
+        raise InputError(f"'{folder}' reports {test['checkpoint']}: the page shows last epochs only, so give a run "
+                         'without a validation split')
+    if stated != found:
+        raise InputError(f"test.json and test_per_class.csv in '{folder}' differ ({stated} and {found}): they are of "
+                         'two runs')
+    return run
+
+
+def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
+    """All runs below a folder by method, in the order of `labels` and then of their names.
+
+    Raises:
+        InputError: There are none, runs of one method differ in a setting, or two have the same seed.
+    """
+    runs = [read_run(path.parent) for path in sorted(folder.glob('*/args.yaml'))]
+    if not runs:
+        raise InputError(f"there are no runs in '{folder}': put some there with `results_page.py collect RUN ...`")
+    classes = [[(row.name, row.train_images, row.shot) for row in run.classes] for run in runs]
+    for run, of_run in zip(runs, classes, strict=True):
+        if of_run != classes[0]:
+            raise InputError(f"runs '{runs[0].name}' and '{run.name}' were trained on other numbers of images per "
+                             'class: keep results of different training sets in different folders')
+    methods = []
+    order = {name: position for position, name in enumerate(labels)}
+    for name in sorted({run.method for run in runs}, key=lambda name: (order.get(name, len(order)), name)):
+        own = sorted((run for run in runs if run.method == name), key=lambda run: run.seed)
+        check_same(own)
+        methods.append(Method(name, labels.get(name, name.replace('_', ' ')), own))
+    return methods
+
+
+def check_same(runs: Sequence[Run]) -> None:
+    """Refuse to average runs that differ in more than their seed, or not even in that."""
+    first = runs[0].what_it_computes()
+    for before, run in itertools.pairwise(runs):
+        other = run.what_it_computes()
+        changed = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
+        if changed:
+            key = changed[0]
+            raise InputError(f"runs '{runs[0].name}' and '{run.name}' differ in {key} ({first.get(key)} and "
+                             f'{other.get(key)}): give them different method names')
+        if run.seed == before.seed:
+            raise InputError(f"runs '{before.name}' and '{run.name}' have the same seed {run.seed}: keep one")
