@@ -33,10 +33,10 @@ PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').g
 PARSE = {
     'nbn-train': train.parse_train,
     'nbn-validate': lambda argv: config.read_given(
-        validate.ValidateSettings, config.build_parser(validate.ValidateSettings, 'nbn-validate', ''), argv).settings(),
-    'nbn-export': lambda argv: config.parse_flags(export.create_parser(), argv),
-    'nbn-predict': lambda argv: config.parse_flags(predict.create_parser(), argv),
-    'nbn-push': push.parse_args,
+        validate.ValidateSettings, config.build_parser(validate.ValidateSettings, 'nbn-validate', ''), argv),
+    'nbn-export': lambda argv: config.read_given(export.ExportCommand, export.create_parser(), argv),
+    'nbn-predict': lambda argv: config.read_given(predict.PredictSettings, predict.create_parser(), argv),
+    'nbn-push': lambda argv: config.read_given(push.PushCommand, push.create_parser(), argv),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
 }
