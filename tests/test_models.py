@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+import sys
 import warnings
 
 import pytest
@@ -16,9 +17,10 @@ from timm.utils import ModelEmaV3
 
 import nbn_timm
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
-from nbn_timm.models import resnet_cifar, resnet_nbn, ride
+from nbn_timm.models import resnet_cifar, ride
 
-FAMILIES = (resnet_cifar, resnet_nbn, ride)
+FAMILIES = tuple(module for name, module in sorted(sys.modules.items())
+                 if name.startswith('nbn_timm.models.') and hasattr(module, 'default_cfgs'))
 
 ARCHS = sorted(
     name for module in FAMILIES for name, default in module.default_cfgs.items()
