@@ -339,6 +339,11 @@ def test_imagenet_schedule_is_the_released_cosine(flags):
     assert schedule('resnext50_nbn', *flags) == pytest.approx(expected)
 
 
+def test_a_cosine_ends_at_the_lowest_rate():
+    rates = schedule('resnext50_nbn', '--min-lr', '0.04', '--epochs', '8')
+    assert rates == pytest.approx([0.04 + 0.16 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(8)])
+
+
 def test_warm_up_begins_above_zero_and_loses_no_epoch():
     rates = schedule('resnext50_nbn', '--warmup-epochs', '4', '--sched', 'constant')
     assert rates[:6] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2, 0.2])

@@ -325,10 +325,9 @@ def test_all_interpolations_are_timms(name):
     (dict(aa='rand-m9x'), "--aa 'rand-m9x' is no policy"),
     (dict(force_color_jitter=True), '--force-color-jitter keeps .* beside an --aa policy'),
     (dict(force_color_jitter=True, aa='v0', color_jitter=0), '--force-color-jitter .* --color-jitter'),
-    (dict(interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
+    (dict(train_interpolation='bicubik'), "unknown interpolation 'bicubik'.*did you mean 'bicubic'"),
     (dict(scale=(2, 0.1)), '--scale 2 0.1 is no range'),
     (dict(scale=(0.5, 1.5)), 'at most 1'),
-    (dict(scale=(0, 1)), '--scale 0 1 is no range'),
     (dict(ratio=(2, 1)), '--ratio 2 1 is no range'),
 ])
 @pytest.mark.parametrize('defaults', [IMAGENET_LT, CIFAR_LT])
@@ -337,6 +336,11 @@ def test_impossible_augmentation_is_one_sentence(settings, message, defaults):
         create_transform(defaults, is_training=True, augment=AugmentSettings(**settings))
     assert '\n' not in str(caught.value)
     create_transform(defaults, augment=AugmentSettings(**settings))  # evaluation has no augmentation
+
+
+def test_numbers_out_of_range_never_come_to_a_transform():
+    with pytest.raises(InputError, match="setting 'scale' is 0: give a number above 0"):
+        AugmentSettings(scale=(0, 1))
 
 
 @pytest.mark.parametrize('settings, message', [

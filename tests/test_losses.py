@@ -2,6 +2,7 @@
 import inspect
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ FEATURES = torch.tensor([[0.5, -1.0, 2.0, 0.0], [1.0, 0.25, 0.0, 3.0]])
 EVERY = sorted(LOSSES)
 SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
-# Their value for an image and a target is no part of a sum: one divides by weights, the other one by the influence.
-NOT_LINEAR = {'weighted_cross_entropy', 'influence_balanced'}
+# Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
+LINEAR = {'balanced_softmax', 'cdt', 'class_balanced_focal', 'cross_entropy', 'focal', 'label_aware_smoothing',
+          'logit_adjusted', 'ride_balanced_softmax'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -82,7 +84,17 @@ def test_soft_targets_of_one_class_are_hard_targets(name):
     torch.testing.assert_close(loss(inputs(name), F.one_hot(TARGET, 3).float()), loss(inputs(name), TARGET))
 
 
-@pytest.mark.parametrize('name', [name for name in SOFT if name not in NOT_LINEAR])
+@pytest.mark.parametrize('name', SOFT)
+def test_a_target_that_is_nearly_one_class_has_nearly_its_loss(name):
+    """And an even mixture has neither the loss of one class nor that of the other."""
+    loss = create_loss(name, class_counts(100, 10, 1))
+    one, other = F.one_hot(TARGET, 3), F.one_hot(TARGET.flip(0), 3)
+    pure = loss(inputs(name), TARGET)
+    torch.testing.assert_close(loss(inputs(name), (1 - 1e-5) * one + 1e-5 * other), pure, rtol=1e-3, atol=1e-3)
+    assert not torch.isclose(loss(inputs(name), 0.5 * one + 0.5 * other), pure)
+
+
+@pytest.mark.parametrize('name', sorted(LINEAR))
 def test_mixed_targets_mix_the_losses(name):
     """A loss that is linear in its target gives mixup's loss for mixup's target."""
     loss = create_loss(name, class_counts(100, 10, 1))
@@ -209,10 +221,16 @@ def test_wrong_settings_are_one_sentence(name, settings, message):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', [name for name in EVERY if name not in ('cross_entropy', 'focal')])
-def test_losses_that_need_class_counts_say_so(name):
-    with pytest.raises(InputError, match=f"'{name}'.*--class-counts"):
-        create_loss(name, None)
+@pytest.mark.parametrize('name', EVERY)
+def test_losses_that_need_class_counts_say_so_and_the_others_do_not_use_them(name):
+    try:
+        loss = create_loss(name, None)
+    except InputError as error:
+        assert name not in ('cross_entropy', 'focal')
+        assert re.search(f"'{name}'.*--class-counts", str(error))
+        return
+    torch.testing.assert_close(loss(inputs(name), TARGET), create_loss(name, class_counts(100, 10, 1))(
+        inputs(name), TARGET))
 
 
 def test_errors_name_the_remedy():

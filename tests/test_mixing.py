@@ -256,7 +256,8 @@ def run_epoch(loader, mixing, epoch):
 
 
 @pytest.mark.parametrize('flags', [
-    ('--remix', '1'), ('--cmo', '1', '--cmo-prob', '1'), ('--cmo', '1'), ('--mixup', '1', '--cutmix', '1')])
+    *(tuple(f'--{switch}=1' for switch in method.switches) for method in MIXINGS.values()),
+    ('--cmo', '1', '--cmo-prob', '1')])
 @pytest.mark.parametrize('sampler', ['instance_balanced', 'class_balanced'])
 def test_an_epoch_can_be_run_again(flags, sampler):
     flags = (*flags, '--sampler', sampler)

@@ -4,6 +4,7 @@ import math
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -353,10 +354,13 @@ def test_a_killed_ride_run_ends_where_the_whole_one_does(first_stage):
 def test_begin_epoch_tells_losses_that_want_to_know():
     loss = create_loss('ride', COUNTS, reweight_epoch=2)
     task = DistillationTask(nn.Linear(2, 2), nn.Linear(2, 2), loss)
+    told = []
+    loader = SimpleNamespace(set_epoch=told.append)
     for epoch, expected in ((0, False), (1, False), (2, True)):
-        begin_epoch(task, epoch)
+        begin_epoch(task, loader, None, epoch)
         assert loss.reweighting is expected
-    begin_epoch(DistillationTask(nn.Linear(2, 2), nn.Linear(2, 2), create_loss('cross_entropy')), 0)
+    begin_epoch(DistillationTask(nn.Linear(2, 2), nn.Linear(2, 2), create_loss('cross_entropy')), loader, None, 5)
+    assert told == [0, 1, 2, 5]
 
 
 def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(images, first_stage, tmp_path):  # noqa: F811

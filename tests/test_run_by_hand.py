@@ -5,7 +5,6 @@ order of the images is random.
 """
 import json
 import random
-from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +12,26 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from stage_flags import TRAINED, stage_flags, takes_network
 from test_train_run import assert_same, data_flags, images, rows, weights  # noqa: F401
 from timm.task import ClassificationTask
 from timm.utils import NativeScaler, unwrap_model
 from torch import nn
 
+import nbn_timm.training.plan as plans
 import nbn_timm.training.run as run
 from nbn_timm.cli import train
-from nbn_timm.errors import InputError
+from nbn_timm.cli.train import parse_train
+from nbn_timm.data import create_splits
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.layers import nbn_layers
 from nbn_timm.samplers import create_sampler
-from nbn_timm.second_stages import STAGES, TrainedStage, create_stage
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.build import build_task, build_train_loader
 from nbn_timm.training.distributed import World
-from nbn_timm.training.plan import Plan
+from nbn_timm.training.loop import LoopSettings
+from nbn_timm.training.optim import AverageSettings
+from nbn_timm.training.plan import Plan, input_format
 from nbn_timm.training.run_checkpoint import BEST, LAST
 from nbn_timm.training.task import share_statistics
 
@@ -62,10 +67,14 @@ def network(path: Path) -> nn.Module:
 
 
 def split_of(root: Path, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised images [N, 3, 8, 8] and labels [N] of a list."""
+    """Normalised images [N, 3, 8, 8] and labels [N] of a list.
+
+    They are computed in the order of timm's loader, bit for bit: a rounding can push a ReLU over its kink.
+    """
     lines = [line.split() for line in (root / f'{name}.txt').read_text().splitlines()]
     pixels = np.stack([np.asarray(Image.open(root / file)) for file, _ in lines])
-    return ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - MEAN) / STD,
+    mean, std = torch.tensor(255 * MEAN), torch.tensor(255 * STD)
+    return ((torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - mean) / std,
             torch.tensor([int(label) for _, label in lines]))
 
 
@@ -95,7 +104,10 @@ def by_hand(path: Path, root: Path, on_updates: bool) -> dict:
                 value = loss(model(x[batch]), y[batch]) * len(batch)
                 summed += value.item()
                 (value / len(group)).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            if on_updates:
+                nn.utils.clip_grad_value_(model.parameters(), CLIP / 20)
+            else:
+                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
             rates.append(optimizer.param_groups[0]['lr'])
             optimizer.step()
             optimizer.zero_grad()
@@ -116,13 +128,17 @@ def by_hand(path: Path, root: Path, on_updates: bool) -> dict:
 
 @pytest.mark.parametrize('on_updates', [False, True])
 def test_a_run_is_what_plain_torch_computes(on_updates, first, images, tmp_path):  # noqa: F811
+    """In two parts, of two epochs each."""
     expected = by_hand(first, images, on_updates)
-    train.main([
+    flags = [
         *data_flags(images, 'train', 'test'), *FLAGS, '--initial-checkpoint', str(first), '--no-aug', '-b', '4',
-        '--global-batch-size', '8', '--epochs', str(EPOCHS), '--lr', str(LR), '--sched', 'multistep',
+        '--global-batch-size', '8', '--lr', str(LR), '--sched', 'multistep',
         '--decay-milestones', '3', '4', '--decay-rate', '0.5', '--warmup-epochs', '1', '--weight-decay', str(DECAY),
-        '--smoothing', str(SMOOTHING), '--clip-grad', str(CLIP), '--model-ema', '--model-ema-decay', str(EMA),
-        *(['--sched-on-updates'] if on_updates else []), '--output', str(tmp_path), '--experiment', 'run'])
+        '--smoothing', str(SMOOTHING), '--clip-grad', *([str(CLIP / 20), '--clip-mode', 'value', '--sched-on-updates']
+        if on_updates else [str(CLIP)]), '--model-ema', '--model-ema-decay', str(EMA), '--output', str(tmp_path),
+        '--experiment', 'run']
+    train.main([*flags, '--epochs', str(EPOCHS // 2)])
+    train.main([*flags, '--epochs', str(EPOCHS), '--resume', 'auto'])
     folder = tmp_path / 'run'
     saved = torch.load(folder / LAST, weights_only=True)
     for key, value in expected['state'].items():
@@ -154,6 +170,92 @@ def test_an_average_holds_for_all_layers_that_share_a_scale(first, images, tmp_p
             value.item() for key, value in own.items() if key.endswith('alpha')}
     assert all(one.scale.alpha.item() not in (1.7, other.scale.alpha.item())
                for one, other in zip(averaged, trained, strict=True))
+
+
+# What is handed on
+
+
+def test_all_parts_of_a_run_are_given_its_settings(first, images, tmp_path, monkeypatch):  # noqa: F811
+    seen = {}
+
+    def spy(name, result=None):
+        original = getattr(run, name)
+
+        def call(*args, **kwargs):
+            seen[name] = args
+            return result or original(*args, **kwargs)
+        monkeypatch.setattr(run, name, call)
+
+    for name in ('build_train_loader', 'train_one_epoch', 'prepare_task'):
+        spy(name)
+    train.main([*data_flags(images, 'train'), *FLAGS, '--initial-checkpoint', str(first), '-b', '5',
+                '--grad-accum-steps', '2', '--validation-batch-size', '3', '--epochs', '1', '--amp', '--amp-dtype',
+                'bfloat16', '--channels-last', '--clip-grad', '0.5', '--clip-mode', 'value', '--model-ema',
+                '--model-ema-decay', '0.9', '--model-ema-warmup', '--drop', '0.25', '--bn-momentum', '0.3',
+                '--output', str(tmp_path)])
+    plan, model = seen['build_train_loader']
+    assert plan.batch == BatchPlan(5, 2, 10)
+    assert (plan.input.input_size, plan.input.mean, plan.num_classes) == ((3, 8, 8), (MEAN,) * 3, 4)
+    assert plan.folder.parent == tmp_path
+    assert model.drop_rate == 0.25
+    assert {norm.momentum for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)} == {0.3}
+    assert next(model.parameters()).is_contiguous(memory_format=torch.channels_last)
+    task, world, average, backend = seen['prepare_task']
+    assert average == AverageSettings(True, 0.9, True) and backend is None
+    ema = task.trainable_module_ema
+    assert (ema.decay, ema.use_warmup) == (0.9, True)
+    loop = seen['train_one_epoch'][3]
+    assert loop == LoopSettings(2, torch.bfloat16, True, 0.5, 'value')
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_loaders_are_those_of_this_process(rank, images):  # noqa: F811
+    settings = parse_train([*data_flags(images), *FLAGS, '--validation-batch-size', '3'])
+    world = World(torch.device('cpu'), rank, rank, 2)
+    splits = create_splits(settings.data)
+    plan = Plan(settings, world, Path(), BatchPlan(5, 1, 10), splits, input_format(
+        settings, splits.defaults, timm.create_model('resnet20_nbn')), 4)
+    loader = build_train_loader(plan, nn.Identity())
+    assert (loader.rank, loader.seed, loader.loader.batch_size) == (rank, SEED, 5)
+    sampler = loader.loader.sampler
+    assert (sampler.rank, sampler.world_size, sampler.seed, len(sampler)) == (rank, 2, SEED, 10)
+    labels = torch.cat([target for _, target in plan.eval_loader(splits.val)])
+    assert labels.tolist() == [[0, 2], [1, 3]][rank]
+    assert plan.eval_loader(splits.val).loader.batch_size == 3
+
+
+def test_streams_are_told_batch_size_and_seed(images, monkeypatch):  # noqa: F811
+    told = []
+    monkeypatch.setattr(plans, 'create_splits', lambda data: told.append(data) or create_splits(data))
+    settings = parse_train([*data_flags(images), *FLAGS])
+    plans.open_data(settings, BatchPlan(5, 1, 5), World(torch.device('cpu')))
+    assert [(data.batch_size, data.seed) for data in told] == [(5, SEED)]
+
+
+def test_an_evaluation_is_as_precise_as_the_training(first, images):  # noqa: F811
+    for flags, dtype in (([], torch.float32), (['--amp', '--amp-dtype', 'bfloat16'], torch.bfloat16)):
+        settings = parse_train([*data_flags(images), *FLAGS, *flags])
+        splits, model, seen = create_splits(settings.data), network(first).eval(), []
+        plan = Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(5, 1, 5), splits,
+                    input_format(settings, splits.defaults, model), 4)
+        model.fc.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(output.dtype))
+        plan.evaluate(model, splits.test)
+        assert set(seen) == {dtype}
+
+
+@pytest.mark.parametrize('flags', [[], ['--kd-teacher-mode', 'train', '--kd-target', 'experts', '--kd-temperature',
+                                        '3', '--distill-loss-weight', '0.4']])
+def test_a_teacher_is_asked_as_the_settings_say(flags, first, images):  # noqa: F811
+    torch.save({'arch': 'resnet20_nbn', 'state_dict': network(first).state_dict()}, first.parent / 'teacher.pth')
+    settings = parse_train([*data_flags(images), *FLAGS, '--kd-checkpoint', str(first.parent / 'teacher.pth'), *flags])
+    splits, student = create_splits(settings.data), network(first)
+    plan = Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(5, 1, 5), splits,
+                input_format(settings, splits.defaults, student), 4)
+    task = build_task(plan, student, None, None)
+    assert (task.target, task.temperature, task.weight) == (('experts', 3.0, 0.4) if flags else ('mean', 1.5, 1.0))
+    task.train()
+    assert task.teacher.training == bool(flags) and task.trainable_module.training
+    assert not any(parameter.requires_grad for parameter in task.teacher.parameters())
 
 
 # What is random
@@ -278,10 +380,10 @@ def test_nothing_else_is_scaled(flags, images, tmp_path):  # noqa: F811
 # Second stages
 
 
-@pytest.mark.parametrize('stage', [name for name, stage in STAGES.items() if issubclass(stage, TrainedStage)])
+@pytest.mark.parametrize('stage', TRAINED)
 def test_the_optimizer_of_a_second_stage_has_what_the_stage_trains_and_no_more(
         stage, images, tmp_path, monkeypatch):  # noqa: F811
-    model = 'resnet32_ride' if stage_refuses(stage, 'resnet20_nbn') else 'resnet20_nbn'
+    model = next(name for name in ('resnet20_nbn', 'resnet32_ride') if takes_network(stage, name))
     path = tmp_path / 'first.pth'
     torch.manual_seed(0)
     torch.save({'state_dict': timm.create_model(model, num_classes=4).state_dict()}, path)
@@ -292,27 +394,13 @@ def test_the_optimizer_of_a_second_stage_has_what_the_stage_trains_and_no_more(
         return seen[-1][1]
 
     monkeypatch.setattr(run, 'create_optimizer', spy)
-    numbers = [f'{key}=4' for key, parameter in signature(STAGES[stage]).parameters.items()
-               if type(parameter.default) is int and parameter.default > 4]  # there are four classes
-    needs = [word for key, value in STAGES[stage].needs.items() if value is not None
-             for word in (f"--{key.replace('_', '-')}", str(value))]
-    train.main([*data_flags(images, 'train'), '--model', model, *FLAGS[2:], '-b', '5', '--epochs', '1', '--stage',
-                stage, *needs, *(['--stage-kwargs', *numbers] if numbers else []), '--initial-checkpoint', str(path),
-                '--output', str(tmp_path), '--experiment', 'run'])
+    train.main([*data_flags(images, 'train'), '--model', model, *FLAGS[2:], '-b', '10', '--stage', stage,
+                *stage_flags(stage), '--epochs', '1', '--initial-checkpoint', str(path), '--output', str(tmp_path)])
     (part, optimizer), = seen
     handed = {parameter for group in optimizer.param_groups for parameter in group['params']}
     assert handed == set(part.parameters()) and all(parameter.requires_grad for parameter in handed)
     whole = torch.load(path, weights_only=True)['state_dict']
     assert 0 < sum(parameter.numel() for parameter in handed) < 0.1 * sum(value.numel() for value in whole.values())
-
-
-def stage_refuses(stage: str, model: str) -> bool:
-    """Whether a second stage is for other networks."""
-    try:
-        create_stage(stage).prepare(timm.create_model(model, num_classes=4))
-    except InputError:
-        return True
-    return False
 
 
 # Several processes

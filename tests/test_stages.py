@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stage_flags import FITTED, TRAINED, stage_flags, takes_network
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -20,7 +21,7 @@ from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.layers import CosineLinear, RectifiedLinear
-from nbn_timm.second_stages import STAGES, FitData, create_stage, restore_stages
+from nbn_timm.second_stages import STAGES, FitData, Stage, create_stage, restore_stages
 from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.training.fit import inputs_of
@@ -294,29 +295,17 @@ def checkpoint(folder: Path) -> dict:
     return torch.load(folder / LAST, weights_only=True)
 
 
-STAGE_FLAGS = {
-    'balms': ['--epochs', '2', '--sampler', 'meta', '--loss', 'balanced_softmax'],
-    'crt': ['--epochs', '2', '--sampler', 'class_balanced', '--loss', 'balanced_softmax'],
-    'lws': ['--epochs', '2', '--sampler', 'class_balanced'],
-    'routing': ['--epochs', '2', '--sampler', 'class_balanced', '--stage-kwargs', 'top_k=3'],
-    'tau_norm': [],
-    'ncm': [],
-}
-
-
 def run_stage(stage: str, first: Path, images: Path, output: Path, *more: str) -> Path:
     train.main([*flags(images, output), '--stage', stage, '--initial-checkpoint', str(first), '--experiment', stage,
-                *STAGE_FLAGS[stage], *more])
+                *stage_flags(stage), *more])
     return output / stage
 
 
 @pytest.mark.parametrize('model', ['resnet20', 'resnet20_nbn_lr', 'resnet32_ride'])
 @pytest.mark.parametrize('stage', sorted(STAGES))
 def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, first_stages, tmp_path):
-    if stage == 'routing' and model != 'resnet32_ride':
-        pytest.skip('routing is for experts')
-    if stage == 'balms' and model == 'resnet32_ride':
-        pytest.skip('balms is for a single classifier')
+    if not takes_network(stage, model):
+        pytest.skip(f'{stage} is for other networks')
     folder = run_stage(stage, first_stages[model], images, tmp_path)
     assert {'args.yaml', LAST, 'test.json', 'test_per_class.csv'} <= {path.name for path in folder.iterdir()}
     best = folder / 'model_best.pth.tar'
@@ -327,20 +316,21 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
         assert reported[key] == validated[key], key
 
     before, after = torch.load(first_stages[model], weights_only=True)['state_dict'], checkpoint(folder)['state_dict']
-    if stage == 'routing':
+    if after.keys().isdisjoint(before):  # it is wrapped
         assert all(torch.equal(after[f'network.{key}'], value) for key, value in before.items())
         return
     changed = {key for key, value in before.items() if key not in after or not torch.equal(value, after[key])}
     assert changed and all(key.startswith('fc.') for key in changed)  # everything else bit for bit, statistics included
     extra = after.keys() - before.keys()
+    if extra:
+        assert stage == 'ncm' or STAGES[stage].restore.__func__ is not Stage.restore.__func__
     if stage == 'ncm':
         assert extra == {key.replace('weight', 'mean') for key in before if key.startswith('fc.') and 'weight' in key}
-    else:
-        assert not extra
+    if not extra:
         timm.create_model(model, num_classes=CLASSES).load_state_dict(after)
 
 
-@pytest.mark.parametrize('stage', ['crt', 'lws'])
+@pytest.mark.parametrize('stage', [stage for stage in TRAINED if takes_network(stage, 'resnet20')])
 def test_statistics_drift_if_asked(stage, images, first_stages, tmp_path):
     folder = run_stage(stage, first_stages['resnet20'], images, tmp_path, '--no-freeze-bn')
     before, after = (torch.load(path, weights_only=True)['state_dict'] for path in (
@@ -364,15 +354,20 @@ def assert_same(first, second) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize('stage', ['crt', 'lws'])
+FOLDING_LOSES = {'crt': False, 'lws': True}  # something, so that it is task state
+
+
+@pytest.mark.parametrize('stage', TRAINED)
 def test_a_resumed_stage_ends_where_the_uninterrupted_one_does(stage, images, first_stages, tmp_path):
-    more = ['--model-ema', '--model-ema-decay', '0.8', '--no-freeze-bn', '--sched', 'constant']
-    first = first_stages['resnet20_nbn_lr']
+    drift = [] if 'freeze_bn' in STAGES[stage].unused else ['--no-freeze-bn']
+    more = ['--model-ema', '--model-ema-decay', '0.8', *drift, '--sched', 'constant']
+    first = next(path for name, path in first_stages.items() if takes_network(stage, name))
     whole = run_stage(stage, first, images, tmp_path / 'whole', *more, '--epochs', '3')
     run_stage(stage, first, images, tmp_path / 'parts', *more, '--epochs', '1')
     parts = run_stage(stage, first, images, tmp_path / 'parts', *more, '--epochs', '3', '--resume', 'auto')
     one, other = checkpoint(whole), checkpoint(parts)
-    assert ('task_state' in one) == ('task_state_ema' in one) == (stage == 'lws')  # what folding loses
+    if stage in FOLDING_LOSES:
+        assert ('task_state' in one) == ('task_state_ema' in one) == FOLDING_LOSES[stage]
     for key in ('state_dict', 'state_dict_ema', 'optimizer', 'task_state', 'task_state_ema'):
         assert_same(one.get(key), other.get(key))
 
@@ -417,8 +412,11 @@ def test_the_curve_is_what_validate_measures_and_its_best_is_taken(images, first
 
 
 def test_tau_without_a_validation_split(images, first_stages, tmp_path):
+    state = torch.load(first_stages['resnet20'], weights_only=True)
+    state['args']['val_list'] = None  # of a first stage without one; else it would be this one's too
+    torch.save(state, tmp_path / 'first.pth')
     common = [*flags(images, tmp_path, 'train', 'test'), '--stage', 'tau_norm', '--initial-checkpoint',
-              str(first_stages['resnet20'])]
+              str(tmp_path / 'first.pth')]
     with pytest.raises(InputError, match='there is no validation split to choose tau on'):
         train.main([*common, '--experiment', 'none'])
     train.main([*common, '--experiment', 'hand', '--stage-kwargs', 'tau=0.7'])
@@ -445,7 +443,7 @@ def test_tau_without_a_validation_split(images, first_stages, tmp_path):
 
 
 RANK_SCRIPT = '''
-import os, sys, torch
+import json, os, sys, torch
 import nbn_timm.cli.train as train
 import nbn_timm.training.fit as fit
 import nbn_timm.training.report as reports
@@ -458,25 +456,26 @@ def report_on(plan, model, *rest):
 fit.report_on = reports.report_on = report_on
 world = train.init_world('cpu')
 train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
-for stage in ('crt', 'lws', 'ncm', 'tau_norm'):
-    train.main([*sys.argv[1:], '--stage', stage, '--experiment', stage, *(
-        ['--epochs', '2', '--sampler', 'class_balanced'] if stage in ('crt', 'lws') else [])])
+for stage, flags in json.loads(sys.argv[1]).items():
+    train.main([*sys.argv[2:], '--stage', stage, '--experiment', stage, *flags])
 '''
 
 
 def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_stages, tmp_path):
     (tmp_path / 'script.py').write_text(RANK_SCRIPT)
-    first = first_stages['resnet32_ride']
+    first, stages = first_stages['resnet32_ride'], [name for name in STAGES if takes_network(name, 'resnet32_ride')]
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(tmp_path / 'script.py'), *flags(images, tmp_path), '--initial-checkpoint', str(first)]
+               str(tmp_path / 'script.py'), json.dumps({stage: stage_flags(stage) for stage in stages}),
+               *flags(images, tmp_path), '--initial-checkpoint', str(first)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     before = torch.load(first, weights_only=True)['state_dict']
-    for stage in ('crt', 'lws', 'ncm', 'tau_norm'):
+    for stage in stages:
         ranks = [torch.load(tmp_path / stage / f'rank{rank}.pt') for rank in (0, 1)]
         assert_same(*ranks)
-        assert all(torch.equal(ranks[0][key], value) for key, value in before.items() if not key.startswith('fc.'))
-    for stage in ('ncm', 'tau_norm'):
+        found = {key.removeprefix('network.'): value for key, value in ranks[0].items()}
+        assert all(torch.equal(found[key], value) for key, value in before.items() if not key.startswith('fc.'))
+    for stage in FITTED:
         alone = run_stage(stage, first, images, tmp_path / 'alone')
         for key, value in checkpoint(alone)['state_dict'].items():
             torch.testing.assert_close(value, checkpoint(tmp_path / stage)['state_dict'][key], rtol=1e-4, atol=1e-5)

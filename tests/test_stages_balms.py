@@ -329,9 +329,13 @@ def test_the_sampler_alone_is_refused(images, tmp_path):
 
 
 def test_a_meta_split_that_is_not_there_is_refused(images, first, tmp_path):
+    state = torch.load(first, weights_only=True)
+    state['args']['val_list'] = None  # of a first stage without one; else it would be this one's too
+    torch.save(state, tmp_path / 'first.pth')
     with pytest.raises(InputError, match='there is no validation split'):
-        train.main([*flags(images, tmp_path, 'train', 'test'), '--stage', 'balms', '--initial-checkpoint', str(first),
-                    '--sampler', 'meta', '--loss', 'balanced_softmax', '--stage-kwargs', 'meta_split=val'])
+        train.main([*flags(images, tmp_path, 'train', 'test'), '--stage', 'balms', '--initial-checkpoint',
+                    str(tmp_path / 'first.pth'), '--sampler', 'meta', '--loss', 'balanced_softmax', '--stage-kwargs',
+                    'meta_split=val'])
 
 
 def test_experts_and_other_stages_checkpoints_are_refused(images, first, tmp_path):

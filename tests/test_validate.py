@@ -252,7 +252,10 @@ def test_counts_of_another_dataset_are_refused(work, tmp_path, monkeypatch, caps
 
 
 def test_missing_split_is_refused(work, monkeypatch, capsys):
-    assert 'no val split' in fails([*listed(work), '--split', 'val'], monkeypatch, capsys)
+    arguments = ['--checkpoint', work / 'last.pth.tar', *INPUT, '--split', 'val']
+    assert 'no val split' in fails(arguments, monkeypatch, capsys)
+    assert '--test-list has no effect with --split val' in fails(
+        [*arguments, '--test-list', work / 'test.txt'], monkeypatch, capsys)
 
 
 def test_missing_averaged_weights_are_refused(work, monkeypatch, capsys):
@@ -296,16 +299,20 @@ def test_impossible_numbers_are_usage_errors(flags, capsys):
 def test_impossible_input_formats_are_refused(flags, message, work, monkeypatch, capsys):
     arguments = [*listed(work), *flags]
     if '--input-size' in flags:
-        del arguments[arguments.index('--img-size'):][:2]
+        first = arguments.index('--img-size')
+        del arguments[first:first + 2]
     assert message in fails(arguments, monkeypatch, capsys)
 
 
 def test_images_of_another_size_than_the_models_are_refused(work, tmp_path, monkeypatch, capsys):
-    model = timm.create_model('vit_tiny_patch16_224', img_size=32, depth=1, num_classes=6)
-    torch.save(model.state_dict(), tmp_path / 'vit.pth')
-    arguments = [*listed(work, tmp_path / 'vit.pth', 'vit_tiny_patch16_224'), '--model-kwargs', 'depth=1']
-    assert 'images of 224x224 only and these are 16x16' in fails(arguments, monkeypatch, capsys)
-    assert result_of([*arguments, 'img_size=32', '--img-size', '32'], tmp_path)['num_samples'] == 37
+    for size in (224, 32):
+        model = timm.create_model('vit_tiny_patch16_224', img_size=size, depth=1, num_classes=6)
+        torch.save(model.state_dict(), tmp_path / f'{size}.pth')
+    large, small = ([*listed(work, tmp_path / f'{size}.pth', 'vit_tiny_patch16_224'), '--model-kwargs', 'depth=1']
+                    for size in (224, 32))
+    assert 'images of 224x224 only and these are 16x16' in fails(large, monkeypatch, capsys)
+    assert 'pos_embed' in fails(small, monkeypatch, capsys)
+    assert result_of([*small, 'img_size=32', '--img-size', '32'], tmp_path)['num_samples'] == 37
 
 
 def test_diverged_weights_are_refused(work, tmp_path, monkeypatch, capsys):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.utils import unwrap_model
 
 from nbn_timm.evaluation.evaluator import LongTailEvaluator
 from nbn_timm.evaluation.result import EvalResult
@@ -74,7 +75,7 @@ class RoutingEvaluator(LongTailEvaluator):
 
     def predict(self, model: torch.nn.Module, images: torch.Tensor) -> Any:
         """Logits [B, C] and experts used [B]."""
-        return model.route(images)  # type: ignore[operator]
+        return unwrap_model(model).route(images)  # type: ignore[operator]
 
     @torch.no_grad()
     def update(self, output: Any, target: torch.Tensor) -> None:

@@ -111,8 +111,10 @@ def create_scheduler(
         updates_per_epoch: Optimizer steps.
     """
     on_updates = settings.sched_on_updates
-    # timm counts t + 1 against the milestones: per epoch that is the 1-based epoch, per update the end of the epoch.
-    milestones = [epoch - on_updates for epoch in settings.decay_milestones]
+    # timm counts t + 1 against the milestones. Per epoch that is the 1-based epoch; per update it is the first update
+    # of the epoch, of which a half keeps clear of rounding.
+    milestones: list[Any] = [
+        epoch - 1 + 0.5 / updates_per_epoch if on_updates else epoch for epoch in settings.decay_milestones]
     warmup_lr = settings.warmup_lr
     if warmup_lr is None:
         warmup_steps = settings.warmup_epochs * (updates_per_epoch if on_updates else 1)
