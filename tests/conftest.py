@@ -2,7 +2,8 @@
 import os
 import socket
 
-os.environ.setdefault('OMP_NUM_THREADS', '2')
+THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two processes of one thread, or one of two
+os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def threads():
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
