@@ -13,6 +13,8 @@ from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.datasets import ListBenchmark, benchmarks, create_splits, find_dataset
 from nbn_timm.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def write_lists(folder, **lists):
     folder.mkdir(parents=True, exist_ok=True)

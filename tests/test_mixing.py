@@ -17,6 +17,8 @@ from nbn_timm.training.build import build_loss, build_mixing
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.plan import Plan
 
+pytestmark = pytest.mark.fast
+
 COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')
 
 
