@@ -8,8 +8,6 @@ from torchvision.transforms import functional as tvf
 
 from nbn_timm.data.batch_ops import INTERPOLATIONS, OPERATIONS, Warp, operate
 
-pytestmark = pytest.mark.fast
-
 FILL = (125, 123, 114)
 COUNT = 48
 

@@ -16,8 +16,6 @@ from timm.models import reparameterize_model
 from nbn_timm import InputError, add_nbn, convert_sync_batchnorm, fold_nbn
 from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, SyncNormalizedBatchNorm2d, nbn_layers
 
-pytestmark = pytest.mark.fast
-
 MODELS = {'resnet50d': 10, 'regnety_016': 7, 'efficientnet_b0': 3, 'mobilenetv3_large_100': 1}
 
 

@@ -348,7 +348,7 @@ def test_wrong_combinations_are_one_sentence(flags, message):
 
 def test_what_the_data_does_not_tell_is_one_sentence():
     data = splits()
-    data.class_counts = None
+    data.classes = None
     with pytest.raises(InputError, match='--remix needs .*--class-counts'):
         built('--remix', '1', data=data)
     with pytest.raises(InputError, match='--remix mixes .*--batch-size of at least 2'):
