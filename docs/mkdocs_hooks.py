@@ -1,6 +1,7 @@
 """What mkdocs.yml cannot say: pages made from files outside docs/, and one page of the API per room of the package."""
 import ast
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def flags_page() -> str:
+    """The page of all flags of this checkout; torch is imported for it, which a reader of this file need not be."""
+    sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
+    import flag_tables
+    return flag_tables.flags_page()
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add what lies outside docs/ or is made here."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
+    files.append(File.generated(config, 'flags.md', content=flags_page()))
     for room in rooms():
         files.append(File.generated(config, f'api/{room}.md', content=api_page(room)))
     for recipe in sorted((ROOT / 'configs').rglob('*.yaml')):

@@ -4,39 +4,54 @@ A block that cannot run says so in the line above it, where a reader of the file
 Files that the blocks load are stand-ins: networks of the right kind with random weights.
 """
 import configparser
+import importlib
 import os
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import timm
 import torch
 from released import as_released, checkpoint
 from torch.distributed.run import get_args_parser
 
-from nbn_timm import config
-from nbn_timm.cli import convert, export, predict, prepare, push, train, validate
+from nbn_timm.cli import convert, export, predict, prepare, push, train
+from nbn_timm.config import build_parser, read_given
+from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
+from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages import STAGES
+from nbn_timm.settings import SettingGroups
+from nbn_timm.validation import ValidateSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
+
+def check_flags(groups: type[SettingGroups], create_parser: Callable[[], ArgumentParser], argv: list[str]) -> None:
+    """That a command takes its flags, with their values, and that each of them has an effect."""
+    given = read_given(groups, create_parser(), argv)
+    given.check_effects(given.settings())
+
+
 # What takes the arguments of each command, or exits; the one place of this file that knows.
-PARSE = {
+PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-train': train.parse_train,
-    'nbn-validate': lambda argv: config.read_given(
-        validate.ValidateSettings, config.build_parser(validate.ValidateSettings, 'nbn-validate', ''), argv),
-    'nbn-export': lambda argv: config.read_given(export.ExportCommand, export.create_parser(), argv),
-    'nbn-predict': lambda argv: config.read_given(predict.PredictSettings, predict.create_parser(), argv),
-    'nbn-push': lambda argv: config.read_given(push.PushCommand, push.create_parser(), argv),
+    'nbn-validate': partial(check_flags, ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', '')),
+    'nbn-export': partial(check_flags, export.ExportCommand, export.create_parser),
+    'nbn-predict': partial(check_flags, predict.PredictSettings, predict.create_parser),
+    'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
 }
@@ -45,7 +60,7 @@ ELSEWHERE = ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git', 'cd
 
 
 class Block(NamedTuple):
-    """A Python block, or one command line."""
+    """A Python block, a change of a file, or one command line."""
     page: Path
     line: int
     language: str
@@ -54,8 +69,8 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        """The path in the comment that a block which is a file begins with."""
-        match = re.match(r'# (\S+\.py)\n', self.text)
+        """The path in the comment that a block which is a file begins with, or of the file that a change is of."""
+        match = re.match(r'(?:# |--- a/)(\S+\.py)\n', self.text)
         return match[1] if match else ''
 
     def __str__(self) -> str:
@@ -63,17 +78,17 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The Python blocks and command lines of a page, in their order."""
+    """The Python blocks, changes and command lines of a page, in their order."""
     language, not_run, start, held = '', '', 0, []
     for number, line in enumerate(page.read_text(encoding='utf-8').splitlines(), 1):
         mark = re.fullmatch(r'<!-- not run: (.+) -->', line)
         if line.startswith('```') and not language:
             language, start, held = line[3:].strip() or 'text', number + 1, []
         elif line.startswith('```'):
-            if language == 'python':
+            if language in ('python', 'diff'):
                 yield Block(page, start, language, '\n'.join(held) + '\n', not_run)
             language, not_run, held = '', '', []
-        elif language == 'python':
+        elif language in ('python', 'diff'):
             held.append(line)
         elif language in ('', 'bash') and (language or line.startswith('    ')):
             start = start if held else number
@@ -149,7 +164,8 @@ def provide(arguments: list[str]) -> None:
         if flag == '--initial-checkpoint' and not Path(file).exists():
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             model = 'resnet32_ride' if 'ride' in file else 'resnet20'
-            torch.save({'arch': model, 'state_dict': timm.create_model(model, num_classes=10).state_dict()}, file)
+            torch.save({'arch': model, 'args': {'model': model, 'dataset': 'digits_lt'},
+                        'state_dict': timm.create_model(model, num_classes=10).state_dict()}, file)
 
 
 @pytest.fixture(scope='module')
@@ -171,7 +187,7 @@ def stand_ins(tmp_path_factory) -> Path:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after its test."""
-    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, STAGES)]
+    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, STAGES, MIXINGS, DATASETS)]
     yield
     for registry, content in saved:
         registry.clear()
@@ -197,11 +213,12 @@ def test_blocks_run_and_commands_are_taken(page, stand_ins, weights_cache, regis
 
 
 def test_flags_in_the_prose_exist(capsys):
-    known = {'--nproc-per-node', '--help'}
+    known = {'--nproc-per-node', '--help', '--decay_epoch'}  # torch's, all commands', a slip in architecture.md
     for parse in PARSE.values():
         with pytest.raises(SystemExit):
             parse(['--help'])
     texts = [capsys.readouterr().out, *(path.read_text() for path in (ROOT / 'benchmarks').glob('*.py'))]
+    texts += [block.text for block in blocks(ROOT / 'CONTRIBUTING.md') if block.language == 'shell']  # with new flags
     known |= set(re.findall(r'--[a-z][\w-]*', ' '.join(texts)))
     for page in PAGES:
         if page.stem == 'timm_train':  # flags of timm's scripts
@@ -212,16 +229,52 @@ def test_flags_in_the_prose_exist(capsys):
                 assert not unknown, f'{page.relative_to(ROOT)}:{number}: no command has {unknown}'
 
 
+def test_page_of_flags_has_every_flag_with_its_default(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    flag_tables = importlib.import_module('flag_tables')
+    for name, (groups, create_parser) in flag_tables.COMMANDS.items():
+        rows = re.findall(r'^\| (`-.+?`) \| .+? \| (.+?) \|', flag_tables.command_section(name), re.MULTILINE)
+        listed = {flag for names, _ in rows for flag in re.findall(r'`(-.+?)`', names)}
+        known = {flag for action in create_parser()._actions for flag in action.option_strings}
+        assert listed == known - {'-h', '--help'}, name
+        assert [default for _, default in rows] == [
+            one.shown_default().replace('<', '&lt;') for one in groups.declared().values()], name
+
+
+def changed(text: str, diff: str) -> str:
+    """A text with the changes of a diff without line numbers; what is around each change is there once."""
+    for part in diff.split('\n', 2)[2].split('@@\n'):
+        lines = part.splitlines(keepends=True)
+        before, after = (''.join(line[1:] for line in lines if line[0] in kinds) for kinds in (' -', ' +'))
+        assert text.count(before) == 1, f'not there once:\n{before}'
+        text = text.replace(before, after)
+    return text
+
+
+def write_clothing(folder: Path) -> None:
+    """Stand-ins of Fashion-MNIST's files: noise, 12 training and 2 test images of each class."""
+    folder.mkdir(parents=True)
+    for name, images in (('train', 120), ('t10k', 20)):
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 28, 28), np.uint8)
+        for kind, array in (('images-idx3', pixels), ('labels-idx1', np.arange(images, dtype=np.uint8) % 10)):
+            head = struct.pack(f'>{array.ndim + 1}I', 0x0800 + array.ndim, *array.shape)
+            (folder / f'{name}-{kind}-ubyte').write_bytes(head + array.tobytes())
+
+
 def test_examples_of_contributing_are_all_that_it_takes(tmp_path):
-    """Each file of CONTRIBUTING, put into a copy of the package, is found by the commands below it."""
+    """Each file and change of CONTRIBUTING, put into a copy of the package, is known to the commands below it."""
     unneeded = shutil.ignore_patterns('__pycache__', '*.safetensors')
     shutil.copytree(ROOT / 'nbn_timm', tmp_path / 'nbn_timm', ignore=unneeded)
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    write_clothing(tmp_path / 'data' / 'FashionMNIST' / 'raw')
     found = list(blocks(ROOT / 'CONTRIBUTING.md'))
     for block in found:
-        if block.file:
-            assert not (tmp_path / block.file).exists(), f'{block}: {block.file} is there already'
-            (tmp_path / block.file).write_text(block.text)
+        file = tmp_path / block.file
+        if block.language == 'diff':
+            file.write_text(changed(file.read_text(), block.text))
+        elif block.file:
+            assert not file.exists(), f'{block}: {block.file} is there already'
+            file.write_text(block.text)
     lines = [words for block in found if block.language == 'shell' for words in commands(block, {})]
     calls = [(words[0].removeprefix('nbn-'), words[1:]) for words in lines if words[0].startswith('nbn-')]
     # One process for all, since importing torch takes longer than the rest.
@@ -230,4 +283,10 @@ def test_examples_of_contributing_are_all_that_it_takes(tmp_path):
     done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, text=True, capture_output=True,
                           env={**os.environ, 'PYTHONPATH': str(tmp_path)})
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list((tmp_path / 'output').glob('*/test.json'))) == len(calls) > 3
+    trainings = [arguments for command, arguments in calls if command == 'train']
+    assert len(list((tmp_path / 'output').glob('*/test.json'))) == len(trainings) > 6
+    for arguments in trainings:  # what they were told is in their records, that of new flags too
+        recorded = (tmp_path / 'output' / arguments[-1] / 'args.yaml').read_text()
+        for flag, value in zip(arguments, arguments[1:], strict=False):
+            if re.match('--[a-z-]+$', flag) and re.fullmatch(r'[\w.]+', value) and flag != '--config':
+                assert f'{flag[2:].replace("-", "_")}: {value}\n' in recorded, f'{flag} {value}'

@@ -7,7 +7,7 @@ the code released with it. A second stage with a frozen backbone runs, for every
     gradient, meta_loss = meta_update(
         sampler.rate_logits, classifier, features, targets, noise, meta_features, meta_targets, loss, lr)
     sampler.rate_logits.grad = gradient
-    adam.step()                                 # Adam over [sampler.rate_logits], learning rate 0.001 in the recipes
+    adam.step()                                 # Adam over [sampler.rate_logits]
 
 and then the ordinary step of the classifier on the same batch. `features` are of a batch that the sampler has drawn,
 `meta_features` of a class-balanced one. With several processes the features and targets of all of them are gathered

@@ -27,21 +27,25 @@ from nbn_timm.second_stages.second_stage import StageRun, register_stage
 class BalancedMetaSoftmax(ClassifierRetraining):
     """Classifier re-training on batches of `MetaSampler`, whose rates learn from every batch.
 
-    Between the forward pass of a batch and the step of its classifier, `meta_update` looks ahead: by one step of plain
-    SGD with the learning rate of the moment, without the momentum and weight decay of the optimizer, neither of which
-    depends on the rates. Its gradient, from the cross-entropy on a class-balanced meta batch, goes to Adam. An epoch is
-    drawn from the rates at its beginning; the noise is that of these rates, and the gradient is taken at the present
-    ones. With accumulation the rates learn from every batch and the classifier from their sum. Several processes learn
-    from the gathered batches of all and keep the same rates.
+    Between the forward pass of a batch and the step of its classifier, `meta_update` looks ahead, by one step of plain
+    SGD with the learning rate of the moment. The released code looks ahead with the optimizer's momentum and weight
+    decay as well; these do not depend on the rates, but move the point at which the gradient is taken. The gradient,
+    from the cross-entropy on a class-balanced meta batch, goes to Adam. An epoch is drawn from the rates at its
+    beginning; the noise is that of these rates, and the gradient is taken at the present ones. With accumulation the
+    rates learn from every batch and the classifier from their sum. Several processes learn from the gathered batches of
+    all and keep the same rates.
 
     The result is an ordinary model; the rates and Adam's state are in the checkpoint's task state.
 
     Args:
         reinit: See `ClassifierRetraining`.
-        meta_lr: Learning rate of Adam; 0.01 in the released code, 0.001 in its recipes.
-        meta_batch_size: Images of a meta batch per process; None is twice the batch, as in the released recipes.
+        meta_lr: Learning rate of Adam; 0.01 in the released code and its recipes for CIFAR, 0.001 in those for
+            ImageNet-LT and Places-LT.
+        meta_batch_size: Images of a meta batch per process; None is twice the batch, as in the released recipes for
+            ImageNet-LT and Places-LT. Those for CIFAR have the batch itself.
         meta_split: Where meta batches come from, 'train' or 'val', with the augmentation of training. The release has
-            'val' for ImageNet-LT; a split that has taught the rates is no clean one to choose an epoch by.
+            'val' for ImageNet-LT and Places-LT, 'train' for CIFAR; a split that has taught the rates is no clean one to
+            choose an epoch by.
 
     Raises:
         InputError: A setting is impossible.

@@ -75,7 +75,7 @@ def _of_training() -> set[str]:
     """Names of the settings that have an effect where something is trained."""
     groups = (LossSettings, SamplerSettings, DistillationSettings, OptimizerSettings, ScheduleSettings, AverageSettings,
               AugmentSettings, ProcessSettings, MemorySettings)
-    return mixing_settings() | {declared.name for group in groups for declared in fields_of(group)}
+    return {declared.name for group in groups for declared in fields_of(group)}
 
 
 @dataclass(frozen=True)

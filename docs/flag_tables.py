@@ -1,0 +1,73 @@
+"""All flags of the commands as one page, from the declarations of the settings: the site's page of flags."""
+from argparse import ArgumentParser
+from collections.abc import Callable
+
+from nbn_timm.cli import export, predict, push, train, validate
+from nbn_timm.config import build_parser
+from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
+from nbn_timm.training.settings import TrainSettings
+from nbn_timm.validation import ValidateSettings
+
+COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = {
+    'nbn-train': (TrainSettings, lambda: build_parser(TrainSettings, 'nbn-train', train.DESCRIPTION)),
+    'nbn-validate': (ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', validate.DESCRIPTION)),
+    'nbn-predict': (predict.PredictSettings, predict.create_parser),
+    'nbn-export': (export.ExportCommand, export.create_parser),
+    'nbn-push': (push.PushCommand, push.create_parser),
+}
+
+INTRODUCTION = """# Flags
+
+Every flag of the commands that have settings, made from the declarations in the code. A config takes the same names
+with underscores: `--batch-size 64` is `batch_size: 64`.
+
+Of a training, the last column says what a setting decides. A *recipe* setting decides the result, so it is compared
+when a run is resumed. A *machine* setting (workers, device) and a *place* (a folder) are not compared, and stay out of
+model cards."""
+
+
+def flags_page() -> str:
+    """The page in Markdown."""
+    return '\n\n'.join([INTRODUCTION, *(command_section(name) for name in COMMANDS)]) + '\n'
+
+
+def command_section(name: str) -> str:
+    """The part of a command: what it does, and a table for each group of settings."""
+    groups, create_parser = COMMANDS[name]
+    tables = [group_table(group, with_kind=groups is TrainSettings) for group in groups.group_types().values()]
+    return '\n\n'.join([f'## {name}', _cell(create_parser().description or ''), *tables])
+
+
+def group_table(group: type[Settings], with_kind: bool = False) -> str:
+    """The flags of a group, perhaps with what they decide."""
+    rows = [('flag', 'takes', 'default', 'what it is', 'decides'), ('---',) * 5]
+    rows += [(_names(one), _values(one), _cell(one.shown_default()), _cell(one.declaration.help), one.declaration.kind)
+             for one in fields_of(group)]
+    table = '\n'.join(f'| {" | ".join(row if with_kind else row[:-1])} |' for row in rows)
+    title = group.title[:1].upper() + group.title[1:]
+    return '\n\n'.join([f'### {title}', *([_cell(group.about)] if group.about else []), table])
+
+
+def _names(one: Field) -> str:
+    short, long = one.declaration.short, [flag(one.name), *one.declaration.also]
+    negative = [f'--no-{name[2:]}' for name in long if one.type is bool and not one.name.startswith('no_')]
+    return ', '.join(f'`{name}`' for name in (*([short] if short else []), *long, *negative))
+
+
+def _values(one: Field) -> str:
+    """What may follow the flag, in words."""
+    limits, choices, nargs = one.declaration.limits, one.choices, one.declaration.nargs
+    if one.type is bool:
+        return 'nothing'
+    if choices is not None:
+        return 'one or more of ' * one.many + ', '.join(f'`{choice}`' for choice in choices)
+    kind = {int: 'whole number', float: 'number', dict: 'KEY=VALUE ...'}.get(one.type, 'text')
+    if one.many:
+        kind = f'{nargs or "one or more"} {kind}s'
+    elif nargs == '?':
+        kind = f'nothing or {kind}'
+    return kind + (f', {limits}' if limits is not None else '')
+
+
+def _cell(text: str) -> str:
+    return text.replace('|', r'\|').replace('<', '&lt;').replace('*', r'\*')
