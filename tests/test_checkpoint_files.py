@@ -24,6 +24,8 @@ from nbn_timm.errors import one_line, run_cli, without_password
 from nbn_timm.files import atomic_write, file_sha256, git_blob_id, write_folder, write_text_atomic
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict, save_weights, weights_digest
 
+pytestmark = pytest.mark.fast
+
 
 class Touch:
     """Unpickled carelessly, it makes a file."""

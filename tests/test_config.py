@@ -33,6 +33,8 @@ from nbn_timm.training.build import build_stage
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.settings import TrainSettings
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parent.parent
 SHIPPED = shipped_configs()
 SECOND = [name for name, path in SHIPPED.items() if 'stage' in yaml.safe_load(path.read_text())]  # of second stages

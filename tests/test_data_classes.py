@@ -14,6 +14,8 @@ from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.evaluation.prediction import TopClasses
 from nbn_timm.losses import create_loss
 
+pytestmark = pytest.mark.fast
+
 
 def make(*counts):
     return ClassCounts(counts, tuple('abcdefgh'[:len(counts)]), 'test')

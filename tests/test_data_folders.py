@@ -10,6 +10,8 @@ from nbn_timm.data.folders import find_split_folder, read_class_folders
 from nbn_timm.data.pictures import natural_order
 from nbn_timm.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def fill(root, *files):
     for file in files:

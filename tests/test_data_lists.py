@@ -13,6 +13,8 @@ from nbn_timm.data.folders import find_split_folder, read_class_folders
 from nbn_timm.data.lists import read_image_list
 from nbn_timm.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 
 def write_image(path, color=(0, 0, 0), size=(8, 6), mode='RGB'):
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,8 @@ from nbn_timm.datasets import create_splits
 from nbn_timm.datasets.digits_lt import load_digits_splits
 from nbn_timm.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 # The published CIFAR-LT draw (LDAM's rule) on a stand-in for CIFAR's labels: size, first indices, and SHA-256 of all
 # indices as little-endian int64.
 PUBLISHED_DRAWS = {

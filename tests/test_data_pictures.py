@@ -12,6 +12,8 @@ from nbn_timm.data.dataset import ImageSamples, UnlabelledImages
 from nbn_timm.data.pictures import find_images, is_picture, picture_extensions, read_picture, to_rgb
 from nbn_timm.errors import InputError
 
+pytestmark = pytest.mark.fast
+
 RAMP = np.arange(0, 65536, 257, dtype=np.uint16).reshape(16, 16)  # 16-bit levels that are levels of 8 bits
 
 

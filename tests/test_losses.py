@@ -13,6 +13,8 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses import LOSSES, create_loss, is_deferrable, takes_experts, takes_features, takes_soft_targets
 
+pytestmark = pytest.mark.fast
+
 RELEASED = json.loads((Path(__file__).parent / 'reference' / 'losses.json').read_text())
 LOGITS = torch.tensor([[1.5, -0.5, 0.25], [0.0, 2.0, -1.0]])
 TARGET = torch.tensor([2, 0])

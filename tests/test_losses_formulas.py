@@ -11,6 +11,8 @@ import torch
 from nbn_timm.data import ClassCounts
 from nbn_timm.losses import create_loss
 
+pytestmark = pytest.mark.fast
+
 COUNTS = (300, 129, 129, 36, 10, 2)
 BATCH = 7
 CLASSES = len(COUNTS)

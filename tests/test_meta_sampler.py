@@ -13,6 +13,8 @@ from nbn_timm.layers import RectifiedLinear
 from nbn_timm.samplers import bilevel, create_sampler
 from nbn_timm.samplers.bilevel import PickNoise, meta_update, pick_noise, pick_share
 
+pytestmark = pytest.mark.fast
+
 COUNTS = [40, 9, 3]
 TARGETS = np.repeat([0, 1, 2], COUNTS)
 

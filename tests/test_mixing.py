@@ -17,6 +17,8 @@ from nbn_timm.training.build import build_loss, build_mixing
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.plan import Plan
 
+pytestmark = pytest.mark.fast
+
 COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')
 
 
@@ -346,7 +348,7 @@ def test_wrong_combinations_are_one_sentence(flags, message):
 
 def test_what_the_data_does_not_tell_is_one_sentence():
     data = splits()
-    data.class_counts = None
+    data.classes = None
     with pytest.raises(InputError, match='--remix needs .*--class-counts'):
         built('--remix', '1', data=data)
     with pytest.raises(InputError, match='--remix mixes .*--batch-size of at least 2'):

@@ -12,6 +12,8 @@ from torch.func import functional_call, grad, vmap
 
 from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, nbn_layers, share_scale
 
+pytestmark = pytest.mark.fast
+
 
 def random_layer(channels: int = 16, **kwargs) -> NormalizedBatchNorm2d:
     torch.manual_seed(0)

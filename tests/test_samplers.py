@@ -18,6 +18,8 @@ from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World
 from nbn_timm.training.plan import Plan
 
+pytestmark = pytest.mark.fast
+
 TARGETS = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [70, 25, 6]))  # no image of class 2
 NAMES = sorted(SAMPLERS)
 IMAGES = [3000, 500, 40, 7]  # per class 0, 1, 2 and 4

@@ -319,6 +319,9 @@ def test_diverged_weights_are_refused(work, tmp_path, monkeypatch, capsys):
     state = torch.load(work / 'bare.pth', weights_only=True)
     state['fc.weight'][0, 0] = float('nan')
     torch.save(state, tmp_path / 'nan.pth')
+    assert "'fc.weight' is NaN or infinite" in fails(listed(work, checkpoint=tmp_path / 'nan.pth'), monkeypatch, capsys)
+    state['fc.weight'].fill_(3e38)  # finite weights, whose logits overflow
+    torch.save(state, tmp_path / 'nan.pth')
     assert '37 of 37 images' in fails(listed(work, checkpoint=tmp_path / 'nan.pth'), monkeypatch, capsys)
 
 
