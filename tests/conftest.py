@@ -2,12 +2,14 @@
 import os
 import socket
 
-THREADS = 1 if 'PYTEST_XDIST_WORKER' in os.environ else 2  # two processes of one thread, or one of two
-os.environ.setdefault('OMP_NUM_THREADS', str(THREADS))
+# Two processes of one thread, or one of two.
+os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 
 import pytest
 import torch
+
+THREADS = int(os.environ['OMP_NUM_THREADS'])
 
 
 @pytest.fixture(autouse=True)
