@@ -382,7 +382,7 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
 
 
 def _check_classes(path: Path, before: Classes, now: Classes) -> None:
-    if before.counts != now.counts:
+    if None not in (before.counts, now.counts) and before.counts != now.counts:
         raise InputError(f"'{path}' was trained on other class counts than {now.source} has: "
                          'give its dataset, or another --experiment')
     matching = before.match(now, now.source, f"'{path}'")
