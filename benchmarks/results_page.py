@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, write_text_atomic
+from nbn_timm.mixing import MIXINGS
 from nbn_timm.models.create import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +34,7 @@ BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 DIGEST = 'Digest'  # key of a plot's PNG text: of the numbers that it shows
 
 # What a published number is never without a word about; a run with one of these is compared with none.
-EXTRAS = ('stage', 'kd_checkpoint', 'aa', 'mixup', 'cutmix', 'remix', 'cmo')
+EXTRAS = ('stage', 'kd_checkpoint', 'aa', *(switch for method in MIXINGS.values() for switch in method.switches))
 
 
 # Collecting runs ----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {'index.md': 'README.md', 'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
 COMMANDS = 'cli'  # documented by --help
+SINGLE = ('settings', 'config', 'registry', 'validation', 'errors', 'files', 'computation')  # rooms of one module
 
 # On GitHub links are relative to the checkout. Folders and files that the site does not have become their text.
 INTO_DOCS = re.compile(r'\]\(docs/')
@@ -26,11 +27,13 @@ SEVERAL_NAMES = re.compile(r'^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +.*)*)', re.MULTIL
 def rooms() -> list[str]:
     """Folders of the package with a public API."""
     folders = sorted(path.parent.name for path in ROOT.glob('nbn_timm/*/__init__.py'))
-    return [name for name in folders if name != COMMANDS]
+    return [*SINGLE, *(name for name in folders if name != COMMANDS)]
 
 
 def api_page(room: str) -> str:
     """The page of a room: what it exports, then everything public in it, one module after the other."""
+    if room in SINGLE:
+        return f'# nbn_timm.{room}\n\n::: nbn_timm.{room}\n'
     folder = ROOT / 'nbn_timm' / room
     modules = sorted(path.stem for path in folder.glob('*.py') if not path.stem.startswith('_'))
     exports = [ast.literal_eval(node.value) for node in ast.parse((folder / '__init__.py').read_text()).body

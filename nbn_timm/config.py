@@ -1,7 +1,7 @@
 """Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -66,7 +66,8 @@ class Given(Generic[GroupsT]):
         typed = settings.without_effect(list(self.flags), self.flags.keys())
         for name, reason in typed.items():
             if not isinstance(reason, Tolerated):
-                raise InputError(f'{flag(name)} {reason}: leave it out')
+                typed_as = flag(f'no_{name}' if self.flags[name] is False else name)
+                raise InputError(f'{typed_as} {reason}: leave it out')
         known = self.groups.declared()
         differing = [name for name, value in self.config.items()
                      if name not in self.flags and value != _as_given(known[name])]
@@ -98,6 +99,16 @@ def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], 
             allowed = '' if limits is None else f' {limits}'
             raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number{allowed}")
         return value
+    return parse
+
+
+def choice(choices: Collection[str]) -> Callable[[str], str]:
+    """An argument type: one of the choices; a wrong one is told the nearest."""
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise argparse.ArgumentTypeError(
+                f"invalid choice: '{text}' (choose from {', '.join(choices)}){nearest(text, choices)}")
+        return text
     return parse
 
 
@@ -146,14 +157,16 @@ def add_flag(section: Any, declared: Field, more: str = '') -> None:
     if declared.type in (int, float):
         options['type'] = number(about.limits, declared.type)
     if declared.choices is not None:
-        options['choices'] = declared.choices
+        options['type'] = choice(declared.choices)
     if about.nargs is not None:
         options['nargs'] = '+' if about.nargs == 0 else about.nargs
     if about.nargs == '?':
         options['const'] = about.const
     if about.metavar is not None:
         options['metavar'] = about.metavar
-    elif declared.choices is None:
+    elif declared.choices is not None:
+        options['metavar'] = f'{{{",".join(declared.choices)}}}'
+    else:
         options['metavar'] = {int: 'N', float: 'X'}.get(declared.type, 'TEXT')
     section.add_argument(*names, **options)
 

@@ -12,7 +12,7 @@ import torch
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import Classes
-from nbn_timm.hub.card import recorded_settings
+from nbn_timm.hub.card import told_settings
 from nbn_timm.models.create import create_model
 from nbn_timm.trained.opening import open_trained
 from nbn_timm.trained.results import results_beside
@@ -49,7 +49,7 @@ def test_its_config_is_the_recipe_that_its_flags_are_today():
 def test_its_record_is_of_the_recipe_that_its_flags_are_today(record):
     of_format = {'input_size', 'mean', 'std', 'interpolation', 'crop_pct'}  # which a record has as they came out
     assert TrainSettings.changed(record, parse_train(FLAGS).values()).keys() == of_format
-    settings = recorded_settings({'settings': record})
+    settings = told_settings({'settings': record})
     assert (settings.optimizer.lr, settings.schedule.epochs, settings.average.model_ema) == (0.05, 1, True)
 
 

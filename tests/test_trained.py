@@ -14,7 +14,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.models import _pretrained
 from nbn_timm.models.weight_files import DIGEST, weights_digest
-from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_config, recorded_training
+from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_folder_config, recorded_training
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -149,10 +149,10 @@ def test_what_is_not_there_is_said_in_one_sentence(run, tmp_path):
     with pytest.raises(InputError, match='no router'):
         open_trained('resnet20_nbn.digits_lt', all_experts=True)
     with pytest.raises(InputError, match='has no config.json'):
-        read_config(f'local-dir:{tmp_path}')
+        read_folder_config(f'local-dir:{tmp_path}')
     (tmp_path / 'config.json').write_text('[1]')
     with pytest.raises(InputError, match='is no object'):
-        read_config(f'local-dir:{tmp_path}')
+        read_folder_config(f'local-dir:{tmp_path}')
     torch.save({'weight': torch.ones(3)}, tmp_path / 'other.pth')
     with pytest.raises(InputError, match='does not record its architecture'):
         open_trained(str(tmp_path / 'other.pth'))

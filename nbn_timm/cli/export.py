@@ -65,12 +65,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(ExportCommand, create_parser(), argv)
     settings, folder = given.settings(), given.positional['folder']
+    given.check_effects(settings)
     comparison = settings.comparison
     if comparison.threads:
         torch.set_num_threads(comparison.threads)
     trained = open_trained(
         given.positional['source'], use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
         class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
+    for note in trained.notes:
+        print(note)
     if comparison.img_size:
         size = (trained.input.input_size[0], comparison.img_size, comparison.img_size)
         trained = replace(trained, input=trained.input.override(input_size=size))

@@ -37,7 +37,7 @@ from nbn_timm.trained.opening import CheckpointSettings, SourceSettings, Trained
 from nbn_timm.training.distributed import close_world, init_world
 from nbn_timm.validation import prepare_model
 
-Classes = tuple[PredictedClass, ...]
+Answer = tuple[PredictedClass, ...]
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     height, width = trained.input.input_size[1:]
     tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
          + (f'from {counts.source}' if counts else 'not known'))
-    for note in found.notes:
+    for note in (*trained.notes, *found.notes):
         tell(note)
     begun = time.perf_counter()
     unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))
@@ -185,12 +185,12 @@ def class_names(trained: TrainedModel) -> tuple[str, ...]:
     return counts.names if counts is not None else tuple(map(str, range(num_classes)))
 
 
-def text_entry(file: str, classes: Classes | None, fault: str | None) -> str:
+def text_entry(file: str, classes: Answer | None, fault: str | None) -> str:
     """For people; a file that could not be read is left to the standard error."""
     return '' if classes is None else '\n'.join([file, *(f'  {found}' for found in classes)]) + '\n'
 
 
-def json_entry(file: str, classes: Classes | None, fault: str | None) -> str:
+def json_entry(file: str, classes: Answer | None, fault: str | None) -> str:
     """For machines: the predictions, or the error."""
     found = {'error': fault} if classes is None else {'predictions': [found.to_dict() for found in classes]}
     return json.dumps({'file': file, **found}) + '\n'

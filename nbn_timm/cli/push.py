@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = open_trained(
         source, use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
         class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
+    for note in trained.notes:
+        print(note)
     trained = portable(_with_results(trained, source, settings))
     license = settings.card.license or trained.model.pretrained_cfg.get('license') or 'apache-2.0'
     location = _location(repo_id, push)

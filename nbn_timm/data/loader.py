@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
 from nbn_timm.data.defaults import DataDefaults
-from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.settings import AugmentSettings, LoaderSettings
 from nbn_timm.data.transforms import Views, create_transform
 from nbn_timm.errors import InputError
 
@@ -59,7 +59,7 @@ def create_train_loader(
         batch_size: int,
         defaults: DataDefaults,
         augment: AugmentSettings | None = None,
-        num_workers: int = 4,
+        num_workers: int = LoaderSettings.workers,
         device: torch.device | str = 'cpu',
         seed: int = 0,
         rank: int = 0,
@@ -125,7 +125,7 @@ def create_eval_loader(
         *,
         batch_size: int,
         defaults: DataDefaults,
-        num_workers: int = 4,
+        num_workers: int = LoaderSettings.workers,
         device: torch.device | str = 'cpu',
         rank: int = 0,
         world_size: int = 1,

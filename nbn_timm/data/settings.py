@@ -66,7 +66,7 @@ class DataSettings(Settings):
         unset='counted')
     download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine')
     batch_size: int = 1
-    seed: int = 42
+    seed: int = 0
 
     @property
     def lists(self) -> dict[str, str]:
@@ -123,6 +123,10 @@ def _jittered(name: str, others: Values) -> str | None:
     return None
 
 
+def _some_jitter(name: str, others: Values) -> str | None:
+    return 'has no effect with --color-jitter 0' if others.color_jitter == 0 else None
+
+
 @dataclass(frozen=True)
 class AugmentSettings(Settings):
     """Training augmentation by timm's flags; None is the benchmark's published value."""
@@ -146,13 +150,13 @@ class AugmentSettings(Settings):
         None, 'strength of brightness, contrast and saturation jitter', limits=NOT_NEGATIVE, unset="the benchmark's",
         effect=all_of(not_with('no_aug'), _jittered))
     color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
-                                              unset='1', effect=all_of(not_with('no_aug'), _jittered))
+                                              unset='1', effect=all_of(not_with('no_aug'), _jittered, _some_jitter))
     force_color_jitter: bool = setting(False, 'jitter beside --aa too',
                                        effect=all_of(not_with('no_aug'), only_with('aa')))
     aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",
                              metavar='POLICY', effect=not_with('no_aug'))
     train_interpolation: str | None = setting(None, "resampling in training: timm's name or 'random'", metavar='NAME',
-                                              unset='as in evaluation')
+                                              unset='as in evaluation', effect=not_with('no_aug'))
     reprob: float = setting(0.0, 'probability of random erasing', limits=PROBABILITY, metavar='P',
                             effect=not_with('no_aug'))
     remode: str = setting('pixel', 'what random erasing fills in', choices=('const', 'rand', 'pixel'),

@@ -120,7 +120,8 @@ def create_splits(
 def reason_unused(name: str, settings: DataSettings) -> str | None:
     """Why a field of `DataSettings` has no effect on the dataset that they name; None where it has one."""
     used = find_dataset(settings.dataset).used_settings(settings)
-    return None if name in used else f'has no effect on --dataset {settings.dataset}'
+    lists = ' with list files' if settings.lists else ''
+    return None if name in used else f'has no effect on --dataset {settings.dataset}{lists}'
 
 
 def prescribes_format(name: str) -> bool:

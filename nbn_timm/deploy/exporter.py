@@ -13,7 +13,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import has_names, public_counts
 from nbn_timm.training.settings import public_record
@@ -34,6 +34,11 @@ CHECKED_BATCHES = (1, EXAMPLE_BATCH, 7)
 Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
+def _graphs(name: str, others: Values) -> str | None:
+    formats = others.formats or FORMATS
+    return None if any(FORMATS[kind].is_graph for kind in formats) else 'is for graphs, and --formats names none'
+
+
 @dataclass(frozen=True)
 class ExportSettings(Settings):
     """How to export."""
@@ -43,7 +48,7 @@ class ExportSettings(Settings):
     formats: tuple[str, ...] | None = setting(None, 'of the file formats', choices=lambda: FORMATS, nargs=0,
                                               metavar='NAME', unset='all that can be written')
     with_preprocessing: bool = setting(
-        False, 'TorchScript, torch.export and ONNX take uint8 pixels and normalise them')
+        False, 'TorchScript, torch.export and ONNX take uint8 pixels and normalise them', effect=_graphs)
     overwrite: bool = setting(False, 'replace an earlier export of the same folder')
     tolerance: float = setting(1e-4, "greatest difference from the original's logits", limits=NOT_NEGATIVE)
     batch_size: int = setting(1, 'of the timing', limits=AT_LEAST_1, short='-b')

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class PostHocSettings(Settings):
         False, 'add the accuracy under forward and backward long-tailed class distributions (SADE)')
 
 
+def _counted(name: str, others: Values) -> str | None:
+    return 'has no effect with --counts-from none' if others.counts_from == 'none' else None
+
+
 @dataclass(frozen=True)
 class ShotSettings(Settings):
     """What counts as many, medium and few."""
@@ -47,6 +51,6 @@ class ShotSettings(Settings):
         None, 'source of the training images per class', choices=('dataset', 'file', 'checkpoint', 'none'),
         unset='file if --class-counts is given, else checkpoint if it has them, else dataset (its training split)')
     many_shot: int | None = setting(None, 'many: more training images than this', limits=NOT_NEGATIVE,
-                                    unset=f"the benchmark's, {MANY_ABOVE} for own images")
+                                    unset=f"the benchmark's, {MANY_ABOVE} for own images", effect=_counted)
     few_shot: int | None = setting(None, 'few: fewer training images than this', limits=NOT_NEGATIVE,
-                                   unset=f"the benchmark's, {FEW_BELOW} for own images")
+                                   unset=f"the benchmark's, {FEW_BELOW} for own images", effect=_counted)

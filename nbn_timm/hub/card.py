@@ -56,7 +56,7 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
         location: The name it is to be loaded by, 'hf-hub:user/name' or 'local-dir:FOLDER'.
         license: Of the weights, an identifier of the Hub's.
     """
-    data = recorded_settings(trained.record).data
+    data = told_settings(trained.record).data
     benchmark = find_benchmark(data.dataset)
     set_name = benchmark.title if benchmark else data.dataset
     recorded = bool(trained.record.get('settings'))
@@ -75,7 +75,7 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
 
 
 def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
-    dataset = recorded_settings(trained.record).data.dataset
+    dataset = told_settings(trained.record).data.dataset
     benchmark = find_benchmark(dataset)
     source = benchmark.hub_id if benchmark else None
     test = trained.record.get('test')
@@ -161,7 +161,7 @@ def _images(size: int, counts: Classes) -> str:
 
 
 def _recipe(record: Mapping[str, Any]) -> str:
-    settings = recorded_settings(record)
+    settings = told_settings(record)
     optimizer, start, precision = settings.optimizer, settings.start, settings.precision
     rows = [
         ('config', f'`{settings.run.config}`' if settings.run.config else None),
@@ -222,7 +222,7 @@ def _augmentation(settings: TrainSettings, transform: str | None) -> str:
     return ', '.join(filter(None, [_TRANSFORMS.get(str(transform)), *steps]))
 
 
-def recorded_settings(record: Mapping[str, Any]) -> TrainSettings:
+def told_settings(record: Mapping[str, Any]) -> TrainSettings:
     """The settings of the training that a record tells, defaults for what it leaves out."""
     return TrainSettings.from_record(record.get('settings') or {})
 
@@ -234,7 +234,7 @@ def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
     text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
     counts = trained.class_counts
     if counts is not None and test.get('many') is not None:
-        limits, benchmark = test.get('splits'), find_benchmark(recorded_settings(trained.record).data.dataset)
+        limits, benchmark = test.get('splits'), find_benchmark(told_settings(trained.record).data.dataset)
         split = (counts.shot_split(limits['many_above'], limits['few_below']) if limits
                  else counts.shot_split(*benchmark.shot_limits) if benchmark else counts.shot_split())
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
@@ -260,7 +260,7 @@ def _loading(trained: TrainedModel, location: str) -> str:
         text += '\n\ntimm alone loads it.'
     if location.startswith(FOLDER):
         text += '\n\nThe name is that of the folder; give its path from where you are.'
-    if recorded_settings(trained.record).data.dataset:
+    if told_settings(trained.record).data.dataset:
         text += ('\n\nTo evaluate it on the benchmark, with `nbn_timm`:\n\n'
                  f'    nbn-validate --model {location} --pretrained --data-dir DIR')
     return text
@@ -272,7 +272,7 @@ def _architecture(trained: TrainedModel) -> str:
 
 def _is_folded(trained: TrainedModel) -> bool:
     """Whether the model was trained with NBN and has none any more."""
-    model = recorded_settings(trained.record).model
+    model = told_settings(trained.record).model
     return (model.add_nbn or '_nbn' in model.model) and not nbn_layers(trained.model)
 
 

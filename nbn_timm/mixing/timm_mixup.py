@@ -49,8 +49,8 @@ class TimmMixup(Mixing):
             mixup_alpha: float = 0.0,
             cutmix_alpha: float = 0.0,
             prob: float = 1.0,
-            switch_prob: float = 0.5,
-            mode: str = 'batch',
+            switch_prob: float = MixupSettings.mixup_switch_prob,
+            mode: str = MixupSettings.mixup_mode,
             epochs: range = ALWAYS,
     ) -> None:
         super().__init__(num_classes, smoothing, epochs=epochs)

@@ -9,7 +9,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import add_nbn
 
-from .model_folder import is_model_folder, read_config, read_weights
+from .model_folder import is_model_folder, read_folder_config, read_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -44,7 +44,7 @@ def create_model(
         raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
     if is_model_folder(name):
-        read_config(name)
+        read_folder_config(name)
         if pretrained:
             read_weights(name)  # timm would look at no checksum
     settings = dict(num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs)

@@ -11,7 +11,7 @@ from nbn_timm.errors import InputError
 from ._released import StateDict
 from .weight_files import read_state_dict
 
-__all__ = ['FOLDER', 'HUB', 'is_model_folder', 'read_config', 'read_weights']
+__all__ = ['FOLDER', 'HUB', 'is_model_folder', 'read_folder_config', 'read_weights']
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 
@@ -24,7 +24,7 @@ def is_model_folder(name: str) -> bool:
     return name.startswith((HUB, FOLDER))
 
 
-def read_config(source: str) -> dict[str, Any]:
+def read_folder_config(source: str) -> dict[str, Any]:
     """config.json of 'local-dir:FOLDER' or 'hf-hub:user/repo[@revision]'.
 
     Raises:

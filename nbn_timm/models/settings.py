@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbn_timm.settings import PROBABILITY, Settings, setting
+from nbn_timm.settings import PROBABILITY, Settings, not_with, setting
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StartSettings(Settings):
 
     title = 'start of training'
 
-    pretrained: bool = setting(False, "from the model's published weights")
+    pretrained: bool = setting(False, "from the model's published weights", effect=not_with('initial_checkpoint'))
     initial_checkpoint: str | None = setting(None, 'from these weights', metavar='FILE', is_file=True)
     drop: float | None = setting(None, 'dropout rate', limits=PROBABILITY, metavar='P', unset="the model's")
     drop_path: float | None = setting(None, 'drop path rate', limits=PROBABILITY, metavar='P', unset="the model's")

@@ -176,7 +176,8 @@ class FittedStage(Stage, ABC):
     """A stage that is computed in one pass over data, without gradients: no setting of training has an effect on it."""
 
     takes_mixing = False
-    unused = (*Stage.unused, 'freeze_bn', 'torchcompile', 'log_tensorboard', 'log_wandb')
+    unused = (*Stage.unused, 'freeze_bn', 'bn_momentum', 'grad_accum_steps', 'torchcompile', 'log_tensorboard',
+              'log_wandb')
 
     @abstractmethod
     def fit(self, model: nn.Module, data: FitData) -> FitReport:

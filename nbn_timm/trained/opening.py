@@ -17,13 +17,13 @@ from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
-from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_config, read_weights
+from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_stages
 from nbn_timm.settings import Settings, setting
 from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
 
-__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'open_trained', 'read_config', 'recorded_training']
+__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'open_trained', 'read_folder_config', 'recorded_training']
 
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
 
@@ -155,7 +155,7 @@ def recorded_training(name: str | None) -> dict[str, Any]:
         return {}
     if not is_model_folder(name):
         return weights_record(name) or {}
-    record = read_config(name).get(RECORD_KEY)
+    record = read_folder_config(name).get(RECORD_KEY)
     if not record:
         return {}
     weights = read_weights(name)
@@ -219,7 +219,7 @@ def _from_name(name: str, asked: _Asked) -> TrainedModel:
     settings = record.get('settings') or {}
     if len(network.pretrained_cfg.get('label_names') or ()) != network.num_classes:
         network.pretrained_cfg.pop('label_names', None)  # of other weights, or there are none
-    args = read_config(name).get('model_args') if is_model_folder(name) else settings.get('model_kwargs')
+    args = read_folder_config(name).get('model_args') if is_model_folder(name) else settings.get('model_kwargs')
     args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
     return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings), classes, record)
 

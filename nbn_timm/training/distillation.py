@@ -1,4 +1,5 @@
 """Distillation: training with the help of a finished teacher."""
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights, read_checkpoint
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
 from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,13 @@ def build_teacher(
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")
         matching.require_theirs()
+        for note in matching.notes:
+            _logger.info('%s', note)
         if matching.reordered or matching.only_ours:
             teacher = SomeClasses(teacher, matching.labels)
+    if theirs is None or classes is None:
+        whose = f"teacher '{settings.kd_checkpoint}'" if theirs is None else 'data'
+        _logger.info('The classes of the %s are not recorded, so they are taken in the order of their numbers.', whose)
     recorded = training_arguments(checkpoint)
     for key in ('mean', 'std'):
         if recorded.get(key) is not None and tuple(recorded[key]) != tuple(getattr(input_format, key)):

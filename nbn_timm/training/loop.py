@@ -14,6 +14,7 @@ from timm.utils import NativeScaler, dispatch_clip_grad
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.training.distributed import World
+from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import check_finite
 
@@ -29,7 +30,7 @@ class LoopSettings:
     amp_dtype: torch.dtype | None = None  # autocast to this; None computes in float32
     channels_last: bool = False
     clip_grad: float | None = None
-    clip_mode: str = 'norm'  # 'norm', 'value' or 'agc'
+    clip_mode: str = OptimizerSettings.clip_mode  # 'norm', 'value' or 'agc'
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, PROBABILITY, Settings, Values, only_with, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, Settings, Values, only_with, setting
 
 
 def _clips(name: str, others: Values) -> str | None:
@@ -38,7 +38,7 @@ class OptimizerSettings(Settings):
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
-    clip_grad: float | None = setting(None, 'limit of the gradient', limits=NOT_NEGATIVE)
+    clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
 
@@ -50,7 +50,8 @@ class ScheduleSettings(Settings):
 
     epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
     sched: str = setting('cosine', 'course of the rate', choices=('cosine', 'step', 'multistep', 'constant'))
-    sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch')
+    sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
+                                     effect=only_with('sched', 'cosine', 'step', 'multistep'))
     min_lr: float = setting(0.0, 'end of the cosine', limits=NOT_NEGATIVE, effect=only_with('sched', 'cosine'))
     warmup_epochs: int = setting(0, 'in which the rate rises evenly', limits=NOT_NEGATIVE)
     warmup_lr: float | None = setting(

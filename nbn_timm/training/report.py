@@ -51,6 +51,11 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
     ]
     if settings.average.model_ema:
         lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+    run, validated = settings.run, plan.splits.val is not None
+    if run.watch_test and validated:
+        lines.append('--watch-test has no effect here, since there is a validation split.')
+    if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
+        lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
     lines += filter(None, [settings.precision.advice(plan.world.device)])
     _logger.info('\n'.join(lines))
 

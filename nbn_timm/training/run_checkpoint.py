@@ -387,6 +387,8 @@ def _check_classes(path: Path, before: Classes, now: Classes) -> None:
                          'give its dataset, or another --experiment')
     matching = before.match(now, now.source, f"'{path}'")
     matching.require_same()
+    for note in matching.notes:
+        _logger.info('%s', note)
     if matching.reordered:
         raise InputError(f"'{path}' was trained on the classes of {now.source} in another order: give the data of that "
                          'run, or another --experiment')
