@@ -105,6 +105,11 @@ def typed(name: str, value: Any) -> list[str]:
     return [flag(name), *map(str, value)] if isinstance(value, list) else [f'{flag(name)}={value}']
 
 
+def typed_flag(name: str, value: Any) -> str:
+    """The flag as it is typed for that value."""
+    return typed(name, value)[0].partition('=')[0]
+
+
 # Declarations
 
 
@@ -306,21 +311,22 @@ def test_a_typed_flag_without_effect_is_refused_and_a_key_of_a_config_is_told(gr
         around = [word for other, one in others.items() for word in typed(other, one)]
         flags = read_given(groups, parser, typed(name, value)).flags
         given = Given(groups, flags, others)
-        with pytest.raises(InputError, match=f'^{flag(name)} .*: leave it out$'):
+        with pytest.raises(InputError, match=f'^{typed_flag(name, value)} .*: leave it out$'):
             given.check_effects(given.settings())
         given = read_given(groups, parser, [*typed(name, value), *around])
         reason = given.settings().without_effect([name], given.flags)[name]
         if isinstance(reason, Tolerated):  # one more flag on the line of a script switches it off
             assert flag(next(iter(others))) in reason
         else:
-            with pytest.raises(InputError, match=f'^({"|".join(map(flag, [name, *others]))}) .*: leave it out$'):
+            either = '|'.join(typed_flag(other, one) for other, one in [(name, value), *others.items()])
+            with pytest.raises(InputError, match=f'^({either}) .*: leave it out$'):
                 given.check_effects(given.settings())
         given = Given(groups, read_given(groups, parser, around).flags, {name: value})
         caplog.clear()
         try:
             given.check_effects(given.settings())
         except InputError as error:  # what makes the situation has no effect by itself
-            assert not str(error).startswith(f'{flag(name)} ')
+            assert not str(error).startswith(f'{typed_flag(name, value)} ')
             continue
         told = [record.getMessage() for record in caplog.records]
         assert len(told) == 1 and re.match(rf'Settings without effect here: .*\b{name}\b', told[0])
@@ -368,7 +374,7 @@ def test_what_a_dataset_does_not_use_is_refused_or_told(dataset, groups, caplog)
             given.check_effects(settings)
             continue
         assert name in idle
-        with pytest.raises(InputError, match=f'^{flag(name)} .*: leave it out$'):
+        with pytest.raises(InputError, match=f'^{typed_flag(name, value)} .*: leave it out$'):
             given.check_effects(settings)
         caplog.clear()
         Given(groups, {'dataset': dataset}, {name: value}).check_effects(settings)
