@@ -22,6 +22,7 @@ from nbn_timm.data import ClassCounts, DataDefaults
 from nbn_timm.deploy import FORMATS, ExportSettings, Timing, deployed, export_model, generated_images, interleaved
 from nbn_timm.deploy.timm_folder import plain_architecture
 from nbn_timm.errors import InputError
+from nbn_timm.layers import ClassVectors
 from nbn_timm.models import RoutedExperts
 from nbn_timm.trained.opening import TrainedModel
 
@@ -237,7 +238,7 @@ def test_experts_become_one_network(name, kwargs, tmp_path):
         for kind in FORMATS.values():
             assert (kind.load(tmp_path / 'out')(images) - expected).abs().max() < 1e-4
     assert expected.shape == (5, 6)
-    linear = [module for module in deployed(model).modules() if isinstance(module, nn.Linear)]
+    linear = [module for module in deployed(model).modules() if isinstance(module, nn.Linear | ClassVectors)]
     assert len(linear) == (3 if 'head' in kwargs else 1)
 
 
@@ -384,7 +385,7 @@ def test_graphs_do_not_name_the_source_files_of_this_machine(exported):
 
 
 def test_missing_packages_are_named(work, tmp_path, monkeypatch, capsys):
-    real = command.FORMATS['onnx'].write.__globals__['importlib'].util.find_spec
+    real = FORMATS['onnx'].write.__globals__['importlib'].util.find_spec
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None if name == 'onnxscript' else real(name))
     arguments = [work / 'last.pth.tar', tmp_path / 'out', *QUICK, '--formats', 'onnx']
     error = fails(arguments, monkeypatch, capsys)

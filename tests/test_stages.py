@@ -491,7 +491,7 @@ def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_st
     (['--freeze-bn'], '--freeze-bn has no effect without --stage'),
     (['--stage-kwargs', 'tau=1'], '--stage-kwargs has no effect without --stage'),
     (['--stage', 'crt', '--drop', '0.5', 'FIRST'], '--drop would have no effect on --stage crt'),
-    (['--stage', 'routing', '--no-freeze-bn', 'FIRST'], '--freeze-bn would have no effect on --stage routing'),
+    (['--stage', 'routing', '--no-freeze-bn', 'FIRST'], '--no-freeze-bn would have no effect on --stage routing'),
     (['--stage', 'routing', 'FIRST'], 'no experts to choose from'),
     (['--stage', 'crt', '--clip-grad', '1', '--clip-mode', 'agc', 'FIRST'], '--clip-mode agc'),
     (['--stage', 'ncm', '--resume', 'FIRST', 'FIRST'], 'cannot go on from a checkpoint'),
