@@ -14,6 +14,7 @@ from PIL import Image
 
 import nbn_timm
 from nbn_timm.cli import prepare, train
+from nbn_timm.config import build_parser
 from nbn_timm.data import ClassCounts, DataSettings
 from nbn_timm.data.longtail import draw_long_tail, profile_counts
 from nbn_timm.datasets import (
@@ -31,6 +32,7 @@ from nbn_timm.datasets.fetching import Archive
 from nbn_timm.datasets.tiny_imagenet_lt import TinyImageNetLT
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry, import_modules
+from nbn_timm.training.settings import TrainSettings
 
 ROOT = Path(nbn_timm.__file__).parent
 
@@ -83,7 +85,7 @@ def test_a_new_benchmark_is_one_class_and_one_decorator(stranger, tmp_path, caps
     splits = create_splits(DataSettings(stranger))
     assert splits.class_counts.counts == counts and splits.class_counts.names == ('dots', 'lines', 'waves')
     assert (splits.num_classes, splits.shot_limits, splits.defaults.input_size) == (3, (12, 6), (3, 32, 32))
-    assert stranger in dataset_choices() and stranger in train.build_parser().format_help()
+    assert stranger in dataset_choices() and stranger in build_parser(TrainSettings, 'nbn-train', '').format_help()
 
     prepare.main([stranger, '--data-dir', str(tmp_path), '--imbalance-factor', '2'])
     assert json.loads((tmp_path / f'{stranger}_exp_2.json').read_text())['counts'] == list(profile_counts(3, 16, 2))
@@ -94,7 +96,7 @@ def test_a_new_benchmark_is_one_class_and_one_decorator(stranger, tmp_path, caps
     assert json.loads((tmp_path / 'run' / 'test.json').read_text())['num_samples'] == 6
 
     card = pytest.importorskip('nbn_timm.hub.card')
-    data = card._data(splits.class_counts, {'dataset': stranger})
+    data = card._data(splits.class_counts, DataSettings(stranger))
     for part in ('Patterns-LT', 'https://example.org/patterns', 'CC0', 'rule of LDAM', '28 in 3 classes'):
         assert part in data
 
@@ -139,8 +141,8 @@ def test_every_benchmark_is_described(name):
     statistics = known.statistics()
     assert sum(statistics.shots) == known.num_classes
     assert statistics.largest >= statistics.train / known.num_classes >= statistics.smallest
-    assert describe_draw({'dataset': name})
-    assert describe_draw({'dataset': name, 'train_list': 'a.txt'}) == 'list file `a.txt`'
+    assert describe_draw(DataSettings(name))
+    assert describe_draw(DataSettings(name, train_list='a.txt')) == 'list file `a.txt`'
 
 
 @pytest.mark.parametrize('settings, used, unused', [
