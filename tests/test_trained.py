@@ -133,7 +133,7 @@ def test_given_counts_replace_the_recorded_ones(run, tmp_path):
     opened = open_trained(str(run / 'last.pth.tar'), class_counts_file=str(tmp_path / 'counts.json'))
     assert opened.class_counts.counts == tuple(range(1, 11))
     (tmp_path / 'counts.json').write_text(json.dumps({'counts': [1, 2]}))
-    with pytest.raises(InputError, match='counts 2 classes and the model has 10'):
+    with pytest.raises(InputError, match='counts 2 classes but .* has 10'):
         open_trained(str(run / 'last.pth.tar'), class_counts_file=str(tmp_path / 'counts.json'))
 
 
