@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.validate import main as validate
 from nbn_timm.models._pretrained import shipped_file, shipped_names, weights_record
+from nbn_timm.models.weight_files import DIGEST, weights_digest
 
 CIFAR_FOLDER = 'NBN_TIMM_CIFAR100_LT'  # a folder with the images and lists that the shipped networks were trained on
 
@@ -85,7 +86,10 @@ def test_a_record_is_not_told_of_other_weights_of_the_same_name(tmp_path, monkey
     name = 'resnet20_nbn.digits_lt'
     monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
     assert weights_record(name)['epoch'] > 0
-    save_file(timm.create_model(name).state_dict(), tmp_path / f'{name}.safetensors')
+    weights = timm.create_model(name).state_dict()
+    save_file(weights, tmp_path / f'{name}.safetensors')
     assert weights_record(name) is None
     (tmp_path / f'{name}.json').write_text(json.dumps({'epoch': 7}))
-    assert weights_record(name) == weights_record(name.replace('.', '_')) == {'epoch': 7}
+    assert weights_record(name) is None  # it does not say of which weights it is
+    (tmp_path / f'{name}.json').write_text(json.dumps({'epoch': 7, DIGEST: weights_digest(weights)}))
+    assert weights_record(name)['epoch'] == weights_record(name.replace('.', '_'))['epoch'] == 7
