@@ -60,7 +60,7 @@ def test_training_loss_and_gradients(model, weights, measured):
     assert alpha.grad.item() == pytest.approx(float(measured['scale_factor_grad'][0]), rel=1e-4)
     for name, norm in FIGURES['grad_norms'].items():
         if name != 'scale_factor':
-            assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-4), name
+            assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-3), name  # of float32 with AVX2; 1e-7 with AVX-512
     model.zero_grad()
     model.load_state_dict(statistics, strict=False)
 
@@ -121,7 +121,7 @@ def test_experts_training_loss_and_gradients(experts):
     for name, norm in EXPERTS['grad_norms'].items():
         if name != 'scale_factor':
             ours, = rename_experts({name: torch.zeros(1, 1)})
-            assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=5e-4), name
+            assert parameters[ours].grad.norm().item() == pytest.approx(norm, rel=2e-3), name
     experts.zero_grad()
     experts.load_state_dict(statistics, strict=False)
 
