@@ -60,7 +60,7 @@ def test_training_loss_and_gradients(model, weights, measured):
     assert alpha.grad.item() == pytest.approx(float(measured['scale_factor_grad'][0]), rel=1e-4)
     for name, norm in FIGURES['grad_norms'].items():
         if name != 'scale_factor':
-            assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-3), name  # of float32 with AVX2; 1e-7 with AVX-512
+            assert parameters[name].grad.norm().item() == pytest.approx(norm, rel=1e-3), name  # 1e-7 with AVX-512
     model.zero_grad()
     model.load_state_dict(statistics, strict=False)
 
