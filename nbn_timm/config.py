@@ -57,8 +57,12 @@ class Given(Generic[GroupsT]):
         """
         return self.groups.of({**(inherited or {}), **self.values()})
 
-    def check_effects(self, settings: GroupsT) -> None:
+    def check_effects(self, settings: GroupsT, tell: Callable[[str], None] = _logger.info) -> None:
         """Refuse typed flags that have no effect, and tell those of a config in one line.
+
+        Args:
+            settings: What they amount to.
+            tell: Takes the line.
 
         Raises:
             InputError: Names the first such flag, with the reason.
@@ -73,7 +77,7 @@ class Given(Generic[GroupsT]):
                      if name not in self.flags and value != _as_given(known[name])]
         idle = typed | settings.without_effect(differing)
         if idle:
-            _logger.info('Settings without effect here: %s.', _told(idle))
+            tell(f'Settings without effect here: {_told(idle)}.')
 
 
 def _told(idle: Mapping[str, str]) -> str:
@@ -338,9 +342,3 @@ def _without_exit(parser: argparse.ArgumentParser, words: list[str]) -> tuple[ar
     finally:
         parser.exit_on_error = exits
 
-
-COUNT = number(Limits(0), int)
-POSITIVE_INT = number(Limits(1), int)
-NOT_NEGATIVE = number(Limits(0))
-POSITIVE = number(Limits(0, above=True))
-PROBABILITY = number(Limits(0, 1))

@@ -244,9 +244,11 @@ class Settings:
     Attributes:
         title: Of the group in `--help`.
         about: A sentence below it.
+        of_training: They have an effect only where something is trained.
     """
 
     title: ClassVar[str] = ''
+    of_training: ClassVar[bool] = False
     about: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
@@ -343,6 +345,11 @@ class SettingGroups:
                     raise ValueError(f"the setting '{one.name}' of {group.__name__} is declared twice")
                 found[one.name] = one
         return found
+
+    @classmethod
+    def group_of(cls, name: str) -> type[Settings]:
+        """The group that declares a setting."""
+        return next(group for group in cls.group_types().values() if name in {one.name for one in fields_of(group)})
 
     @classmethod
     def of(cls: type[GroupsT], values: Mapping[str, Any]) -> GroupsT:

@@ -9,7 +9,7 @@ from torch import nn
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
-from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
+from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
@@ -28,7 +28,7 @@ from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, fields_of, setting
+from nbn_timm.settings import SettingGroups, Settings, Values, setting
 from nbn_timm.trained.opening import CheckpointSettings, TrainedModel, open_trained, recorded_training
 from nbn_timm.trained.record import inherited_settings, recorded_settings
 from nbn_timm.training.distributed import World
@@ -62,8 +62,7 @@ class EvaluationSettings(Settings):
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
-_OF_DATA = {declared.name for declared in fields_of(DataSettings)}
-_OF_TRAINING_DATA = {'train_list', 'train_split', 'imbalance_factor', 'imbalance_profile', 'imbalance_seed'}
+_OF_TRAINING_DATA = {'train_list', 'train_split', *OF_THE_DRAW}
 
 
 @dataclass(frozen=True)
@@ -95,9 +94,7 @@ class ValidateSettings(SettingGroups):
         if name in _OF_TRAINING_DATA and values.counts_from not in (None, 'dataset'):
             return (f'has no effect where the training images per class come from the {values.counts_from} '
                     '(--counts-from dataset takes them from there)')
-        if name in _OF_DATA and values.dataset:
-            return reason_unused(name, self.data)
-        return None
+        return reason_unused(name, self.data)
 
 
 def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
@@ -113,7 +110,7 @@ def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSe
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
     checkpoint = read_checkpoint(weights.checkpoint) if weights.checkpoint else recorded_training(settings.model.model)
-    recorded = recorded_settings(checkpoint) or checkpoint.get('settings', {})
+    recorded = recorded_settings(checkpoint)
     values = {**inherited_settings(ValidateSettings, recorded, given), **given}
     if not values.get('dataset'):
         values['dataset'] = benchmark_of(values.get('model') or recorded.get('model'))
@@ -147,9 +144,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
         device=world.device, rank=world.rank, world_size=world.size,
         pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
     if world.is_primary:
-        notes = [*splits.notes, *(['the checkpoint has averaged weights as well: --use-ema evaluates them']
-                                  if trained.record.get('has_ema') else [])]
-        print('\n'.join([*notes, *(f'{key:<14}{value}' for key, value in about.items())]), flush=True)
+        described = [f'{key:<14}{value}' for key, value in about.items()]
+        print('\n'.join([*trained.notes, *splits.notes, *described]), flush=True)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)

@@ -15,20 +15,16 @@ import yaml
 from nbn_timm.cli.train import parse_train
 from nbn_timm.config import (
     ASKED_FOR,
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    POSITIVE_INT,
-    PROBABILITY,
     build_parser,
     config_path,
+    number,
     read_config,
     read_given,
     shipped_configs,
 )
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
-from nbn_timm.settings import SettingGroups, Settings, flag, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, SettingGroups, Settings, flag, setting
 from nbn_timm.training.build import build_stage
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.settings import TrainSettings
@@ -138,11 +134,11 @@ def test_key_values_win_key_by_key(write):
 
 
 @pytest.mark.parametrize('accepted, refused, kind', [
-    ('1', ('0', '-1', '1.5', 'x'), POSITIVE_INT),
-    ('0', ('-1', 'nan'), COUNT),
-    ('1e-3', ('0', '-1', 'nan', 'inf'), POSITIVE),
-    ('0', ('-1', 'nan', 'inf'), NOT_NEGATIVE),
-    ('1', ('-0.1', '1.1', 'nan'), PROBABILITY),
+    ('1', ('0', '-1', '1.5', 'x'), number(AT_LEAST_1, int)),
+    ('0', ('-1', 'nan'), number(NOT_NEGATIVE, int)),
+    ('1e-3', ('0', '-1', 'nan', 'inf'), number(POSITIVE)),
+    ('0', ('-1', 'nan', 'inf'), number(NOT_NEGATIVE)),
+    ('1', ('-0.1', '1.1', 'nan'), number(PROBABILITY)),
 ])
 def test_numbers_have_limits(accepted, refused, kind):
     assert kind(accepted) == float(accepted)

@@ -352,7 +352,7 @@ def test_what_a_second_stage_leaves_unused_is_refused_or_told(stage, caplog):
             assert issubclass(STAGES[stage], FittedStage)
             given.check_effects(given.settings())
         else:
-            with pytest.raises(InputError, match=f'^{flag(name)} '):
+            with pytest.raises(InputError, match=f'^{typed_flag(name, value)} '):
                 given.check_effects(given.settings())
         caplog.clear()
         given = Given(TrainSettings, {'stage': stage}, {name: value})

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(ExportCommand, create_parser(), argv)
     settings, folder = given.settings(), given.positional['folder']
-    given.check_effects(settings)
+    given.check_effects(settings, print)
     comparison = settings.comparison
     if comparison.threads:
         torch.set_num_threads(comparison.threads)

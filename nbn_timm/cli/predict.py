@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(PredictSettings, create_parser(), argv)
     settings, images = given.settings(), given.positional['images']
-    given.check_effects(settings)
+    given.check_effects(settings, tell)
     if not settings.network.model:
         shipped = ', '.join(shipped_names()) or 'none'
         raise InputError('there is no --model: give a name with pretrained weights (shipped with this package: '

@@ -7,12 +7,10 @@ import sys
 from dataclasses import fields
 
 from nbn_timm.config import add_flag
-from nbn_timm.data import DataSettings
+from nbn_timm.data.settings import OF_THE_DRAW, DataSettings
 from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.settings import fields_of
-
-OF_THE_DRAW = {'imbalance_factor', 'imbalance_profile', 'imbalance_seed'}
 
 
 def main(argv: list[str] | None = None) -> None:

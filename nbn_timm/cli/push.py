@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     push = settings.push
     if push.output is None and repo_id is None:
         raise InputError('give USER/NAME to push to, or --output DIR to write the folder only')
-    given.check_effects(settings)
+    given.check_effects(settings, print)
     if push.output is None:
         check_destination(str(repo_id), HfApi())
     trained = open_trained(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
-from nbn_timm.datasets import prescribes_format
+from nbn_timm.datasets import LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.settings import flag
@@ -97,7 +97,10 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     recorded = recorded_settings(read_checkpoint(checkpoint))
     dataset = str(values.get('dataset') or recorded.get('dataset'))
     same_format = bool(values.get('stage')) or dataset == recorded.get('dataset') or not prescribes_format(dataset)
-    return inherited_settings(TrainSettings, recorded, values, same_format)
+    inherited = inherited_settings(TrainSettings, recorded, values, same_format)
+    if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
+        return {name: value for name, value in inherited.items() if name not in LISTS}
+    return inherited
 
 
 if __name__ == '__main__':

@@ -18,13 +18,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(ValidateSettings, build_parser(ValidateSettings, 'nbn-validate', DESCRIPTION), argv)
     settings = complete(given.settings(), given.values())
-    given.check_effects(settings)
     world = init_world(settings.precision.device)
     try:
+        given.check_effects(settings, print if world.is_primary else _nothing)
         validate(settings, world)
         world.barrier()  # see train.py
     finally:
         close_world(world)
+
+
+def _nothing(line: str) -> None:
+    """For processes other than the first."""
 
 
 def console() -> int:

@@ -75,6 +75,10 @@ class DataSettings(Settings):
         return {part: path for part, path in given.items() if path}
 
 
+# Which images a draw keeps.
+OF_THE_DRAW = frozenset({'imbalance_factor', 'imbalance_profile', 'imbalance_seed'})
+
+
 @dataclass(frozen=True)
 class InputSettings(Settings):
     """The format of images as the network sees them; None is the benchmark's, the network's or the weights' own."""
@@ -111,6 +115,7 @@ class MemorySettings(Settings):
     """Where the images of training are kept."""
 
     title = 'memory'
+    of_training = True
 
     in_memory: bool | None = setting(
         None, 'read small images once and augment them in batches, which leaves a small network nothing to wait for',
@@ -132,6 +137,7 @@ class AugmentSettings(Settings):
     """Training augmentation by timm's flags; None is the benchmark's published value."""
 
     title = 'augmentation'
+    of_training = True
 
     no_aug: bool = setting(False, 'resize and centre crop only')
     scale: tuple[float, ...] | None = setting(

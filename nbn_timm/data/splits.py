@@ -108,17 +108,10 @@ def assemble(
     description, notes = f'train split of {settings.dataset}', list(source.notes)
 
     if factor is not None and train is not None:
-        if targets is None or num_classes is None:
-            raise InputError(
-                f'{settings.dataset} cannot be made long-tailed because its labels are not known beforehand: '
-                'remove --imbalance-factor')
-        indices = draw_long_tail(targets, num_classes, factor, settings.imbalance_profile, settings.imbalance_seed)
-        owned = isinstance(train, LabelledImages)
-        datasets['train'] = train.select(indices) if owned else SelectedSamples(train, indices, targets)
-        targets = targets[indices]
+        datasets['train'], targets = _drawn(settings, train, targets, num_classes, factor)
         description += f' ({settings.imbalance_profile} profile, imbalance factor {factor:g})'
         notes.append(
-            f'the training split is a draw of {len(indices):,} images: {settings.imbalance_profile} profile, '
+            f'the training split is a draw of {len(targets):,} images: {settings.imbalance_profile} profile, '
             f'imbalance factor {factor:g}, seed {settings.imbalance_seed}')
 
     classes = _classes(source, targets, num_classes, description)
@@ -147,6 +140,22 @@ def assemble(
     )
 
 
+def _drawn(
+        settings: DataSettings,
+        train: Any,
+        targets: np.ndarray | None,
+        num_classes: int | None,
+        factor: float,
+) -> tuple[Any, np.ndarray]:
+    """The images and labels of a long-tailed draw from the training split."""
+    if targets is None or num_classes is None:
+        raise InputError(f'{settings.dataset} cannot be made long-tailed because its labels are not known beforehand: '
+                         'remove --imbalance-factor')
+    indices = draw_long_tail(targets, num_classes, factor, settings.imbalance_profile, settings.imbalance_seed)
+    owned = isinstance(train, LabelledImages)
+    return (train.select(indices) if owned else SelectedSamples(train, indices, targets)), targets[indices]
+
+
 def _classes(
         source: Source,
         targets: np.ndarray | None,
@@ -172,6 +181,8 @@ def _as_known(
 ) -> tuple[Classes | None, np.ndarray | None]:
     """The classes and training labels in the order of the known classes; the labels of `datasets` change in place."""
     if classes is None:
+        if known.classes.named:
+            notes.append(f'the data tell no class names, so their labels are taken as those of {known.whose}')
         return known.classes, targets
     matching = known.classes.match(classes, classes.source, known.whose)
     if matching.only_theirs and not known.binding:

@@ -13,6 +13,7 @@ from nbn_timm.datasets.list_benchmark import ListBenchmark
 from nbn_timm.datasets.list_files import ListFile
 from nbn_timm.datasets.named_dataset import (
     DATASETS,
+    LISTS,
     NamedDataset,
     create_splits,
     dataset_choices,
@@ -27,6 +28,7 @@ import_modules(__name__, __path__)
 
 __all__ = [
     'DATASETS',
+    'LISTS',
     'Benchmark',
     'DrawnBenchmark',
     'ListBenchmark',

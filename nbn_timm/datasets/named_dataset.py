@@ -8,10 +8,11 @@ from typing import ClassVar, TypeVar
 
 from nbn_timm.data.classes import read_counts
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
-from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.settings import OF_THE_DRAW, DataSettings
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
+from nbn_timm.settings import fields_of
 
 NamedT = TypeVar('NamedT', bound='NamedDataset')
 
@@ -66,7 +67,7 @@ class NamedDataset(ABC):
         """The fields of `DataSettings` that have an effect on this dataset, given the others."""
         used = self.own_settings(settings) | {'dataset', 'num_classes', 'class_counts', 'imbalance_factor'}
         draws = self.drawn_factor(settings) is not None
-        return used | {'imbalance_profile', 'imbalance_seed'} if draws else used
+        return used | OF_THE_DRAW if draws else used
 
 
 DATASETS: Registry[NamedDataset] = Registry('dataset')  # a name that ends in '/' is the prefix of many
@@ -118,7 +119,9 @@ def create_splits(
 
 
 def reason_unused(name: str, settings: DataSettings) -> str | None:
-    """Why a field of `DataSettings` has no effect on the dataset that they name; None where it has one."""
+    """Why a field of `DataSettings` has no effect on the dataset that they name; None where it has one, or is none."""
+    if not settings.dataset or name not in {declared.name for declared in fields_of(DataSettings)}:
+        return None
     used = find_dataset(settings.dataset).used_settings(settings)
     lists = ' with list files' if settings.lists else ''
     return None if name in used else f'has no effect on --dataset {settings.dataset}{lists}'

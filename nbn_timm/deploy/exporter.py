@@ -15,7 +15,7 @@ from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import has_names, public_counts
+from nbn_timm.trained.record import public_counts
 from nbn_timm.training.settings import public_record
 
 from .artefact import Artefact, FormatUnavailable
@@ -175,7 +175,7 @@ def metadata(trained: TrainedModel) -> dict[str, Any]:
     if counts is not None:
         if counts.counts is not None:
             about['training_images'] = list(counts.counts)
-        if has_names(counts):
+        if counts.named:
             about['label_names'] = list(counts.names)
     counted = {} if counts is None else {'class_counts': public_counts(counts).to_dict()}
     return about | {RECORD_KEY: {**counted, **public_record(trained.record), 'folded': True}}

@@ -13,7 +13,6 @@ from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.models.ride import MultiExpert
 from nbn_timm.trained.opening import FOLDER, TrainedModel
-from nbn_timm.trained.record import has_names
 from nbn_timm.trained.results import ACCURACIES
 from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.optim import ScheduleSettings
@@ -253,7 +252,7 @@ def _loading(trained: TrainedModel, location: str) -> str:
              'logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB']
     names = "model.pretrained_cfg['label_names']"
     counts = trained.class_counts
-    if counts is not None and has_names(counts):
+    if counts is not None and counts.named:
         lines.append(f'print({names}[logits.argmax().item()])')
     text = '```python\n' + '\n'.join(lines) + '\n```'
     if not ours:

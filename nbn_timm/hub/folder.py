@@ -14,7 +14,7 @@ from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import has_names, public_counts
+from nbn_timm.trained.record import public_counts
 from nbn_timm.training.settings import public_record
 
 FILES = ('config.json', 'model.safetensors', 'README.md')
@@ -64,7 +64,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
     weights = trained.model.state_dict()
     counted = {} if counts is None else {'class_counts': counts.to_dict()}
     config: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **counted, **trained.record}}
-    if counts is not None and has_names(counts):
+    if counts is not None and counts.named:
         config['label_names'] = list(counts.names)
     dataset = (trained.record.get('settings') or {}).get('dataset')
     if dataset:  # else the architecture's default tag would name published weights that these are not

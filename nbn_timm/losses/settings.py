@@ -12,6 +12,7 @@ class LossSettings(Settings):
     """Which loss."""
 
     title = 'loss'
+    of_training = True
 
     loss: str = setting('cross_entropy', 'by name', choices=lambda: LOSSES)
     smoothing: float = setting(0.0, 'label smoothing', limits=PROBABILITY)

@@ -12,6 +12,7 @@ class SamplerSettings(Settings):
     """In which order, and how often, training sees its images."""
 
     title = 'sampler'
+    of_training = True
 
     sampler: str = setting('instance_balanced', 'by name', choices=lambda: SAMPLERS)
     sampler_kwargs: Mapping[str, Any] = setting({}, "the sampler's own settings")

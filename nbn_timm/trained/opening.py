@@ -198,9 +198,9 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         record['settings'] = settings
     if isinstance(checkpoint.get('epoch'), int):
         record['epoch'] = checkpoint['epoch'] + 1
-    if 'state_dict_ema' in checkpoint and not use_ema:
-        record['has_ema'] = True
-    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), classes, record)
+    averaged = 'state_dict_ema' in checkpoint and not use_ema
+    notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), classes, record, notes)
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:

@@ -17,11 +17,6 @@ def public_counts(counts: ClassCounts) -> ClassCounts:
     return replace(counts, source=re.sub(r"'[^']*[/\\]([^'/\\]+)'", r"'\1'", counts.source))
 
 
-def has_names(counts: ClassCounts) -> bool:
-    """Whether the classes have names beyond their numbers."""
-    return counts.names != tuple(map(str, range(counts.num_classes)))
-
-
 def without_paths(value: Any) -> Any:
     """JSON-able data without absolute paths."""
     if isinstance(value, Mapping):
@@ -45,8 +40,8 @@ def training_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Training arguments of a checkpoint by name, with the model that it says it is of."""
-    arguments = training_arguments(checkpoint)
+    """Training arguments of a checkpoint, or of a record of weights, by name, with the model that it says it is of."""
+    arguments = training_arguments(checkpoint) or checkpoint.get('settings') or {}
     model = arguments.get('model') or checkpoint.get('arch')
     return {**arguments, 'model': model} if model else arguments
 

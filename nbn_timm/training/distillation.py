@@ -24,6 +24,7 @@ class DistillationSettings(Settings):
     """The teacher, and how much is learned from it."""
 
     title = 'distillation'
+    of_training = True
 
     kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, trained on the same classes',
                                         metavar='FILE', is_file=True)

@@ -29,6 +29,7 @@ class OptimizerSettings(Settings):
     """What changes the weights."""
 
     title = 'optimizer'
+    of_training = True
 
     opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
                        metavar='NAME')
@@ -47,6 +48,7 @@ class ScheduleSettings(Settings):
     """The course of the learning rate."""
 
     title = 'schedule'
+    of_training = True
 
     epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
     sched: str = setting('cosine', 'course of the rate', choices=('cosine', 'step', 'multistep', 'constant'))
@@ -70,6 +72,7 @@ class AverageSettings(Settings):
     """An average of the weights, which is then what is evaluated."""
 
     title = 'averaged weights'
+    of_training = True
 
     model_ema: bool = setting(False, 'keep, evaluate and save averaged weights (EMA)')
     model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps', limits=PROBABILITY,

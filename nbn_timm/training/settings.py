@@ -20,7 +20,6 @@ from nbn_timm.settings import (
     Settings,
     Tolerated,
     Values,
-    fields_of,
     only_with,
     setting,
 )
@@ -35,6 +34,7 @@ class ProcessSettings(Settings):
     """What several processes share."""
 
     title = 'several processes'
+    of_training = True
 
     sync_bn: bool = setting(False, 'batch statistics over all GPUs')
     dist_bn: str = setting('reduce', "running statistics after each epoch: all processes' mean, or the first one's",
@@ -66,16 +66,6 @@ class RunSettings(Settings):
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
     wandb_project: str = setting('nbn_timm', 'of Weights & Biases', metavar='NAME', kind='machine',
                                  effect=only_with('log_wandb'))
-
-
-_OF_DATA = {declared.name for declared in fields_of(DataSettings)}
-
-
-def _of_training() -> set[str]:
-    """Names of the settings that have an effect where something is trained."""
-    groups = (LossSettings, SamplerSettings, DistillationSettings, OptimizerSettings, ScheduleSettings, AverageSettings,
-              AugmentSettings, ProcessSettings, MemorySettings)
-    return {declared.name for group in groups for declared in fields_of(group)}
 
 
 @dataclass(frozen=True)
@@ -113,16 +103,14 @@ class TrainSettings(SettingGroups):
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set and the second stage declare to leave unused."""
-        if name in _OF_DATA and values.dataset:
-            return reason_unused(name, self.data)
         stage = STAGES.get(values.stage) if values.stage else None
         if stage is None:
-            return None
-        if issubclass(stage, FittedStage) and name in _of_training():
+            return reason_unused(name, self.data)
+        if issubclass(stage, FittedStage) and self.group_of(name).of_training:
             return Tolerated(f'--stage {values.stage} trains nothing')
         if name in stage.unused or not stage.takes_mixing and name in mixing_settings():
             return f'would have no effect on --stage {values.stage}'
-        return None
+        return reason_unused(name, self.data)
 
     def default_experiment(self) -> str:
         """Name of a run by what it trains: model, data, what is unusual about it, seed."""
