@@ -10,7 +10,7 @@ from torch import nn
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
-from nbn_timm.data.splits import Known
+from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
@@ -188,6 +188,8 @@ def open_data(
                        num_classes=data.num_classes or trained.model.num_classes)
     with world.primary_first():
         splits = create_splits(data, (split,), known)
+    if known is None:
+        splits.notes.extend(by_position(whose, splits.classes))
     if (splits.val if split == 'val' else splits.test) is None:
         raise InputError(f"'{data.dataset}' has no {split} split here: "
                          f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")

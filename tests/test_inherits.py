@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import validate
@@ -14,6 +15,9 @@ from nbn_timm.data.splits import Known, Source, assemble
 from nbn_timm.datasets import find_dataset
 from nbn_timm.models.create import create_model
 from nbn_timm.trained.opening import open_trained
+from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.distributed import World
+from nbn_timm.training.plan import open_data
 from nbn_timm.training.settings import public_record
 
 pytestmark = pytest.mark.fast
@@ -69,6 +73,20 @@ def test_labels_without_names_are_taken_by_position_and_that_is_said():
                       known=Known(CLASSES, "checkpoint 'x'"))
     assert splits.classes == CLASSES
     assert any('no class names' in note and "checkpoint 'x'" in note for note in splits.notes)
+
+
+def test_a_network_without_class_names_beside_data_with_names_is_told(checkpoint, tmp_path):
+    for name in CLASSES.names:
+        for split in ('train', 'test'):
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new('RGB', (16, 16)).save(tmp_path / split / name / 'a.png')
+    flags = ['--dataset', 'folder', '--data-dir', str(tmp_path), '--initial-checkpoint', str(checkpoint)]
+    told = 'records no class names'
+    for known in (True, False):
+        if not known:
+            torch.save({**torch.load(checkpoint, weights_only=True), 'class_counts': None}, checkpoint)
+        splits = open_data(parse_train(flags), BatchPlan(2, 1, 2), World(torch.device('cpu')))
+        assert any(told in note for note in splits.notes) != known
 
 
 def test_validation_tells_settings_of_a_config_that_have_no_effect(tmp_path, monkeypatch, capsys):

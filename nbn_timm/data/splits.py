@@ -59,6 +59,13 @@ class Splits:
         return self.classes if self.classes is not None and self.classes.counts is not None else None
 
 
+def by_position(network: str, classes: Classes | None) -> list[str]:
+    """What is to be said of a network that records no classes, beside data whose classes have names."""
+    if classes is None or not classes.named:
+        return []
+    return [f'{network} records no class names, so the labels of the data are taken as its own, by position']
+
+
 @dataclass(frozen=True)
 class Known:
     """The classes of a finished network that the data are for.

@@ -16,7 +16,7 @@ from nbn_timm.data import (
     create_train_loader,
     keep_in_memory,
 )
-from nbn_timm.data.splits import Known
+from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
@@ -118,6 +118,8 @@ def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: St
         known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
+    if initial and known is None:
+        splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
     check_eval_metric(settings.run.eval_metric, splits)
     return splits
 
