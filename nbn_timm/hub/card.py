@@ -36,6 +36,12 @@ _CITATIONS = {
   year = {2021},
   note = {arXiv:2010.01809}
 }''',
+    'shike': '''@inproceedings{jin2023shike,
+  title = {Long-Tailed Visual Recognition via Self-Heterogeneous Integration with Knowledge Excavation},
+  author = {Jin, Yan and Li, Mengke and Lu, Yang and Cheung, Yiu-ming and Wang, Hanzi},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  year = {2023}
+}''',
     'timm': '''@misc{rw2019timm,
   title = {PyTorch Image Models},
   author = {Wightman, Ross},
@@ -95,7 +101,7 @@ def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
 def _summary(trained: TrainedModel) -> str:
     kind = 'An image classifier'
     if isinstance(trained.model, MultiExpert):
-        kind = f'RIDE, an image classifier of {trained.model.num_experts} experts'
+        kind = f'{trained.model.method}, an image classifier of {trained.model.num_experts} experts'
     methods = []
     if nbn_layers(trained.model):
         methods.append('normalised batch normalisation (NBN)')
@@ -279,8 +285,8 @@ def _methods(trained: TrainedModel) -> list[str]:
     """Keys of the papers to cite."""
     rectified = any(isinstance(module, RectifiedLinear) for module in trained.model.modules())
     nbn = nbn_layers(trained.model) or rectified or _is_folded(trained)
-    ride = isinstance(trained.model, MultiExpert)
-    return [*(['nbn'] if nbn else []), *(['ride'] if ride else []), 'timm']
+    experts = [trained.model.method.lower()] if isinstance(trained.model, MultiExpert) else []
+    return [*(['nbn'] if nbn else []), *experts, 'timm']
 
 
 def _with_arguments(name: str | None, arguments: Mapping[str, Any] | None) -> str | None:

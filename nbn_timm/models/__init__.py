@@ -6,8 +6,10 @@ from .resnet_cifar import ResNetCifar
 from .resnet_nbn import ResNetNbn
 from .ride import MultiExpert, ResNetCifarRide, ResNetRide
 from .routed_experts import RoutedExperts
+from .shike import ResNetCifarShike
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarRide', 'ResNetNbn', 'ResNetRide', 'RoutedExperts']
+__all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarRide', 'ResNetCifarShike', 'ResNetNbn', 'ResNetRide',
+           'RoutedExperts']

@@ -91,11 +91,14 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     if backbone == 'resnext50' and not nbn and not experts:
         backbone = 'resnext50_32x4d'
     head = _head(state_dict, classifier)
-    in_name = nbn and head == 'rectified'  # there are no names for rectification alone
+    shike = any(key.startswith('fusion.') for key in state_dict)
+    in_name = nbn and head == 'rectified' and not shike  # there are no names for rectification alone
     model_args = _expert_args(state_dict, experts) if experts else {}
     if not in_name and (experts or head != 'linear'):
         model_args['head'] = head
     arch = f'{backbone}{"_ride" * bool(experts)}{"_nbn" * nbn}{"_lr" * in_name}'
+    if shike:
+        arch, model_args = f'{backbone}{"_nbn" * nbn}_shike', dict(num_experts=experts, head=head)
     has_router = any(key.startswith('router.') for key in state_dict)
     return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
 

@@ -18,7 +18,7 @@ from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
 
-__all__ = ['ResNetCifar']
+__all__ = ['ResNetCifar', 'take_indices']
 
 default_cfgs = generate_default_cfgs({
     name: cfg
@@ -52,6 +52,7 @@ class ResNetCifar(nn.Module):
         channels: Channels of the three stages.
         nbn: NBN in the last stage: the last BatchNorm of each block, as in `ResNetNbn`.
         head: Kind of the classifier: 'linear', 'rectified' (logit rectification) or 'cosine'.
+        conv_shortcut: Shortcuts of type B, a 1x1 convolution and BatchNorm, where the shape changes; else of type A.
         gradient, share_alpha: Of NBN, see `ResNetNbn`.
         drop_rate: Dropout before the classifier.
     """
@@ -65,6 +66,7 @@ class ResNetCifar(nn.Module):
             channels: tuple[int, int, int] = (16, 32, 64),
             nbn: bool = False,
             head: str = 'linear',
+            conv_shortcut: bool = False,
             gradient: str = 'capped',
             share_alpha: bool = True,
             drop_rate: float = 0.0,
@@ -84,9 +86,9 @@ class ResNetCifar(nn.Module):
         self.bn1 = nn.BatchNorm2d(width, **dd)
         self.act1 = nn.ReLU(inplace=True)
         self.feature_info: list[dict[str, Any]] = [dict(num_chs=width, reduction=1, module='act1')]
-        self.layer1 = _stage(width, channels[0], num_blocks, stride=1, **dd)
-        self.layer2 = _stage(channels[0], channels[1], num_blocks, stride=2, **dd)
-        self.layer3 = _stage(channels[1], channels[2], num_blocks, stride=2, **dd)
+        self.layer1 = _stage(width, channels[0], num_blocks, 1, conv_shortcut, **dd)
+        self.layer2 = _stage(channels[0], channels[1], num_blocks, 2, conv_shortcut, **dd)
+        self.layer3 = _stage(channels[1], channels[2], num_blocks, 2, conv_shortcut, **dd)
         self.feature_info += [
             dict(num_chs=channels[i], reduction=2 ** i, module=f'layer{i + 1}') for i in range(3)]
 
@@ -156,7 +158,7 @@ class ResNetCifar(nn.Module):
         """
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt '{output_fmt}' is unknown: these feature maps are NCHW")
-        take, last = _take_indices(indices)
+        take, last = take_indices(indices)
         intermediates = []
         x = self.act1(self.bn1(self.conv1(x)))
         if 0 in take:
@@ -175,7 +177,7 @@ class ResNetCifar(nn.Module):
             prune_head: bool = True,
     ) -> list[int]:
         """Drop the stages after the last intermediate wanted, and the head; returns the indices kept."""
-        take, last = _take_indices(indices)
+        take, last = take_indices(indices)
         for stage in range(last + 1, 4):
             setattr(self, f'layer{stage}', nn.Sequential())
         if last < 3:
@@ -202,13 +204,23 @@ class ResNetCifar(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _stage(in_channels: int, channels: int, num_blocks: int, stride: int, **dd) -> nn.Sequential:
-    shortcut = PadShortcut(in_channels, channels) if stride > 1 else None
+def _conv_shortcut(in_channels: int, channels: int, stride: int, **dd) -> nn.Sequential:
+    """Shortcut of type B."""
+    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False, **dd), nn.BatchNorm2d(channels, **dd))
+
+
+def _stage(
+        in_channels: int, channels: int, num_blocks: int, stride: int, conv_shortcut: bool = False, **dd,
+) -> nn.Sequential:
+    shortcut: nn.Module | None = None
+    if stride > 1:
+        shortcut = (_conv_shortcut(in_channels, channels, stride, **dd) if conv_shortcut
+                    else PadShortcut(in_channels, channels))
     first = BasicBlock(in_channels, channels, stride, downsample=shortcut, **dd)
     return nn.Sequential(first, *[BasicBlock(channels, channels, **dd) for _ in range(num_blocks - 1)])
 
 
-def _take_indices(indices: int | list[int] | None) -> tuple[list[int], int]:
+def take_indices(indices: int | list[int] | None) -> tuple[list[int], int]:
     """The outputs asked for, of the four there are, and the greatest of them."""
     every = list(range(4))
     if indices is None:

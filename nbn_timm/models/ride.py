@@ -41,8 +41,10 @@ class MultiExpert(nn.Module):
 
     In evaluation, and in training unless `set_expert_logits` was called, the output is the mean of the experts'
     logits [B, C]. The stages from `first_expert_stage` on are `ExpertStage`s, which concatenate the experts' maps on
-    channels, and `fc` is an `ExpertHead`.
+    channels, and `fc` is an `ExpertHead`. `method` is the name by which people know such networks.
     """
+
+    method = 'RIDE'
 
     if TYPE_CHECKING:  # of the network's class; TorchScript would take annotations for declarations
         num_classes: int

@@ -101,7 +101,7 @@ class RoutedExperts(nn.Module):
         asking = torch.arange(len(x), device=x.device)  # images still asking
         for expert in range(1, self.num_experts):
             goes_on = self.router(features, total[asking] / expert, expert - 1) > 0
-            asking, shared = asking[goes_on], shared[goes_on]
+            asking, shared = asking[goes_on], rows(shared, goes_on)
             if not len(asking):
                 break
             features, logits = self.network.forward_expert(shared, expert)
@@ -142,6 +142,11 @@ class RoutedExperts(nn.Module):
         decisions = [self.router(answers[expert][0], mean_so_far[:, expert], expert)
                      for expert in range(self.num_experts - 1)]
         return torch.stack(decisions, dim=1), logits
+
+
+def rows(shared: Any, chosen: torch.Tensor) -> Any:
+    """The part of the chosen images, bool [B], of what `forward_shared` gives: maps [B, ...], or a tuple of such."""
+    return tuple(maps[chosen] for maps in shared) if isinstance(shared, tuple) else shared[chosen]
 
 
 def running_means(logits: torch.Tensor) -> torch.Tensor:

@@ -73,8 +73,8 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: St
         model = stage.prepare(model)
     if takes_experts(loss):
         if not isinstance(model, MultiExpert):
-            raise InputError(f"loss '{loss}' is for the experts of a RIDE network, and '{of_model.model}' has none: "
-                             "give --model with _ride in its name, or another --loss")
+            raise InputError(f"loss '{loss}' is for the experts of a network, and '{of_model.model}' has none: "
+                             "give --model with _ride or _shike in its name, or another --loss")
         model.set_expert_logits()
     if settings.processes.sync_bn:
         if world.device.type == 'cpu':

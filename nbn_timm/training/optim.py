@@ -10,7 +10,17 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, Settings, Values, only_with, setting
+from nbn_timm.settings import (
+    AT_LEAST_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    PROBABILITY,
+    Settings,
+    Values,
+    all_of,
+    only_with,
+    setting,
+)
 
 
 def _clips(name: str, others: Values) -> str | None:
@@ -59,6 +69,9 @@ class ScheduleSettings(Settings):
     warmup_lr: float | None = setting(
         None, 'rate of the first epoch', limits=NOT_NEGATIVE, effect=only_with('warmup_epochs'),
         unset='one step of an even rise from zero, so that no epoch is lost at zero')
+    warmup_prefix: bool = setting(
+        False, 'let the cosine begin after the warm-up, at its highest rate, instead of going on as if there had been '
+        'none', effect=all_of(only_with('sched', 'cosine'), only_with('warmup_epochs')))
     decay_epochs: float = setting(30, 'between decays', limits=AT_LEAST_1, effect=only_with('sched', 'step'))
     decay_milestones: tuple[int, ...] = setting(
         (60, 80), '1-based epochs from which the decays hold', limits=AT_LEAST_1, nargs=0,
@@ -123,8 +136,11 @@ def create_scheduler(
     if warmup_lr is None:
         warmup_steps = settings.warmup_epochs * (updates_per_epoch if on_updates else 1)
         warmup_lr = optimizer.param_groups[0]['lr'] / (warmup_steps + 1)
+    # timm counts the epochs of a schedule without the warm-up before it.
+    epochs = max(settings.epochs - settings.warmup_epochs, 1) if settings.warmup_prefix else settings.epochs
     scheduler, _ = create_scheduler_v2(
-        optimizer, settings.sched, settings.epochs, decay_epochs=settings.decay_epochs, decay_milestones=milestones,
-        decay_rate=settings.decay_rate, min_lr=settings.min_lr, warmup_epochs=settings.warmup_epochs,
+        optimizer, settings.sched, epochs, decay_epochs=settings.decay_epochs, decay_milestones=milestones,
+        decay_rate=settings.decay_rate, min_lr=settings.min_lr,
+        warmup_epochs=settings.warmup_epochs, warmup_prefix=settings.warmup_prefix,
         warmup_lr=warmup_lr, step_on_epochs=not on_updates, updates_per_epoch=updates_per_epoch)
     return scheduler

@@ -1,0 +1,31 @@
+"""Balanced softmax of each expert, as SHIKE's second stage has it.
+
+Source: Jin et al., "Long-Tailed Visual Recognition via Self-Heterogeneous Integration with Knowledge Excavation", CVPR
+2023, and its code (jinyan-06/SHIKE, commit 2b04b62).
+"""
+import torch
+
+from nbn_timm.data.classes import ClassCounts
+from nbn_timm.losses.balanced_softmax import BalancedSoftmax
+from nbn_timm.losses.loss import register_loss, require_counts
+
+
+@register_loss('expert_balanced_softmax', experts=True)
+class ExpertBalancedSoftmax(BalancedSoftmax):
+    """Σ over experts of CE(z_e + log n, y), for the logits of each expert [B, E, C].
+
+    Args:
+        class_counts: Training images per class; a class without any counts as having one.
+        smoothing: Label smoothing, in [0, 1].
+
+    Raises:
+        InputError: No class counts.
+    """
+
+    def __init__(self, class_counts: ClassCounts | None, smoothing: float = 0.0) -> None:
+        super().__init__(require_counts(class_counts, 'expert_balanced_softmax'), smoothing)
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        num_experts = logits.shape[1]
+        every = logits.transpose(0, 1).flatten(0, 1)  # the mean over experts and images is that of the experts' means
+        return num_experts * super().forward(every, target.repeat(num_experts, *[1] * (target.ndim - 1)))
