@@ -314,11 +314,25 @@ def test_autoaugment_schedule_is_balanced_softmaxs_but_for_where_the_cosine_begi
     assert max(abs(one - other) for one, other in zip(ours, theirs, strict=True)) < 0.006
 
 
+@pytest.mark.parametrize('form', ['', '_nbn'])
+@pytest.mark.parametrize('stage, first, highest, epochs', [('', 0.025, 0.15, 180), ('_stage2', 0.0375, 0.1, 20)])
+def test_schedule_of_shike(form, stage, first, highest, epochs):
+    """0.05 + (highest - 0.05) (e - 1) / 4 in five epochs from 0, then half of highest (1 + cos(pi (e - 5) / (T - 5)))."""
+    name = f'cifar100_lt/resnet32{form}_shike{stage}'
+    expected = [0.05 + (highest - 0.05) * (epoch - 1) / 4 for epoch in range(5)]
+    expected += [highest * (1 + math.cos(math.pi * (epoch - 5) / (epochs - 5))) / 2 for epoch in range(5, epochs)]
+    assert expected[0] == pytest.approx(first)
+    assert schedule(name) == pytest.approx(expected, rel=1e-12)
+    group = create_optimizer(torch.nn.BatchNorm2d(2), recipe(name, '--model', 'resnet20').optimizer).param_groups[0]
+    assert (group['nesterov'], group['momentum'], group['weight_decay']) == (False, 0.9, 5e-4)
+
+
 @pytest.mark.parametrize('name, expected', [
     ('mixup', dict(mixup=1.0, epochs=400)),
     ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
     ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
+    ('shike', dict(aa='cifar10', cutout=16, global_batch_size=128, loss='shike')),
 ])
 def test_augmentation_recipes_are_the_published_ones(name, expected):
     values = parse_train(['--config', f'cifar100_lt/resnet32_{name}']).values()
@@ -340,6 +354,18 @@ def test_imagenet_schedule_is_the_released_cosine(flags):
 def test_a_cosine_ends_at_the_lowest_rate():
     rates = schedule('resnext50_nbn', '--min-lr', '0.04', '--epochs', '8')
     assert rates == pytest.approx([0.04 + 0.16 * (1 + math.cos(math.pi * epoch / 8)) / 2 for epoch in range(8)])
+
+
+def test_a_cosine_after_the_warm_up_begins_at_its_highest_rate_and_still_ends_with_the_run():
+    flags = ['--warmup-epochs', '2', '--warmup-prefix', '--epochs', '6', '--min-lr', '0.04']
+    expected = [0.2 / 3, 0.4 / 3, *(0.04 + 0.16 * (1 + math.cos(math.pi * epoch / 4)) / 2 for epoch in range(4))]
+    assert schedule('resnext50_nbn', *flags) == pytest.approx(expected)
+    by_update = schedule('resnext50_nbn', *flags, '--sched-on-updates')  # ten to an epoch
+    assert by_update == pytest.approx([0.2 / 21, 0.2 / 21 + 10 * 0.2 / 21, *expected[2:]])
+    assert schedule('resnext50_nbn', *flags[:3], '--epochs', '2') == pytest.approx(expected[:2])  # no cosine is left
+    for others, reason in ((['--warmup-epochs', '1', '--sched', 'step'], 'is for --sched cosine'), ([], '--warmup-ep')):
+        with pytest.raises(InputError, match=f'--warmup-prefix.*{reason}'):
+            recipe('resnext50_nbn', '--warmup-prefix', *others)
 
 
 def test_warm_up_begins_above_zero_and_loses_no_epoch():

@@ -23,8 +23,8 @@ EVERY = sorted(LOSSES)
 SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
-LINEAR = {'balanced_softmax', 'cdt', 'class_balanced_focal', 'cross_entropy', 'focal', 'label_aware_smoothing',
-          'logit_adjusted', 'ride_balanced_softmax'}
+LINEAR = {'balanced_softmax', 'cdt', 'class_balanced_focal', 'cross_entropy', 'expert_balanced_softmax', 'focal',
+          'label_aware_smoothing', 'logit_adjusted', 'ride_balanced_softmax'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -215,6 +215,8 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('hcm', {'easy': 'masked'}, 'excluded or zeroed'),
     ('hcm', {'share': 0}, 'share=0'),
     ('robal', {'tau_m': -0.1}, 'tau_m=-0.1'),
+    ('shike', {'suppression': -1}, 'suppression=-1: give a number from 0'),
+    ('shike', {'scale': 0}, 'scale=0: give a number above 0'),
     ('cdt', {'tau': 1.0}, "no setting 'tau' .it has gamma, smoothing, start_epoch"),
 ])
 def test_wrong_settings_are_one_sentence(name, settings, message):
@@ -228,7 +230,7 @@ def test_losses_that_need_class_counts_say_so_and_the_others_do_not_use_them(nam
     try:
         loss = create_loss(name, None)
     except InputError as error:
-        assert name not in ('cross_entropy', 'focal')
+        assert name not in ('cross_entropy', 'focal', 'shike')
         assert re.search(f"'{name}'.*--class-counts", str(error))
         return
     torch.testing.assert_close(loss(inputs(name), TARGET), create_loss(name, class_counts(100, 10, 1))(

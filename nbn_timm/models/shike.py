@@ -50,12 +50,10 @@ class DepthFusion(nn.ModuleList):
         """Maps of `layer1` [B, C1, H, W], of `layer2` [B, C2, H/2, W/2] and of all experts [B, E * C3, H/4, W/4], to
         the last shape again.
         """
-        if not len(self):
-            return last
         views: list[torch.Tensor] = []
         for expert, view in enumerate(self):
             views.append(view(second if expert % 2 else first))
-        return last * torch.cat(views, dim=1)
+        return last * torch.cat(views, dim=1) if len(views) > 0 else last
 
     def expert(self, first: torch.Tensor, second: torch.Tensor, last: torch.Tensor, expert: int) -> torch.Tensor:
         """The same of one expert, whose last maps are [B, C3, H/4, W/4]."""
@@ -129,7 +127,6 @@ class ResNetCifarShike(MultiExpert, ResNetCifar):
             last = self.layer3(second)
         return self.fusion(first, second, last)
 
-    @torch.jit.ignore
     def forward_intermediates(
             self,
             x: torch.Tensor,
@@ -148,7 +145,6 @@ class ResNetCifarShike(MultiExpert, ResNetCifar):
         taken = [maps[index] for index in every if index in take]
         return taken if intermediates_only else (final, taken)
 
-    @torch.jit.ignore
     def prune_intermediate_layers(
             self,
             indices: int | list[int] = 1,
