@@ -2,6 +2,7 @@
 import argparse
 import importlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,12 +332,40 @@ def test_schedule_of_shike(form, stage, first, highest, epochs):
     ('mixup', dict(mixup=1.0, epochs=400)),
     ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
     ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
+    ('balpoe', dict(loss='balpoe', mixup=0.4, rotation=15, aa=None, cutout=0, epochs=200, weight_decay=5e-4)),
+    ('balpoe_long', dict(loss='balpoe', mixup=0.4, rotation=0, aa='cifar10', cutout=0, epochs=400)),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
     ('shike', dict(aa='cifar10', cutout=16, global_batch_size=128, loss='shike')),
 ])
 def test_augmentation_recipes_are_the_published_ones(name, expected):
     values = parse_train(['--config', f'cifar100_lt/resnet32_{name}']).values()
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize('name, warmup, decays', [('balpoe', 5, (160, 180)), ('balpoe_nbn', 5, (160, 180)),
+                                                  ('balpoe_long', 10, (320, 360))])
+def test_schedule_of_balpoe(name, warmup, decays):
+    """lr (1 + e) / W up to epoch W - 1, then times 0.1 and 0.01 from the decays on, with e counted from 0."""
+    def theirs(epoch: int) -> float:
+        return 0.1 * min(1, (1 + epoch) / warmup) * 0.1 ** sum(epoch >= decay for decay in decays)
+
+    rates = schedule(f'cifar100_lt/resnet32_{name}')
+    assert rates == pytest.approx([theirs(epoch) for epoch in range(40 * warmup)])
+
+
+@pytest.mark.parametrize('name, model', [
+    ('modern', 'resnet32'), ('nbn_modern', 'resnet32_nbn'), ('nbn_lr_modern', 'resnet32_nbn_lr')])
+def test_modern_recipes_are_balanced_softmax_with_the_flags_of_the_queue(name, model):
+    """Those of the runs `bs_aa90` and `nbn_bs_aa90` of benchmarks/queue.txt, whose accuracies are the recipes'."""
+    flags = ('--epochs 90 --aa cifar10 --cutout 16 --weight-decay 5e-4 --sched cosine --sched-on-updates '
+             '--warmup-epochs 5')
+    lines = [line.split(None, 2)[2] for line in (ROOT / 'benchmarks/queue.txt').read_text().splitlines()
+             if re.match(r'(nbn_)?bs_aa90-', line)] if (ROOT / 'benchmarks/queue.txt').exists() else []
+    assert all(line.endswith(flags) for line in lines)
+    queued = recipe('cifar100_lt/resnet32_balanced_softmax', *flags.split(), '--model', model)
+    settings = recipe(f'cifar100_lt/resnet32_{name}')
+    differing = TrainSettings.changed(queued.values(), settings.values())
+    assert not set(differing) - set(queued.without_effect(list(differing)))
 
 
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])

@@ -23,8 +23,8 @@ EVERY = sorted(LOSSES)
 SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
-LINEAR = {'balanced_softmax', 'cdt', 'class_balanced_focal', 'cross_entropy', 'expert_balanced_softmax', 'focal',
-          'label_aware_smoothing', 'logit_adjusted', 'ride_balanced_softmax'}
+LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'expert_balanced_softmax',
+          'focal', 'label_aware_smoothing', 'logit_adjusted', 'ride_balanced_softmax'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -212,6 +212,8 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('influence_balanced', {'alpha': 0}, 'alpha=0'),
     ('influence_balanced', {'weighting': 'none'}, 'inverse or effective_number'),
     ('lade', {'weight': -1}, 'weight=-1'),
+    ('balpoe', {'tau': 1.0}, 'tau=1.0: give one number for each expert'),
+    ('balpoe', {'tau': [0, -1]}, 'tau=-1'),
     ('hcm', {'easy': 'masked'}, 'excluded or zeroed'),
     ('hcm', {'share': 0}, 'share=0'),
     ('robal', {'tau_m': -0.1}, 'tau_m=-0.1'),

@@ -6,6 +6,7 @@ from torch import nn
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
+from nbn_timm.losses.prior import log_prior
 
 
 @register_loss('logit_adjusted')
@@ -25,10 +26,10 @@ class LogitAdjusted(nn.Module):
 
     def __init__(self, class_counts: ClassCounts | None, tau: float = 1.0, smoothing: float = 0.0) -> None:
         super().__init__()
-        counts = require_counts(class_counts, 'logit_adjusted').tensor().clamp(min=1)
+        counts = require_counts(class_counts, 'logit_adjusted')
         check_number('logit_adjusted', 'tau', tau)
         self.smoothing = check_number('logit_adjusted', 'smoothing', smoothing, high=1)
-        self.register_buffer('shift', (tau * (counts / counts.sum()).log()).float(), persistent=False)
+        self.register_buffer('shift', (tau * log_prior(counts)).float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits.float() + self.shift, target, label_smoothing=self.smoothing)
