@@ -50,8 +50,8 @@ class BalPoE(nn.Module):
         num_experts = logits.shape[1]
         tau = torch.tensor(self.tau or _spread(num_experts), device=logits.device, dtype=torch.float32)
         if len(tau) != num_experts:
-            raise InputError(f"loss 'balpoe' has {len(tau)} numbers for tau, and the network {num_experts} experts: give "
-                             'one for each, or leave tau out')
+            raise InputError(f"loss 'balpoe' has {len(tau)} numbers for tau, and the network {num_experts} experts: "
+                             'give one for each, or leave tau out')
         shifted = logits.float() + tau[:, None] * self.log_prior
         return F.cross_entropy(shifted.flatten(0, 1), target.repeat_interleave(num_experts, dim=0),
                                label_smoothing=self.smoothing)
