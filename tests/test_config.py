@@ -319,6 +319,7 @@ def test_autoaugment_schedule_is_balanced_softmaxs_but_for_where_the_cosine_begi
     ('mixup', dict(mixup=1.0, epochs=400)),
     ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
     ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
+    ('ldam_drw_cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='ldam')),
     ('balpoe', dict(loss='balpoe', mixup=0.4, rotation=15, aa=None, cutout=0, epochs=200, weight_decay=5e-4)),
     ('balpoe_long', dict(loss='balpoe', mixup=0.4, rotation=0, aa='cifar10', cutout=0, epochs=400)),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),

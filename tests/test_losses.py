@@ -24,7 +24,7 @@ SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
 LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'focal',
-          'label_aware_smoothing', 'logit_adjusted', 'ride_balanced_softmax'}
+          'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal', 'vs'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -60,7 +60,7 @@ def test_balanced_softmax_is_the_softmax_weighted_by_counts():
 
 
 @pytest.mark.parametrize('name, settings', [
-    ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('weighted_cross_entropy', {}),
+    ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('vs', {}), ('weighted_cross_entropy', {}),
     ('label_aware_smoothing', {'tail': 0.0}), ('ldam', {'max_margin': 0.0}), ('hcm', {'hard_weight': 0.0}),
     ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}),
 ])
@@ -202,6 +202,8 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('class_balanced_focal', {'gamma': math.nan}, 'gamma=nan'),
     ('logit_adjusted', {'tau': math.inf}, 'tau=inf'),
     ('cdt', {'gamma': True}, 'gamma=True'),
+    ('vs', {'gamma': -0.1}, 'gamma=-0.1'),
+    ('vs', {'tau': '1'}, "tau='1'"),
     ('ldam', {'scale': 0}, 'scale=0: give a number above 0'),
     ('ldam', {'beta': 0.9}, 'no class weights'),
     ('ldam', {'exponent': 0.5}, 'no class weights'),

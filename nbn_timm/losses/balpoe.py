@@ -48,11 +48,11 @@ class BalPoE(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         num_experts = logits.shape[1]
-        tau = torch.tensor(self.tau or _spread(num_experts), device=logits.device, dtype=torch.float32)
+        tau = self.tau or _spread(num_experts)
         if len(tau) != num_experts:
             raise InputError(f"loss 'balpoe' has {len(tau)} numbers for tau, and the network {num_experts} experts: "
                              'give one for each, or leave tau out')
-        shifted = logits.float() + tau[:, None] * self.log_prior
+        shifted = logits.float() + torch.stack([value * self.log_prior for value in tau])
         return F.cross_entropy(shifted.flatten(0, 1), target.repeat_interleave(num_experts, dim=0),
                                label_smoothing=self.smoothing)
 
