@@ -24,7 +24,7 @@ SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
 LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'focal',
-          'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal', 'vs'}
+          'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal', 'sade', 'vs'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -202,6 +202,7 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('class_balanced_focal', {'gamma': math.nan}, 'gamma=nan'),
     ('logit_adjusted', {'tau': math.inf}, 'tau=inf'),
     ('cdt', {'gamma': True}, 'gamma=True'),
+    ('sade', {'tau': -1}, 'tau=-1'),
     ('vs', {'gamma': -0.1}, 'gamma=-0.1'),
     ('vs', {'tau': '1'}, "tau='1'"),
     ('ldam', {'scale': 0}, 'scale=0: give a number above 0'),

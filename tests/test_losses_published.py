@@ -1,7 +1,8 @@
 """Losses against values and gradients of their authors' code on one set of logits.
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
-emasa/BalPoE-CalibratedLT, commit ca607ae; VS orparask/VS-Loss, commit 7ade9c9.
+emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
+commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9.
 """
 import pytest
 import torch
@@ -10,6 +11,8 @@ from test_losses import class_counts
 
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
+from nbn_timm.losses.prior import log_prior
+from nbn_timm.losses.sade import reversed_order
 
 pytestmark = pytest.mark.fast
 
@@ -60,6 +63,25 @@ def test_balpoe_spreads_tau_evenly_with_mean_one():
         torch.testing.assert_close(create_loss('balpoe', COUNTS)(some, LABELS), torch.stack(each).mean())
     with pytest.raises(InputError, match='2 numbers for tau, and the network 3 experts'):
         create_loss('balpoe', COUNTS, tau=[0, 2])(logits, LABELS)
+
+
+def test_sade_is_its_authors():
+    check(create_loss('sade', COUNTS), expert_logits(), LABELS, 15.5994045, 0.68870629, -0.071881265)
+
+
+def test_sade_reverses_the_prior_by_rank():
+    """Whatever the order of the classes: the most frequent one has the smallest share."""
+    counts = (10, 1000, 1, 100)
+    prior = torch.tensor(counts) / sum(counts)
+    reverse = torch.tensor((100, 1, 1000, 10)) / sum(counts)
+    logits, target = expert_logits()[:4, :, :4].float(), torch.tensor([0, 1, 2, 3])
+    expected = (F.cross_entropy(logits[:, 0], target) + F.cross_entropy(logits[:, 1] + prior.log(), target)
+                + F.cross_entropy(logits[:, 2] + prior.log() - 2 * reverse.log(), target))
+    torch.testing.assert_close(create_loss('sade', class_counts(*counts))(logits, target), expected, rtol=1e-5, atol=0)
+    falling = log_prior(class_counts(9, 5, 5, 5, 1, 1))
+    assert torch.equal(reversed_order(falling), falling.flip(0))
+    with pytest.raises(InputError, match='three experts, and the network has 2'):
+        create_loss('sade', COUNTS)(expert_logits()[:, :2], LABELS)
 
 
 @pytest.mark.parametrize('settings, value, norm, first', [
