@@ -16,7 +16,7 @@ from nbn_timm.trained.results import weights_of
 from nbn_timm.training.settings import TrainSettings
 
 NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
-HARDWARE = 'hardware.json'  # of cifar_zoo.py: {"hardware": "in words", "torch": version, "command": ...}
+HARDWARE = 'hardware.json'  # of train_list.py: {"hardware": "in words", "torch": version, "command": ...}
 SHOTS = ('many', 'medium', 'few')
 
 

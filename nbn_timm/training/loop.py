@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -10,9 +11,11 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
 from timm.utils import NativeScaler, dispatch_clip_grad
+from torch.nn.parallel import DistributedDataParallel
 
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
+from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
@@ -96,6 +99,7 @@ def train_one_epoch(
         scheduler: Scheduler | None = None,
         scaler: NativeScaler | None = None,
         mixing: Mixing | None = None,
+        graphs: GraphedBackward | None = None,
 ) -> EpochResult:
     """Train `task` for one epoch.
 
@@ -110,6 +114,7 @@ def train_one_epoch(
         scheduler: Is stepped per update; a schedule per epoch ignores that.
         scaler: For float16.
         mixing: Mixes each batch on the device.
+        graphs: Computes loss and gradients of single batches as CUDA graphs.
 
     Raises:
         InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
@@ -123,7 +128,7 @@ def train_one_epoch(
         if mixing is not None:
             batches = [mixing(*batch) for batch in batches]
         lr = optimizer.param_groups[0]['lr']
-        for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler):
+        for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler, graphs):
             losses.add(loss, images, update)
         num_updates += 1
         task.update_ema(step=num_updates)
@@ -148,6 +153,7 @@ def train_step(
         settings: LoopSettings,
         device: torch.device,
         scaler: NativeScaler | None = None,
+        graphs: GraphedBackward | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
     """Update the weights once, by the gradient of the mean loss over all images of `batches`.
 
@@ -157,18 +163,51 @@ def train_step(
     Returns:
         Mean loss and number of images of each batch.
     """
+    if graphs is not None:
+        (images, target), = batches
+        loss = graphs(images, target)
+        _step(task, optimizer, settings)
+        return [(loss, len(target))]
     total = sum(len(target) for _, target in batches)
     losses = []
     for step, (images, target) in enumerate(batches, start=1):
         is_last = step == len(batches)
-        if settings.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         with nullcontext() if is_last else task.no_sync():
-            with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
-                loss = task(images, target)['loss']
+            loss = compute_loss(task, images, target, settings, device)
             losses.append((loss.detach(), len(target)))
             _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last)
     return losses
+
+
+def compute_loss(
+        task: TrainingTask,
+        images: torch.Tensor,
+        target: torch.Tensor,
+        settings: LoopSettings,
+        device: torch.device,
+) -> torch.Tensor:
+    """Mean loss of a batch, computed as the settings say."""
+    if settings.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
+        return task(images, target)['loss']
+
+
+def graph_backward(task: TrainingTask, settings: LoopSettings, device: torch.device) -> GraphedBackward:
+    """What computes loss and gradients of a batch as a CUDA graph.
+
+    Raises:
+        InputError: There is no such graph on this device, or of several batches or processes.
+    """
+    if device.type != 'cuda':
+        raise InputError(f'--cuda-graphs needs an NVIDIA GPU, and this run is on {device.type}: leave it out')
+    if settings.accum_steps > 1:
+        raise InputError('--cuda-graphs takes one batch per update: give a larger --batch-size, or leave it out')
+    if isinstance(task.trainable_module, DistributedDataParallel):
+        raise InputError('--cuda-graphs is for one process: leave it out')
+    if settings.amp_dtype is torch.float16:
+        raise InputError('--cuda-graphs does not go with float16: give --amp-dtype bfloat16, or leave it out')
+    return GraphedBackward(partial(compute_loss, task, settings=settings, device=device), task)
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -186,14 +225,21 @@ def _backward_and_step(
         scaler: NativeScaler | None,
         is_last: bool,
 ) -> None:
-    parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
     if scaler is not None:
+        parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
         scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
-    else:
-        loss.backward()
         if is_last:
-            if settings.clip_grad is not None:
-                dispatch_clip_grad(parameters, settings.clip_grad, mode=settings.clip_mode)
-            optimizer.step()
+            optimizer.zero_grad()
+        return
+    loss.backward()
     if is_last:
-        optimizer.zero_grad()
+        _step(task, optimizer, settings)
+
+
+def _step(task: TrainingTask, optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
+    """Update the weights by their gradients."""
+    if settings.clip_grad is not None:
+        parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
+        dispatch_clip_grad(parameters, settings.clip_grad, mode=settings.clip_mode)
+    optimizer.step()
+    optimizer.zero_grad()

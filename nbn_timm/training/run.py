@@ -2,8 +2,6 @@
 import logging
 from pathlib import Path
 
-import torch
-
 from nbn_timm.second_stages import FittedStage, TrainedStage
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
@@ -17,8 +15,9 @@ from nbn_timm.training.build import (
 )
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
+from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
-from nbn_timm.training.loop import LoopSettings, train_one_epoch
+from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_data
 from nbn_timm.training.progress import Progress
@@ -35,9 +34,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     resume_from = find_common_resume(settings.run.resume, folder, world)
     batch = plan_batch(settings.batch, world.size)
     seed_everything(settings.run.seed)
-    if world.device.type == 'cuda':
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cuda.matmul.allow_tf32 = True
+    prepare_gpu(settings.gpu, world.device)
 
     stage = build_stage(settings)
     splits = open_data(settings, batch, world, stage)
@@ -66,14 +63,16 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     announce(plan, model, start_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode)
+    graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.run.log_interval,
                         _logger.info if world.is_primary else None)
     for epoch in range(start_epoch, epochs):
         seed_everything(settings.run.seed, epoch, world.rank)
-        begin_epoch(task, loader, mixing, epoch)
+        begin_epoch(task, loader, mixing, epoch, graphs)
         scheduler.step(epoch)
         scheduler.step_update(epoch * updates_per_epoch)
-        trained = train_one_epoch(task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing)
+        trained = train_one_epoch(
+            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         result = plan.evaluate(evaluation_model(task), plan.watched) if plan.watched is not None else None
         show_epoch(epoch, epochs, result)

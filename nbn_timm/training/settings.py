@@ -26,6 +26,7 @@ from nbn_timm.settings import (
 from nbn_timm.trained.record import without_paths
 from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.distillation import DistillationSettings
+from nbn_timm.training.gpu import GpuSettings
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, ScheduleSettings
 
 
@@ -89,6 +90,7 @@ class TrainSettings(SettingGroups):
     mixing: MixingSettings = MixingSettings()
     methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
     precision: PrecisionSettings = PrecisionSettings()
+    gpu: GpuSettings = GpuSettings()
     processes: ProcessSettings = ProcessSettings()
     loader: LoaderSettings = LoaderSettings()
     memory: MemorySettings = MemorySettings()

@@ -12,6 +12,7 @@ from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedStage
+from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import AverageSettings
 
@@ -102,8 +103,14 @@ class StageTask(ClassificationTask):
         return unwrap_model(super().get_eval_model(ema=ema))
 
 
-def begin_epoch(task: TrainingTask, loader: TrainLoader, mixing: Mixing | None, epoch: int) -> None:
-    """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, second stage and mixing.
+def begin_epoch(
+        task: TrainingTask,
+        loader: TrainLoader,
+        mixing: Mixing | None,
+        epoch: int,
+        graphs: GraphedBackward | None = None,
+) -> None:
+    """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, second stage, mixing and CUDA graphs.
 
     The random generators must have been reseeded.
     """
@@ -115,6 +122,8 @@ def begin_epoch(task: TrainingTask, loader: TrainLoader, mixing: Mixing | None, 
         task.stage.set_epoch(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
+    if graphs is not None and (set_epoch is not None or isinstance(task, StageTask)):
+        graphs.forget()
 
 
 def prepare_task(task: TrainingTask, world: World, average: AverageSettings, compile_backend: str | None) -> None:
