@@ -2,7 +2,7 @@
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
 emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
-commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9.
+commit cba11b8; MDCS fistyee/MDCS, commit 1a1d54e; VS orparask/VS-Loss, commit 7ade9c9.
 """
 import pytest
 import torch
@@ -82,6 +82,25 @@ def test_sade_reverses_the_prior_by_rank():
     assert torch.equal(reversed_order(falling), falling.flip(0))
     with pytest.raises(InputError, match='three experts, and the network has 2'):
         create_loss('sade', COUNTS)(expert_logits()[:, :2], LABELS)
+
+
+@pytest.mark.parametrize('epoch, value, norm', [(10, 18.5649558, 0.81730333), (40, 20.5618347, 1.04540047)])
+def test_mdcs_is_its_authors(epoch, value, norm):
+    """Images 0 to 3 are the first view, 4 to 7 the second; epochs are counted from 1."""
+    loss = create_loss('mdcs', COUNTS)
+    loss.set_epoch(epoch - 1)
+    views = expert_logits().unflatten(0, (2, 4))
+    check(loss, views, torch.tensor([3, 0, 9, 8]), value, norm, 0.020101616)
+
+
+def test_mdcs_distils_from_images_that_are_right_alone():
+    views = expert_logits().unflatten(0, (2, 4)).float()
+    wrong = (views[0] + create_loss('mdcs', COUNTS).shifts).argmin(dim=2)[:, 0]  # of expert 0
+    logits = views[:, :1].clone().requires_grad_()
+    create_loss('mdcs', COUNTS, weight=1e6)(logits, wrong[:1]).backward()
+    assert logits.grad[:, :, 0].abs().max() < 1
+    with pytest.raises(InputError, match='3 powers, and the network 2 experts'):
+        create_loss('mdcs', COUNTS)(views[:, :, :2], wrong)
 
 
 @pytest.mark.parametrize('settings, value, norm, first', [
