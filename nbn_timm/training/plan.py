@@ -68,7 +68,8 @@ class Plan:
 
         def keep(dataset: Dataset | None) -> Dataset | None:
             return dataset and keep_in_memory(
-                dataset, self.input, settings.augment, settings.memory.in_memory, settings.loader.workers)
+                dataset, self.input, settings.augment, settings.memory.in_memory, settings.loader.workers,
+                settings.augment.of_other_views())
 
         train = keep(splits.train)
         if not isinstance(train, MemoryImages):
@@ -76,12 +77,20 @@ class Plan:
         watched_test = keep(splits.test) if settings.run.watch_test and splits.val is None else splits.test
         return replace(self, splits=replace(splits, train=train, val=keep(splits.val), test=watched_test))
 
-    def train_loader(self, dataset: Dataset, sampler: Sampler | None, batch_size: int, seed: int) -> TrainLoader:
+    def train_loader(
+            self,
+            dataset: Dataset,
+            sampler: Sampler | None,
+            batch_size: int,
+            seed: int,
+            views: int = 1,
+    ) -> TrainLoader:
         """A loader of training images, augmented as the settings say; some methods need more than one."""
         return create_train_loader(
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
-            pin_memory=self.settings.loader.pin_mem)
+            pin_memory=self.settings.loader.pin_mem, views=views,
+            other_views=self.settings.augment.of_other_views())
 
     def eval_loader(self, dataset: Dataset) -> Any:
         """A loader of a split in order, for evaluation."""
