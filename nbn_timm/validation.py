@@ -26,11 +26,15 @@ from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, 
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
-from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.settings import SettingGroups, Settings, Values, setting
-from nbn_timm.trained.opening import CheckpointSettings, TrainedModel, open_trained, recorded_training
-from nbn_timm.trained.record import inherited_settings, recorded_settings
+from nbn_timm.trained.opening import (
+    CheckpointSettings,
+    TrainedModel,
+    checkpoint_record,
+    open_trained,
+    published_record,
+)
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -109,15 +113,14 @@ def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSe
     weights = settings.weights
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
-    checkpoint = read_checkpoint(weights.checkpoint) if weights.checkpoint else recorded_training(settings.model.model)
-    recorded = recorded_settings(checkpoint)
-    values = {**inherited_settings(ValidateSettings, recorded, given), **given}
+    record = checkpoint_record(weights.checkpoint) if weights.checkpoint else published_record(settings.model.model)
+    values = {**record.inherited(ValidateSettings, given), **given}
     if not values.get('dataset'):
-        values['dataset'] = benchmark_of(values.get('model') or recorded.get('model'))
+        values['dataset'] = benchmark_of(settings.model.model or record.model)
     if not values['dataset']:
         raise InputError('give --dataset: neither the checkpoint nor the model says what it was trained on')
     if settings.shots.counts_from is None:
-        counted = 'checkpoint' if checkpoint.get('class_counts') else 'dataset'
+        counted = 'checkpoint' if record.classes is not None else 'dataset'
         values['counts_from'] = 'file' if settings.data.class_counts else counted
     return ValidateSettings.of(values)
 
@@ -225,7 +228,7 @@ def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: 
     """Input format: as given, else as recorded, else as published for the weights or the benchmark."""
     if settings.weights.pretrained:
         published = replace(published, published=False)  # the weights know better than the benchmark
-    return published.for_model(trained.model.pretrained_cfg).as_trained(settings.input.values())
+    return published.for_model(trained.model.pretrained_cfg).as_trained(settings.input)
 
 
 def build_evaluator(

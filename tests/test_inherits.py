@@ -64,7 +64,7 @@ def test_averaged_weights_are_told_and_are_not_part_of_what_is_made_public(check
     plain, averaged = (open_trained(str(checkpoint), use_ema=use_ema) for use_ema in (False, True))
     assert any('averaged weights' in note for note in plain.notes) and not averaged.notes
     assert public_record(plain.record) == public_record(averaged.record)
-    assert public_record(plain.record).keys() == {'settings', 'epoch'}
+    assert public_record(plain.record).to_dict().keys() == {'settings', 'epoch', 'class_counts'}
 
 
 def test_labels_without_names_are_taken_by_position_and_that_is_said():

@@ -11,9 +11,8 @@ from typing import Any
 from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.datasets import LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.settings import flag
-from nbn_timm.trained.record import inherited_settings, recorded_settings
+from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world
 from nbn_timm.training.log import setup_logging
 from nbn_timm.training.run import train
@@ -94,10 +93,10 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = values.get('initial_checkpoint')
     if not checkpoint:
         return {}
-    recorded = recorded_settings(read_checkpoint(checkpoint))
-    dataset = str(values.get('dataset') or recorded.get('dataset'))
-    same_format = bool(values.get('stage')) or dataset == recorded.get('dataset') or not prescribes_format(dataset)
-    inherited = inherited_settings(TrainSettings, recorded, values, same_format)
+    record = checkpoint_record(checkpoint)
+    dataset = str(values.get('dataset') or record.dataset)
+    same_format = bool(values.get('stage')) or dataset == record.dataset or not prescribes_format(dataset)
+    inherited = record.inherited(TrainSettings, values, same_format)
     if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
         return {name: value for name, value in inherited.items() if name not in LISTS}
     return inherited

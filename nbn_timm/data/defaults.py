@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from nbn_timm.data.settings import InputSettings
+
 TrainTransform = Literal['imagenet', 'cifar', 'digits']
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
@@ -51,11 +53,11 @@ class DataDefaults:
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def as_trained(self, settings: Mapping[str, Any]) -> 'DataDefaults':
-        """These defaults with what flags or a checkpoint's training arguments say; `img_size` is of square images."""
-        size = settings.get('img_size')
+    def as_trained(self, settings: InputSettings) -> 'DataDefaults':
+        """These defaults with what flags or the record of a training say; `img_size` is of square images."""
+        size = settings.img_size
         square = self if size is None else self.override(input_size=(self.input_size[0], size, size))
-        return square.override(**{name: settings.get(name) for name in INPUT_FORMAT})
+        return square.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
 
     def input_format(self) -> dict[str, Any]:
         """What evaluation depends on, by timm's names."""

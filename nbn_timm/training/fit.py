@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_text_atomic
 from nbn_timm.second_stages import FitData, FittedStage
+from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.report import SETTINGS_FILE, announce, report_on, write_settings
 from nbn_timm.training.run_checkpoint import LAST, fitted_state, save_checkpoint
@@ -52,7 +53,7 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
             model, settings.model.model, plan.record(), splits.classes))
         _logger.info('\n'.join(found.lines))
     world.barrier()
-    report_on(plan, model, {'file': LAST, 'stage': name}, [SETTINGS_FILE, *found.files, LAST])
+    report_on(plan, model, EvaluatedWeights(LAST, stage=name), [SETTINGS_FILE, *found.files, LAST])
 
 
 @torch.no_grad()

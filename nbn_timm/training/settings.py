@@ -1,7 +1,7 @@
 """All settings of a training: the groups that stand beside the code which uses them, and those of the run itself."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
@@ -23,7 +23,7 @@ from nbn_timm.settings import (
     only_with,
     setting,
 )
-from nbn_timm.trained.record import without_paths
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.distillation import DistillationSettings
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, ScheduleSettings
@@ -131,10 +131,6 @@ _USUAL = (LossSettings.loss, SamplerSettings.sampler)
 _OF_TIMM = ('data', 'no_prefetcher', 'local_rank')
 
 
-def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, see `TrainedModel.record`, as plain data without paths and without what is the machine's."""
-    public = {key: without_paths(value) for key, value in record.items()}
-    if 'settings' in public:
-        told = TrainSettings.public(record['settings'])
-        public['settings'] = {name: without_paths(value) for name, value in told.items() if name not in _OF_TIMM}
-    return public
+def public_record(record: NetworkRecord) -> NetworkRecord:
+    """A record without paths and without what is the machine's."""
+    return record.public(TrainSettings, private=_OF_TIMM)
