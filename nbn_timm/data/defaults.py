@@ -1,13 +1,12 @@
 """Input formats and training transforms, as benchmarks publish them."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from nbn_timm.data.settings import InputSettings
-
-TrainTransform = Literal['imagenet', 'cifar', 'digits']
+from nbn_timm.data.train_transforms import PadAndCrop, ResizedCrop
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
 SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
@@ -22,8 +21,7 @@ class DataDefaults:
         mean, std: Of pixels in [0, 1].
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the resized image that the evaluation's centre crop keeps.
-        train_transform: 'imagenet' is random resized crop and flip, 'cifar' pads by an eighth, crops and flips,
-            'digits' is 'cifar' without the flip.
+        train_transform: How training brings an image to that size, a name in `TRAIN_TRANSFORMS`.
         color_jitter: Strength of brightness, contrast and saturation jitter; None for none.
         published: False where no benchmark prescribes the format (a user's own images), so that the model may.
     """
@@ -33,7 +31,7 @@ class DataDefaults:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     interpolation: str = 'bilinear'
     crop_pct: float = 0.875
-    train_transform: TrainTransform = 'imagenet'
+    train_transform: str = ResizedCrop.name
     color_jitter: float | None = 0.4
     published: bool = True
 
@@ -73,7 +71,7 @@ class DataDefaults:
             return self
         resolved = self.override(**{name: pretrained_cfg.get(name) for name in INPUT_FORMAT})
         small = max(resolved.input_size[1:]) <= SMALL_IMAGE
-        return replace(resolved, train_transform='cifar', color_jitter=None) if small else resolved
+        return replace(resolved, train_transform=PadAndCrop.name, color_jitter=None) if small else resolved
 
 
 OWN_IMAGES = DataDefaults(published=False)

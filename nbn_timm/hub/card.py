@@ -6,6 +6,7 @@ from huggingface_hub import EvalResult as HubResult
 from huggingface_hub import ModelCardData
 
 from nbn_timm.data import Classes, DataSettings
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import describe_draw, find_benchmark
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
@@ -22,7 +23,6 @@ from nbn_timm.training.settings import TrainSettings
 
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
                  'few': 'few'}
-_TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop, flip', 'digits': 'padding, crop'}
 _CITATIONS = {
     'nbn': '''@article{bao2024nbn,
   title = {Normalizing Batch Normalization for Long-Tailed Recognition},
@@ -219,7 +219,8 @@ def _augmentation(settings: TrainSettings, transform: str | None) -> str:
           for name, method in MIXINGS.items() for switch in method.switched_on(settings.methods[name])),
         ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing)]
     steps = [f'{name} {value}' for name, value in told if value]
-    return ', '.join(filter(None, [_TRANSFORMS.get(str(transform)), *steps]))
+    known = TRAIN_TRANSFORMS.get(transform or '')
+    return ', '.join([*([known().in_words()] if known else []), *steps])
 
 
 def _results(test: Results, trained: TrainedModel) -> str:

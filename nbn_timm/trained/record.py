@@ -127,7 +127,7 @@ class NetworkRecord:
 
     @property
     def train_transform(self) -> str | None:
-        """How a training image was cut out, see `TrainTransform`."""
+        """How a training image was cut out, a name in `TRAIN_TRANSFORMS`."""
         return self.arguments.get(_TRANSFORM)
 
     def model_settings(
