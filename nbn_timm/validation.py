@@ -101,7 +101,7 @@ class ValidateSettings(SettingGroups):
         return reason_unused(name, self.data)
 
 
-def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
+def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
     """The settings with what the record of the network says where they leave something open.
 
     A network without such a record, as a released one, is evaluated on the benchmark that its pretrained tag names, as
@@ -133,7 +133,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     """
     with world.primary_first():
         trained = open_network(settings)
-    splits, class_counts = open_data(settings, trained, world)
+    splits, class_counts = open_evaluated_data(settings, trained, world)
     dataset = splits.val if settings.evaluation.split == 'val' else splits.test
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
@@ -153,7 +153,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
     if world.is_primary:
-        report(settings, result, class_counts, about)
+        report_evaluation(settings, result, class_counts, about)
         rate = result.num_samples / (time.perf_counter() - start)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
@@ -172,7 +172,7 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     return trained
 
 
-def open_data(
+def open_evaluated_data(
         settings: ValidateSettings,
         trained: TrainedModel,
         world: World,
@@ -276,7 +276,7 @@ def describe(
     }
 
 
-def report(
+def report_evaluation(
         settings: ValidateSettings,
         result: EvalResult,
         class_counts: Classes | None,

@@ -28,7 +28,7 @@ from nbn_timm.datasets import find_benchmark
 from nbn_timm.deploy import FoldSettings
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
-from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
+from nbn_timm.evaluation.prediction import TOP_K, PredictedClass, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
@@ -46,7 +46,7 @@ class AnswerSettings(Settings):
 
     title = 'output'
 
-    topk: int = setting(5, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
+    topk: int = setting(TOP_K, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
     json: bool = setting(False, 'one JSON object per image, each on a line')
     output: str | None = setting(None, 'write to this file, whole or not at all', short='-o', metavar='FILE',
                                  kind='place', unset='the standard output')
@@ -159,7 +159,7 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     begun = time.perf_counter()
     unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))
     seconds = time.perf_counter() - begun
-    tell(f'{number(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
+    tell(f'{counted(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
          + (f", written to '{answer.output}'" if answer.output else ''))
     return unreadable
 
@@ -212,7 +212,7 @@ def forgiving(stream: TextIO) -> TextIO:
     return stream
 
 
-def number(amount: int, thing: str) -> str:
+def counted(amount: int, thing: str) -> str:
     return f'{amount} {thing}' + ('' if amount == 1 else 's')
 
 

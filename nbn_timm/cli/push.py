@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.hub import (
-    FILES,
+    FOLDER_FILES,
     check_destination,
     model_card,
     portable,
@@ -105,13 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = model_card(trained, location, license)
     if push.output is not None:
         write_model_folder(trained, push.output, card, push.overwrite)
-        print(f"wrote {', '.join(FILES)} to '{push.output}'")
+        print(f"wrote {', '.join(FOLDER_FILES)} to '{push.output}'")
         print(f"load it with {_call(f'{FOLDER}{push.output}')}")
         return
     with TemporaryDirectory() as folder:
         write_model_folder(trained, folder, card)
-        size = sum(Path(folder, name).stat().st_size for name in FILES)
-        url = push_files(folder, FILES, str(repo_id), private=push.private, revision=push.revision,
+        size = sum(Path(folder, name).stat().st_size for name in FOLDER_FILES)
+        url = push_files(folder, FOLDER_FILES, str(repo_id), private=push.private, revision=push.revision,
                          message=push.commit_message)
     print(f'pushed {trained.name} ({size / 1e6:.1f} MB, license {license}): {url}')
     print(f'load it with {_call(location)}')

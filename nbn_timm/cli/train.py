@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong.
     """
     given = read_command_line(argv)
-    settings = complete(given)
+    settings = run_settings(given)
     world = init_world(settings.precision.device)
     setup_logging(world.is_primary)
     given.check_effects(settings)
@@ -55,7 +55,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> Given[TrainSettings]
     return given
 
 
-def complete(given: Given[TrainSettings]) -> TrainSettings:
+def run_settings(given: Given[TrainSettings]) -> TrainSettings:
     """The settings of a run: what is given, what a finished network brings along, and defaults.
 
     Raises:
@@ -63,7 +63,7 @@ def complete(given: Given[TrainSettings]) -> TrainSettings:
     """
     values = given.values()
     settings = given.settings(_inherited(values))
-    stage = settings.stage.stage
+    stage = settings.second_stage.stage
     for name, value in (('dataset', settings.data.dataset), ('model', settings.model.model)):
         if not value:
             if stage and name == 'model':
@@ -79,7 +79,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainSettings:
         InputError: Something given is wrong.
     """
     given = read_command_line(argv)
-    settings = complete(given)
+    settings = run_settings(given)
     given.check_effects(settings)
     return settings
 

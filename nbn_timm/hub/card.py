@@ -167,7 +167,7 @@ def _recipe(record: NetworkRecord) -> str:
         ('config', f'`{settings.run.config}`' if settings.run.config else None),
         ('loss', _with_arguments(settings.loss.loss, settings.loss.loss_kwargs)),
         ('sampler', settings.sampler.sampler),
-        ('second stage', _with_arguments(settings.stage.stage, settings.stage.stage_kwargs)),
+        ('second stage', _with_arguments(settings.second_stage.stage, settings.second_stage.stage_kwargs)),
         ('epochs', _epochs(settings.schedule.epochs, record.epoch)),
         ('batch size', _batch(settings.batch, record.processes)),
         ('optimizer', optimizer.opt),

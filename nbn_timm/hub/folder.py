@@ -16,7 +16,7 @@ from nbn_timm.models.weight_files import save_weights, weights_digest
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.training.settings import public_record
 
-FILES = ('config.json', 'model.safetensors', 'README.md')
+FOLDER_FILES = ('config.json', 'model.safetensors', 'README.md')
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
@@ -51,9 +51,9 @@ def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, ove
     def fill(temporary: Path) -> None:
         _save(trained, temporary)
         _compare(trained, temporary)
-        (temporary / FILES[2]).write_text(card, encoding='utf-8')
+        (temporary / FOLDER_FILES[2]).write_text(card, encoding='utf-8')
 
-    write_folder(folder, fill, replaceable=FILES if overwrite else ())
+    write_folder(folder, fill, replaceable=FOLDER_FILES if overwrite else ())
 
 
 def _save(trained: TrainedModel, folder: Path) -> None:
@@ -68,7 +68,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
             data_config=trained.input.input_format(), safe_serialization=True)
-        save_weights(weights, folder / FILES[1])  # which adds a digest of them
+        save_weights(weights, folder / FOLDER_FILES[1])  # which adds a digest of them
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
                          'arguments') from error

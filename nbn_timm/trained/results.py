@@ -74,14 +74,14 @@ class EvaluatedWeights:
         file: In the folder of the run.
         epoch, epochs: Of the weights and of the run, from 1.
         chosen_by: What chose that epoch; None for the last one.
-        stage: Second stage of one pass that gave them, which has no epochs.
+        second_stage: One of one pass that gave them, which has no epochs.
     """
 
     file: str
     epoch: int | None = None
     epochs: int | None = None
     chosen_by: str | None = None
-    stage: str | None = None
+    second_stage: str | None = None
 
     @classmethod
     def of_results(cls, results: Mapping[str, Any]) -> 'EvaluatedWeights':
@@ -97,13 +97,13 @@ class EvaluatedWeights:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {'file': self.file, 'stage': self.stage} if self.stage else {
-            key: value for key, value in asdict(self).items() if key != 'stage'}
+        return {'file': self.file, 'stage': self.second_stage} if self.second_stage else {
+            key: value for key, value in asdict(self).items() if key != 'second_stage'}
 
     def in_words(self) -> str:
         """For people."""
-        if self.stage:
-            return f'{self.file}, --stage {self.stage}'
+        if self.second_stage:
+            return f'{self.file}, --stage {self.second_stage}'
         if self.chosen_by is None:
             return f'epoch {self.epoch} ({self.file}), the last one, since there is no validation split to choose by'
         return f'epoch {self.epoch} of {self.epochs} ({self.file}), chosen by {self.chosen_by}'
@@ -155,7 +155,8 @@ def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> Results
     Args:
         checkpoint: The file.
         use_ema: The averaged weights are meant.
-        epoch: Of the checkpoint, from 1; None for a stage of one pass. The result may be older, if the run went on.
+        epoch: Of the checkpoint, from 1; None for a second stage of one pass. The result may be older, if the run went
+            on.
     """
     path = Path(checkpoint)
     beside = path.parent / 'test.json'

@@ -22,7 +22,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
-from nbn_timm.second_stages import Stage
+from nbn_timm.second_stages import SecondStage
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
@@ -104,7 +104,12 @@ class Plan:
                         precision.channels_last, self.world.distributed)
 
 
-def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: Stage | None = None) -> Splits:
+def open_training_data(
+        settings: TrainSettings,
+        batch: BatchPlan,
+        world: World,
+        stage: SecondStage | None = None,
+) -> Splits:
     """The splits of the data set, with the classes in the order of the network of --initial-checkpoint.
 
     Where its classifier stays, the data may have no other classes.

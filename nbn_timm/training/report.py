@@ -34,10 +34,10 @@ def config_text(settings: TrainSettings) -> str:
 
 
 def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> None:
-    """Say what is about to run; without a start epoch it is a stage of one pass."""
+    """Say what is about to run; without a start epoch it is a second stage of one pass."""
     settings, batch, counts = plan.settings, plan.batch, plan.splits.class_counts
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    runs = (f'--stage {settings.stage.stage}' if start_epoch is None else
+    runs = (f'--stage {settings.second_stage.stage}' if start_epoch is None else
             f'epochs {start_epoch + 1} to {settings.schedule.epochs}')
     lines = [
         f'model     {settings.model.model}, {parameters:,} parameters',
@@ -68,7 +68,7 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
-def report(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
+def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
     """Report on the best checkpoint, or on the last one where none was chosen."""
     model = evaluation_model(task)
     epochs = max(start_epoch, plan.settings.schedule.epochs)

@@ -271,7 +271,7 @@ def _newest_whole(folder: Path, there: list[Path]) -> Path | None:
 
 
 def _epoch(state: Mapping[str, Any]) -> int:
-    """The epoch (0-based) of a checkpoint; -1 for one of a stage of one pass."""
+    """The epoch (0-based) of a checkpoint; -1 for one of a second stage of one pass."""
     epoch = state.get('epoch')
     return epoch if isinstance(epoch, int) else -1
 

@@ -11,8 +11,8 @@ from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
 from nbn_timm.models.settings import ModelSettings, StartSettings
 from nbn_timm.samplers.settings import SamplerSettings
-from nbn_timm.second_stages import STAGES, FittedStage
-from nbn_timm.second_stages.settings import StageSettings
+from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
+from nbn_timm.second_stages.settings import SecondStageSettings
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -80,7 +80,7 @@ class TrainSettings(SettingGroups):
     batch: BatchSettings = BatchSettings()
     sampler: SamplerSettings = SamplerSettings()
     loss: LossSettings = LossSettings()
-    stage: StageSettings = StageSettings()
+    second_stage: SecondStageSettings = SecondStageSettings()
     distillation: DistillationSettings = DistillationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -103,10 +103,10 @@ class TrainSettings(SettingGroups):
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set and the second stage declare to leave unused."""
-        stage = STAGES.get(values.stage) if values.stage else None
+        stage = SECOND_STAGES.get(values.stage) if values.stage else None
         if stage is None:
             return reason_unused(name, self.data)
-        if issubclass(stage, FittedStage) and self.group_of(name).of_training:
+        if issubclass(stage, FittedSecondStage) and self.group_of(name).of_training:
             return Tolerated(f'--stage {values.stage} trains nothing')
         if name in stage.unused or not stage.takes_mixing and name in mixing_settings():
             return f'would have no effect on --stage {values.stage}'
@@ -117,7 +117,7 @@ class TrainSettings(SettingGroups):
         unusual = [
             *(name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
-            *([self.stage.stage] if self.stage.stage else []),
+            *([self.second_stage.stage] if self.second_stage.stage else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
         ]
         parts = [self.model.model, self.data.dataset, *unusual, f's{self.run.seed}']
