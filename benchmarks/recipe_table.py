@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nbn_timm.config import build_parser, read_config, shipped_configs
 from nbn_timm.samplers.settings import SamplerSettings
-from nbn_timm.second_stages import STAGES, FittedStage
+from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings
 from nbn_timm.training.settings import TrainSettings
 
@@ -43,7 +43,7 @@ unless [results.md](results.md) says so.
 
 def method(settings: TrainSettings) -> str:
     """What is particular about a recipe's training."""
-    stage, chosen, sampler = settings.stage.stage, settings.loss, settings.sampler.sampler
+    stage, chosen, sampler = settings.second_stage.stage, settings.loss, settings.sampler.sampler
     loss = chosen.loss.replace('_', ' ') + (', deferred' if 'start_epoch' in chosen.loss_kwargs else '')
     idle = settings.without_effect(['loss'])
     parts = [f'stage {stage}' if stage else '', '' if idle else loss,
@@ -56,7 +56,8 @@ def main() -> None:
     parser = build_parser(TrainSettings, 'recipe_table', '')
     for name, path in shipped_configs().items():
         settings = TrainSettings.of(read_config(parser, TrainSettings, path))
-        fitted = settings.stage.stage is not None and issubclass(STAGES[settings.stage.stage], FittedStage)
+        stage = settings.second_stage.stage
+        fitted = stage is not None and issubclass(SECOND_STAGES[stage], FittedSecondStage)
         batch = settings.batch.global_batch_size or settings.batch.batch_size
         steps = ('', '', '') if fitted else (
             settings.schedule.epochs, batch, rate(settings.optimizer, settings.schedule))

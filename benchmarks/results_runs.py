@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from nbn_timm.errors import InputError
-from nbn_timm.trained.results import weights_of
+from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.settings import TrainSettings
 
 NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
@@ -130,7 +130,7 @@ def read_run(folder: Path) -> Run:
                          ) from error
     if epochs != list(range(settings['epochs'])):
         raise InputError(f"'{folder}' has logged {len(epochs)} epochs of {settings['epochs']}: let the run finish")
-    if weights_of(test).get('chosen_by'):
+    if EvaluatedWeights.of_results(test).chosen_by:
         raise InputError(f"'{folder}' reports {test['checkpoint']}: the page shows last epochs only, so give a run "
                          'without a validation split')
     if stated != found:

@@ -11,16 +11,16 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from nbn_timm.data import ClassCounts
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
-from nbn_timm.models.weight_files import DIGEST, read_checkpoint, read_state_dict, weights_digest
-from nbn_timm.trained.record import public_counts
-from nbn_timm.trained.results import METRICS
-from nbn_timm.training.settings import public_record
+from nbn_timm.models.weight_files import read_checkpoint, read_state_dict, weights_digest
+from nbn_timm.trained.opening import published_record
+from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.trained.results import Results, ResultsFile
+from nbn_timm.training.settings import TrainSettings, public_record
 
 ROOT = Path(__file__).resolve().parents[1]
 WEIGHTS = ROOT / 'nbn_timm' / 'weights'
@@ -33,13 +33,14 @@ def main() -> None:
     target = WEIGHTS / f'{args.name}.safetensors'
     WEIGHTS.mkdir(exist_ok=True)
     write_zoo_file(checkpoint, target)
-    record = {'model': args.name, DIGEST: weights_digest(read_state_dict(target)), **_record(checkpoint),
-              **_hardware(args.run)}
+    record = replace(
+        public_record(NetworkRecord.of_checkpoint(read_checkpoint(checkpoint))), arch=None, name=args.name,
+        digest=weights_digest(read_state_dict(target)), facts=_facts(args.run))
     write_text_atomic(target.with_suffix('.json'), _text(record))
-    record['test'] = _validated(args)
+    record = replace(record, test=_validated(args))
     write_text_atomic(target.with_suffix('.json'), _text(record))
     write_table(ROOT / 'docs' / 'weights.md')
-    print(f'{args.name}: {target.stat().st_size / 1e6:.2f} MB, {record["test"]}')
+    print(f'{args.name}: {target.stat().st_size / 1e6:.2f} MB, {record.test}')
 
 
 def write_table(page: Path) -> None:
@@ -47,41 +48,33 @@ def write_table(page: Path) -> None:
     rows = ['| name | trained with | epochs | all | many | medium | few | file |', '|---|---|---|---|---|---|---|---|']
     for name in shipped_names():
         file = WEIGHTS / f'{name}.safetensors'
-        record = json.loads(file.with_suffix('.json').read_text())
-        settings = record['settings']
-        accuracy = ' | '.join(f'{record["test"][key]:.2f}' for key in ('top1', 'many', 'medium', 'few'))
-        rows.append(f'| `{name}` | `{settings["loss"]}`, seed {settings["seed"]} | {record["epoch"]} | {accuracy} '
+        record = published_record(name)
+        settings = record.told(TrainSettings)
+        assert record.test is not None
+        accuracy = ' | '.join(f'{record.test.accuracies[key]:.2f}' for key in ('top1', 'many', 'medium', 'few'))
+        rows.append(f'| `{name}` | `{settings.loss.loss}`, seed {settings.run.seed} | {record.epoch} | {accuracy} '
                     f'| {file.stat().st_size / 1e6:.1f} MB |')
     before, _, rest = page.read_text().partition(BEGIN)
     write_text_atomic(page, '\n'.join([before + BEGIN, *rows, END]) + rest.partition(END)[2])
 
 
-def _record(checkpoint: Path) -> dict[str, Any]:
-    saved = read_checkpoint(checkpoint)
-    counts = public_counts(ClassCounts.from_dict(saved['class_counts']))
-    return {'class_counts': counts.to_dict(), **public_record({'settings': saved['args']}),
-            'epoch': saved['epoch'] + 1}
-
-
-def _hardware(run: Path) -> dict[str, Any]:
+def _facts(run: Path) -> dict[str, str]:
     path = run / 'hardware.json'
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _validated(args: argparse.Namespace) -> dict[str, Any]:
+def _validated(args: argparse.Namespace) -> Results:
     """Accuracies of the written file in percent, as validate.py gives them."""
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder, 'results.json')
         data = ['--data-dir', args.data_dir] if args.data_dir else []
         subprocess.run([sys.executable, str(ROOT / 'validate.py'), '--model', args.name, '--pretrained', *data,
                         '--workers', '0', '--device', 'cpu', '--results-file', str(results)], check=True)
-        found = json.loads(results.read_text())
-    return {'split': found['split'], 'images': found['num_samples'],
-            **{key: found[key] for key in METRICS}}
+        return replace(ResultsFile.read(results).results, precision=None)
 
 
-def _text(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=1, default=list) + '\n'
+def _text(record: NetworkRecord) -> str:
+    return json.dumps(record.to_dict(), indent=1, default=list) + '\n'
 
 
 def _parse() -> argparse.Namespace:

@@ -26,11 +26,15 @@ from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, 
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
-from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.settings import SettingGroups, Settings, Values, setting
-from nbn_timm.trained.opening import CheckpointSettings, TrainedModel, open_trained, recorded_training
-from nbn_timm.trained.record import inherited_settings, recorded_settings
+from nbn_timm.trained.opening import (
+    CheckpointSettings,
+    TrainedModel,
+    checkpoint_record,
+    open_trained,
+    published_record,
+)
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -97,7 +101,7 @@ class ValidateSettings(SettingGroups):
         return reason_unused(name, self.data)
 
 
-def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
+def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSettings:
     """The settings with what the record of the network says where they leave something open.
 
     A network without such a record, as a released one, is evaluated on the benchmark that its pretrained tag names, as
@@ -109,15 +113,14 @@ def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSe
     weights = settings.weights
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
-    checkpoint = read_checkpoint(weights.checkpoint) if weights.checkpoint else recorded_training(settings.model.model)
-    recorded = recorded_settings(checkpoint)
-    values = {**inherited_settings(ValidateSettings, recorded, given), **given}
+    record = checkpoint_record(weights.checkpoint) if weights.checkpoint else published_record(settings.model.model)
+    values = {**record.inherited(ValidateSettings, given), **given}
     if not values.get('dataset'):
-        values['dataset'] = benchmark_of(values.get('model') or recorded.get('model'))
+        values['dataset'] = benchmark_of(settings.model.model or record.model)
     if not values['dataset']:
         raise InputError('give --dataset: neither the checkpoint nor the model says what it was trained on')
     if settings.shots.counts_from is None:
-        counted = 'checkpoint' if checkpoint.get('class_counts') else 'dataset'
+        counted = 'checkpoint' if record.classes is not None else 'dataset'
         values['counts_from'] = 'file' if settings.data.class_counts else counted
     return ValidateSettings.of(values)
 
@@ -130,7 +133,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     """
     with world.primary_first():
         trained = open_network(settings)
-    splits, class_counts = open_data(settings, trained, world)
+    splits, class_counts = open_evaluated_data(settings, trained, world)
     dataset = splits.val if settings.evaluation.split == 'val' else splits.test
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
@@ -150,7 +153,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
     if world.is_primary:
-        report(settings, result, class_counts, about)
+        report_evaluation(settings, result, class_counts, about)
         rate = result.num_samples / (time.perf_counter() - start)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
@@ -169,7 +172,7 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     return trained
 
 
-def open_data(
+def open_evaluated_data(
         settings: ValidateSettings,
         trained: TrainedModel,
         world: World,
@@ -225,7 +228,7 @@ def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: 
     """Input format: as given, else as recorded, else as published for the weights or the benchmark."""
     if settings.weights.pretrained:
         published = replace(published, published=False)  # the weights know better than the benchmark
-    return published.for_model(trained.model.pretrained_cfg).as_trained(settings.input.values())
+    return published.for_model(trained.model.pretrained_cfg).as_trained(settings.input)
 
 
 def build_evaluator(
@@ -273,7 +276,7 @@ def describe(
     }
 
 
-def report(
+def report_evaluation(
         settings: ValidateSettings,
         result: EvalResult,
         class_counts: Classes | None,

@@ -26,7 +26,7 @@ from nbn_timm.config import (
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, PROBABILITY, SettingGroups, Settings, flag, setting
-from nbn_timm.training.build import build_stage
+from nbn_timm.training.build import build_second_stage
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.settings import TrainSettings
 
@@ -224,7 +224,7 @@ def test_second_stages_take_the_finished_network_and_have_no_setting_without_eff
     torch.save({'args': {'model': 'resnet20'}}, tmp_path / 'first.pth')
     settings = recipe(name, '--initial-checkpoint', str(tmp_path / 'first.pth'))
     assert settings.model.model == 'resnet20'
-    assert build_stage(settings) is not None
+    assert build_second_stage(settings) is not None
     given = read_config(train_parser(), TrainSettings, SHIPPED[name])
     assert settings.without_effect(list(given)) == {}
 

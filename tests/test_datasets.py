@@ -15,8 +15,9 @@ from PIL import Image
 import nbn_timm
 from nbn_timm.cli import prepare, train
 from nbn_timm.config import build_parser
-from nbn_timm.data import ClassCounts, DataSettings
+from nbn_timm.data import ClassCounts, DataSettings, create_transform
 from nbn_timm.data.longtail import draw_long_tail, profile_counts
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import (
     DATASETS,
     NamedDataset,
@@ -29,9 +30,11 @@ from nbn_timm.datasets import (
 )
 from nbn_timm.datasets.cub200_lt import Cub200LT
 from nbn_timm.datasets.fetching import Archive
+from nbn_timm.datasets.tables import formats_table
 from nbn_timm.datasets.tiny_imagenet_lt import TinyImageNetLT
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry, import_modules
+from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.settings import TrainSettings
 
 ROOT = Path(nbn_timm.__file__).parent  # the package, which may be installed elsewhere
@@ -40,9 +43,20 @@ CHECKOUT = Path(__file__).parents[1]
 STRANGER = '''
 """Patterns of noise, by nobody."""
 import numpy as np
+from torchvision import transforms
 
 from nbn_timm.data import ArraySamples, DataDefaults
+from nbn_timm.data.train_transforms import TrainTransform, register_train_transform
 from nbn_timm.datasets import DrawnBenchmark, register_benchmark
+
+
+@register_train_transform('turned')
+class Turned(TrainTransform):
+    words = 'a quarter turn, crop{size}'
+    hflip = 0.0
+
+    def crop(self, height, width, interpolation):
+        return [transforms.RandomRotation((90, 90)), transforms.CenterCrop((height, width))]
 
 
 @register_benchmark('patterns_lt')
@@ -56,7 +70,7 @@ class PatternsLT(DrawnBenchmark):
     largest = 16
     held_out = {'test': 6}
     needs_folder = False
-    defaults = DataDefaults(input_size=(3, 32, 32), crop_pct=1.0, train_transform='cifar', color_jitter=None)
+    defaults = DataDefaults(input_size=(3, 32, 32), crop_pct=1.0, train_transform='turned', color_jitter=None)
 
     def load(self, settings, part):
         targets = np.repeat(np.arange(3), 16 if part == 'train' else 2)
@@ -73,11 +87,13 @@ def stranger(tmp_path, monkeypatch):
     (package / '__init__.py').touch()
     (package / 'patterns_lt.py').write_text(STRANGER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = dict(DATASETS)
+    registries = (DATASETS, TRAIN_TRANSFORMS)
+    before = [dict(registry) for registry in registries]
     import_modules('strangers', [str(package)])
     yield 'patterns_lt'
-    DATASETS.clear()
-    DATASETS.update(before)
+    for registry, entries in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(entries)
 
 
 def test_a_new_benchmark_is_one_class_and_one_decorator(stranger, tmp_path, capsys):
@@ -87,6 +103,10 @@ def test_a_new_benchmark_is_one_class_and_one_decorator(stranger, tmp_path, caps
     assert splits.class_counts.counts == counts and splits.class_counts.names == ('dots', 'lines', 'waves')
     assert (splits.num_classes, splits.shot_limits, splits.defaults.input_size) == (3, (12, 6), (3, 32, 32))
     assert stranger in dataset_choices() and stranger in build_parser(TrainSettings, 'nbn-train', '').format_help()
+
+    turned = create_transform(splits.defaults, is_training=True)(Image.fromarray(splits.train.images[0]))
+    assert np.array_equal(turned.permute(1, 2, 0), np.rot90(splits.train.images[0]))
+    assert '| a quarter turn, crop 32 |' in formats_table()
 
     prepare.main([stranger, '--data-dir', str(tmp_path), '--imbalance-factor', '2'])
     assert json.loads((tmp_path / f'{stranger}_exp_2.json').read_text())['counts'] == list(profile_counts(3, 16, 2))
@@ -100,6 +120,8 @@ def test_a_new_benchmark_is_one_class_and_one_decorator(stranger, tmp_path, caps
     data = card._data(splits.class_counts, DataSettings(stranger))
     for part in ('Patterns-LT', 'https://example.org/patterns', 'CC0', 'rule of LDAM', '28 in 3 classes'):
         assert part in data
+    assert '| augmentation | a quarter turn, crop |' in card._recipe(
+        checkpoint_record(str(tmp_path / 'run' / 'last.pth.tar')))
 
 
 def test_no_other_file_names_a_benchmark():

@@ -31,7 +31,7 @@ from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
-from nbn_timm.second_stages import STAGES
+from nbn_timm.second_stages import SECOND_STAGES
 from nbn_timm.settings import SettingGroups
 from nbn_timm.validation import ValidateSettings
 
@@ -187,7 +187,7 @@ def stand_ins(tmp_path_factory) -> Path:
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after its test."""
-    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, STAGES, MIXINGS, DATASETS)]
+    saved = [(registry, dict(registry)) for registry in (LOSSES, SAMPLERS, SECOND_STAGES, MIXINGS, DATASETS)]
     yield
     for registry, content in saved:
         registry.clear()

@@ -26,6 +26,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers import ClassVectors
 from nbn_timm.models import RoutedExperts
 from nbn_timm.trained.opening import TrainedModel
+from nbn_timm.trained.record import NetworkRecord
 
 COUNTS = ClassCounts((400, 150, 100, 20, 19, 3), ('ant', 'bee', 'cat', 'dog', 'eel', 'fox'), 'the training of a test')
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -56,7 +57,7 @@ def trained_like(name: str, size: int, nbn: bool = False, **kwargs) -> nn.Module
 
 def opened(model: nn.Module, name: str, size: int, nbn: bool = False, **model_args) -> TrainedModel:
     input_format = DataDefaults(input_size=(3, size, size), mean=MEAN, std=STD, crop_pct=1.0)
-    return TrainedModel(model, name, model_args, nbn, input_format, COUNTS, {'epoch': 3})
+    return TrainedModel(model, name, model_args, nbn, input_format, NetworkRecord(classes=COUNTS, epoch=3))
 
 
 @pytest.fixture(scope='module')

@@ -29,7 +29,7 @@ from nbn_timm.trained.opening import open_trained
 model = timm.create_model(sys.argv[1], pretrained=True)
 torch.save(model.state_dict(), sys.argv[2])
 opened = open_trained(sys.argv[1])
-print(type(model).__name__, opened.class_counts and opened.class_counts.counts, opened.record.get('epoch'))
+print(type(model).__name__, opened.class_counts and opened.class_counts.counts, opened.record.epoch)
 '''
 
 

@@ -17,7 +17,7 @@ from nbn_timm.models.create import create_model
 from nbn_timm.trained.opening import open_trained
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.distributed import World
-from nbn_timm.training.plan import open_data
+from nbn_timm.training.plan import open_training_data
 from nbn_timm.training.settings import public_record
 
 pytestmark = pytest.mark.fast
@@ -64,7 +64,7 @@ def test_averaged_weights_are_told_and_are_not_part_of_what_is_made_public(check
     plain, averaged = (open_trained(str(checkpoint), use_ema=use_ema) for use_ema in (False, True))
     assert any('averaged weights' in note for note in plain.notes) and not averaged.notes
     assert public_record(plain.record) == public_record(averaged.record)
-    assert public_record(plain.record).keys() == {'settings', 'epoch'}
+    assert public_record(plain.record).to_dict().keys() == {'settings', 'epoch', 'class_counts'}
 
 
 def test_labels_without_names_are_taken_by_position_and_that_is_said():
@@ -85,7 +85,7 @@ def test_a_network_without_class_names_beside_data_with_names_is_told(checkpoint
     for known in (True, False):
         if not known:
             torch.save({**torch.load(checkpoint, weights_only=True), 'class_counts': None}, checkpoint)
-        splits = open_data(parse_train(flags), BatchPlan(2, 1, 2), World(torch.device('cpu')))
+        splits = open_training_data(parse_train(flags), BatchPlan(2, 1, 2), World(torch.device('cpu')))
         assert any(told in note for note in splits.notes) != known
 
 

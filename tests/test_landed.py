@@ -12,9 +12,9 @@ import torch
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import Classes
-from nbn_timm.hub.card import told_settings
 from nbn_timm.models.create import create_model
 from nbn_timm.trained.opening import open_trained
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.trained.results import results_beside
 from nbn_timm.training.settings import TrainSettings
 
@@ -49,13 +49,13 @@ def test_its_config_is_the_recipe_that_its_flags_are_today():
 def test_its_record_is_of_the_recipe_that_its_flags_are_today(record):
     of_format = {'input_size', 'mean', 'std', 'interpolation', 'crop_pct'}  # which a record has as they came out
     assert TrainSettings.changed(record, parse_train(FLAGS).values()).keys() == of_format
-    settings = told_settings({'settings': record})
+    settings = NetworkRecord.of_checkpoint({'args': record}).told(TrainSettings)
     assert (settings.optimizer.lr, settings.schedule.epochs, settings.average.model_ema) == (0.05, 1, True)
 
 
 def test_its_checkpoint_is_opened_as_it_was_trained(checkpoint):
     trained = open_trained(str(checkpoint), use_ema=True)
-    assert trained.name == 'resnet20_nbn' and trained.record['epoch'] == 1
+    assert trained.name == 'resnet20_nbn' and trained.record.epoch == 1
     assert trained.input.input_size == (3, 16, 16) and trained.input.mean == (0.306, 0.306, 0.306)
     assert trained.classes is not None and trained.classes.counts == tuple(range(10, 0, -1))
 
@@ -63,5 +63,5 @@ def test_its_checkpoint_is_opened_as_it_was_trained(checkpoint):
 def test_its_results_are_told_of_its_checkpoint_and_of_no_other(checkpoint):
     shutil.copy(FILES / 'test.json', checkpoint.with_name('test.json'))
     found = results_beside(str(checkpoint), True, 1)
-    assert found is not None and found['top1'] == 11.0
+    assert found is not None and found.results.accuracies['top1'] == 11.0
     assert results_beside(str(checkpoint), True, 2) is None

@@ -12,7 +12,7 @@ import nbn_timm.cli.train as train
 from nbn_timm.config import shipped_configs
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss, is_deferrable, number_of_views, takes_experts, takes_features
-from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.training.build import build_loss
 
 COUNTS = class_counts(100, 10, 1)
@@ -150,7 +150,7 @@ def test_a_run_that_ends_before_its_loss_starts_says_so(images, tmp_path, capsys
 def test_recipes_build_their_loss(name):
     settings = recipe(name)
     loss = build_loss(settings, SimpleNamespace(class_counts=class_counts(*range(100, 0, -1))), None)
-    assert isinstance(loss, Deferred) == ('start_epoch' in settings.loss.loss_kwargs)
+    assert isinstance(loss, DeferredLoss) == ('start_epoch' in settings.loss.loss_kwargs)
     logits = torch.randn(4, 100)
     output = logits[:, None].repeat(1, 3, 1) if takes_experts(settings.loss.loss) else logits
     output = torch.stack([output] * number_of_views(settings.loss.loss)) if number_of_views(

@@ -19,6 +19,7 @@ from nbn_timm.data.pictures import find_images
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.prediction import TopClasses
 from nbn_timm.models import RoutedExperts
+from nbn_timm.trained.record import NetworkRecord
 
 ROOT = Path(__file__).parents[1]
 # Six classes: two many, two medium, two few (strict thresholds 100 and 20).
@@ -325,9 +326,10 @@ def test_impossible_numbers_are_usage_errors(given, capsys):
 # Names of classes -------------------------------------------------------------------------------------------------
 
 def named(name, num_classes, counts=None, label_names=None, settings=None):
-    model = SimpleNamespace(num_classes=num_classes, pretrained_cfg={'label_names': label_names})
+    model = SimpleNamespace(num_classes=num_classes)
     return predict.class_names(SimpleNamespace(
-        name=name, model=model, class_counts=counts, record={'settings': settings} if settings else {}))
+        name=name, model=model, classes=counts, label_names=tuple(label_names or ()),
+        record=NetworkRecord(settings or {})))
 
 
 def numbered(size: int) -> ClassCounts:

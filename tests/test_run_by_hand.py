@@ -228,7 +228,7 @@ def test_streams_are_told_batch_size_and_seed(images, monkeypatch):  # noqa: F81
     told = []
     monkeypatch.setattr(plans, 'create_splits', lambda data, **_: told.append(data) or create_splits(data))
     settings = parse_train([*data_flags(images), *FLAGS])
-    plans.open_data(settings, BatchPlan(5, 1, 5), World(torch.device('cpu')))
+    plans.open_training_data(settings, BatchPlan(5, 1, 5), World(torch.device('cpu')))
     assert [(data.batch_size, data.seed) for data in told] == [(5, SEED)]
 
 

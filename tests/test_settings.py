@@ -20,7 +20,7 @@ from nbn_timm.config import ASKED_FOR, Given, build_parser, read_config, read_gi
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.datasets.named_dataset import DATASETS, find_dataset
 from nbn_timm.errors import InputError
-from nbn_timm.second_stages import STAGES, FittedStage
+from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.settings import (
     AT_LEAST_1,
     PROBABILITY,
@@ -336,20 +336,20 @@ def test_a_typed_flag_without_effect_is_refused_and_a_key_of_a_config_is_told(gr
         assert not [record for record in caplog.records if re.search(rf'\b{name}\b', record.getMessage())]
 
 
-@pytest.mark.parametrize('stage', STAGES)
+@pytest.mark.parametrize('stage', SECOND_STAGES)
 def test_what_a_second_stage_leaves_unused_is_refused_or_told(stage, caplog):
     caplog.set_level(logging.INFO)
     known = TrainSettings.declared()
-    assert known.keys() >= set(STAGES[stage].unused)
+    assert known.keys() >= set(SECOND_STAGES[stage].unused)
     for name in known.keys() - {'stage', 'dataset'}:
         value = next(some_values(known[name]))
         reason = TrainSettings.of({'stage': stage, name: value}).without_effect([name]).get(name)
         if reason is None:
-            assert name not in STAGES[stage].unused
+            assert name not in SECOND_STAGES[stage].unused
             continue
         given = Given(TrainSettings, {'stage': stage, name: value}, {})
         if isinstance(reason, Tolerated):
-            assert issubclass(STAGES[stage], FittedStage)
+            assert issubclass(SECOND_STAGES[stage], FittedSecondStage)
             given.check_effects(given.settings())
         else:
             with pytest.raises(InputError, match=f'^{typed_flag(name, value)} '):

@@ -21,12 +21,12 @@ from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.layers import CosineLinear, RectifiedLinear
-from nbn_timm.second_stages import STAGES, FitData, Stage, create_stage, restore_stages
+from nbn_timm.second_stages import SECOND_STAGES, FitData, SecondStage, create_second_stage, restore_second_stages
 from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.training.fit import inputs_of
 from nbn_timm.training.run_checkpoint import LAST
-from nbn_timm.training.task import StageTask
+from nbn_timm.training.task import SecondStageTask
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
@@ -115,7 +115,7 @@ def test_folded_scales_are_scaled_logits(name, size):
     model, x = network(name, size=size), torch.randn(5, 3, size, size)
     before = logits_of(model, x)
     keys = model.state_dict().keys()
-    stage = create_stage('lws')
+    stage = create_second_stage('lws')
     model = stage.prepare(model)
     np.testing.assert_allclose(logits_of(model, x), before, atol=1e-4)  # scales start at 1
     scale = torch.tensor([0.5, -1.5, 2.0, 3.0])
@@ -129,8 +129,9 @@ def test_folded_scales_are_scaled_logits(name, size):
 
 
 def test_scales_alone_are_trained_and_rectification_stays_in_eval_mode():
-    stage = create_stage('lws')
-    task = StageTask(stage.prepare(network('resnet20_nbn_lr')), nn.CrossEntropyLoss(), stage, freeze_statistics=False)
+    stage = create_second_stage('lws')
+    task = SecondStageTask(
+        stage.prepare(network('resnet20_nbn_lr')), nn.CrossEntropyLoss(), stage, freeze_statistics=False)
     task.train()
     model = task.trainable_module
     assert [name for name, value in model.named_parameters() if value.requires_grad] == ['fc.scale.weight']
@@ -175,7 +176,7 @@ def test_nearest_class_mean(name, form, metric, tmp_path):
         scores += asked @ centroids.T if metric == 'dot' else -((asked[:, None] - centroids) ** 2).sum(axis=2)
         stacked.append((known, asked))
 
-    create_stage('ncm', features=form, metric=metric).fit(model, fit_data(images, target))
+    create_second_stage('ncm', features=form, metric=metric).fit(model, fit_data(images, target))
     predicted = logits_of(model, x).argmax(axis=1)
     np.testing.assert_array_equal(predicted, scores.argmax(axis=1))
     if metric == 'euclidean':
@@ -188,7 +189,7 @@ def test_nearest_class_mean(name, form, metric, tmp_path):
     again = timm.create_model(name, num_classes=CLASSES)
     ordinary = form == 'un' or (metric == 'dot' and experts == 1)
     assert (model.state_dict().keys() == again.state_dict().keys()) == ordinary
-    again = restore_stages(again, model.state_dict()).eval()
+    again = restore_second_stages(again, model.state_dict()).eval()
     again.load_state_dict(model.state_dict())
     np.testing.assert_array_equal(logits_of(again, x), logits_of(model, x))
 
@@ -202,25 +203,25 @@ def test_normalised_features_stay_in_float32_under_autocast():
 
 def test_a_class_without_images_has_no_centroid():
     with pytest.raises(InputError, match="class '3' has no training image"):
-        create_stage('ncm').fit(network('resnet20'), fit_data(torch.randn(6, 3, 16, 16), torch.arange(6) % 3))
+        create_second_stage('ncm').fit(network('resnet20'), fit_data(torch.randn(6, 3, 16, 16), torch.arange(6) % 3))
 
 
 # cRT and what all stages share
 
 def test_a_new_classifier_and_nothing_else():
     model, before = network('resnet20_nbn_lr'), network('resnet20_nbn_lr').state_dict()
-    create_stage('crt').prepare(model)
+    create_second_stage('crt').prepare(model)
     assert {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])} == {
         'fc.weight', 'fc.bias', 'fc.bn.running_mean', 'fc.bn.running_var', 'fc.bn.num_batches_tracked'}
     kept = network('resnet20_nbn_lr')
-    create_stage('crt', reinit=False).prepare(kept)
+    create_second_stage('crt', reinit=False).prepare(kept)
     assert all(torch.equal(value, before[key]) for key, value in kept.state_dict().items())
 
 
 @pytest.mark.parametrize('freeze', [True, False])
 def test_the_frozen_part_is_in_the_mode_asked_for(freeze):
-    stage = create_stage('crt')
-    task = StageTask(stage.prepare(network('resnet20_nbn_lr')), nn.CrossEntropyLoss(), stage, freeze)
+    stage = create_second_stage('crt')
+    task = SecondStageTask(stage.prepare(network('resnet20_nbn_lr')), nn.CrossEntropyLoss(), stage, freeze)
     model = task.train().trainable_module
     assert model.bn1.training is not freeze and model.fc.bn.training
     assert {name for name, value in model.named_parameters() if value.requires_grad} == {'fc.weight', 'fc.bias'}
@@ -228,19 +229,20 @@ def test_the_frozen_part_is_in_the_mode_asked_for(freeze):
 
 def test_both_classifiers_of_a_distilled_transformer_are_trained():
     model = timm.create_model('deit_tiny_distilled_patch16_224', num_classes=CLASSES, depth=1, img_size=32)
-    trained = create_stage('crt').trained(model)
+    trained = create_second_stage('crt').trained(model)
     assert sum(value.numel() for value in trained.parameters()) == 2 * (192 * CLASSES + CLASSES)
     with pytest.raises(InputError, match='is 2 classifiers, and lws is for linear classifiers'):
-        create_stage('lws').prepare(model)
+        create_second_stage('lws').prepare(model)
 
 
 @pytest.mark.parametrize('name, kwargs', [('resnet20', {'head': 'cosine'}), ('resnet32_ride', {'head': 'cosine'})])
 def test_cosines_are_refused_where_the_length_of_weights_has_no_effect(name, kwargs):
     model = timm.create_model(name, num_classes=CLASSES, **kwargs)
-    for use in (lambda: tau_normalize(model, 1.0), lambda: create_stage('lws').prepare(model)):
+    for use in (lambda: tau_normalize(model, 1.0), lambda: create_second_stage('lws').prepare(model)):
         with pytest.raises(InputError, match='is a CosineLinear'):
             use()
-    heads = [module for module in create_stage('crt').prepare(model).modules() if isinstance(module, CosineLinear)]
+    retrained = create_second_stage('crt').prepare(model)
+    heads = [module for module in retrained.modules() if isinstance(module, CosineLinear)]
     for head in heads:  # but cRT trains them
         torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(CLASSES))
 
@@ -253,7 +255,7 @@ def test_cosines_are_refused_where_the_length_of_weights_has_no_effect(name, kwa
 ])
 def test_wrong_settings_are_one_sentence(name, settings, message):
     with pytest.raises(InputError, match=message):
-        create_stage(name, **settings)
+        create_second_stage(name, **settings)
 
 
 # Whole runs
@@ -302,7 +304,7 @@ def run_stage(stage: str, first: Path, images: Path, output: Path, *more: str) -
 
 
 @pytest.mark.parametrize('model', ['resnet20', 'resnet20_nbn_lr', 'resnet32_ride'])
-@pytest.mark.parametrize('stage', sorted(STAGES))
+@pytest.mark.parametrize('stage', sorted(SECOND_STAGES))
 def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, first_stages, tmp_path):
     if not takes_network(stage, model):
         pytest.skip(f'{stage} is for other networks')
@@ -323,7 +325,7 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
     assert changed and all(key.startswith('fc.') for key in changed)  # everything else bit for bit, statistics included
     extra = after.keys() - before.keys()
     if extra:
-        assert stage == 'ncm' or STAGES[stage].restore.__func__ is not Stage.restore.__func__
+        assert stage == 'ncm' or SECOND_STAGES[stage].restore.__func__ is not SecondStage.restore.__func__
     if stage == 'ncm':
         assert extra == {key.replace('weight', 'mean') for key in before if key.startswith('fc.') and 'weight' in key}
     if not extra:
@@ -359,7 +361,7 @@ FOLDING_LOSES = {'crt': False, 'lws': True}  # something, so that it is task sta
 
 @pytest.mark.parametrize('stage', TRAINED)
 def test_a_resumed_stage_ends_where_the_uninterrupted_one_does(stage, images, first_stages, tmp_path):
-    drift = [] if 'freeze_bn' in STAGES[stage].unused else ['--no-freeze-bn']
+    drift = [] if 'freeze_bn' in SECOND_STAGES[stage].unused else ['--no-freeze-bn']
     more = ['--model-ema', '--model-ema-decay', '0.8', *drift, '--sched', 'constant']
     first = next(path for name, path in first_stages.items() if takes_network(stage, name))
     whole = run_stage(stage, first, images, tmp_path / 'whole', *more, '--epochs', '3')
@@ -463,7 +465,8 @@ for stage, flags in json.loads(sys.argv[1]).items():
 
 def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_stages, tmp_path):
     (tmp_path / 'script.py').write_text(RANK_SCRIPT)
-    first, stages = first_stages['resnet32_ride'], [name for name in STAGES if takes_network(name, 'resnet32_ride')]
+    first = first_stages['resnet32_ride']
+    stages = [name for name in SECOND_STAGES if takes_network(name, 'resnet32_ride')]
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
                str(tmp_path / 'script.py'), json.dumps({stage: stage_flags(stage) for stage in stages}),
                *flags(images, tmp_path), '--initial-checkpoint', str(first)]

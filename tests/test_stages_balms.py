@@ -19,7 +19,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.samplers import create_sampler
 from nbn_timm.samplers.bilevel import pick_noise
-from nbn_timm.second_stages import StageRun, create_stage
+from nbn_timm.second_stages import SecondStageRun, create_second_stage
 from nbn_timm.second_stages.balms import BalancedMetaSoftmax, MetaBatches
 from nbn_timm.training.run_checkpoint import LAST
 
@@ -99,14 +99,14 @@ def small_stage(
 ) -> tuple[BalancedMetaSoftmax, torch.nn.Linear]:
     """The stage around a linear classifier of 8 features, as `connect` leaves it but without loaders."""
     targets = np.repeat(np.arange(len(counts)), counts)
-    stage = create_stage('balms', **settings)
+    stage = create_second_stage('balms', **settings)
     assert isinstance(stage, BalancedMetaSoftmax)
     torch.manual_seed(0)
     classifier = torch.nn.Linear(8, len(counts))
     optimizer = torch.optim.SGD(classifier.parameters(), lr=lr)
     names = tuple(map(str, range(len(counts))))
     criterion = create_loss(loss, ClassCounts(counts, names, 'the test'), smoothing=0.1)
-    stage.run = StageRun(None, None, None, criterion, optimizer, torch.device('cpu'))  # type: ignore[arg-type]
+    stage.run = SecondStageRun(None, None, None, criterion, optimizer, torch.device('cpu'))  # type: ignore[arg-type]
     stage.sampler = create_sampler('meta', targets, init_pow=init_pow)
     stage.counts = torch.tensor(counts)
     stage.adam = torch.optim.Adam([stage.sampler.rate_logits], lr=stage.meta_lr)
@@ -278,7 +278,7 @@ import os, sys, torch
 import nbn_timm.cli.train as train
 import nbn_timm.training.run as run
 from nbn_timm.second_stages.balms import BalancedMetaSoftmax
-original, report, steps = BalancedMetaSoftmax.learn, run.report, []
+original, report, steps = BalancedMetaSoftmax.learn, run.report_run, []
 
 def learn(self, classifier, *batch):
     steps.append([*(part.clone() for part in batch), self.generator.get_state()])
@@ -289,7 +289,7 @@ def keep(plan, task, *rest):
     torch.save((steps, task.get_checkpoint_state()), plan.folder / f"rank{os.environ['RANK']}.pt")
     report(plan, task, *rest)
 
-BalancedMetaSoftmax.learn, run.report = learn, keep
+BalancedMetaSoftmax.learn, run.report_run = learn, keep
 train.main(sys.argv[1:])
 '''
 
@@ -340,7 +340,7 @@ def test_a_meta_split_that_is_not_there_is_refused(images, first, tmp_path):
 
 def test_experts_and_other_stages_checkpoints_are_refused(images, first, tmp_path):
     with pytest.raises(InputError, match='is a ExpertHead, and balms is for a single one'):
-        create_stage('balms').prepare(timm.create_model('resnet32_ride', num_classes=4))
+        create_second_stage('balms').prepare(timm.create_model('resnet32_ride', num_classes=4))
     train.main([*flags(images, tmp_path), '--stage', 'crt', '--initial-checkpoint', str(first), '--epochs', '1',
                 '--experiment', 'crt'])
     with pytest.raises(InputError, match='no sampling rates, which --stage balms learns'):

@@ -65,7 +65,7 @@ def run_epoch(task, loader, optimizer=None, settings=None, **kwargs):
     settings = settings or LoopSettings()
     updates = -(-len(loader) // settings.accum_steps)
     optimizer = optimizer or torch.optim.SGD(task.parameters(), lr=0.1)
-    progress = kwargs.pop('progress', Progress(1, updates))
+    progress = kwargs.pop('progress', Progress(1, updates, interval=50))
     return train_one_epoch(task, loader, optimizer, settings, progress, WORLD, kwargs.pop('epoch', 0), **kwargs)
 
 
@@ -544,7 +544,7 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint():
     optimizer = torch.optim.SGD(task.parameters(), lr=0.1)
     optimizer.register_step_post_hook(lambda *_: task.trainable_module[1].weight.data[0].fill_(math.inf))
     with pytest.raises(InputError, match=r"'1\.weight' became NaN or infinite in epoch 3, so no checkpoint"):
-        run_epoch(task, [make_batch(4)], optimizer, epoch=2, progress=Progress(9, 1))
+        run_epoch(task, [make_batch(4)], optimizer, epoch=2, progress=Progress(9, 1, interval=50))
     task = make_task()
     task.trainable_module.append(nn.BatchNorm1d(3))
     task.trainable_module[4].running_var.fill_(math.inf)

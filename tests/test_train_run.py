@@ -137,13 +137,13 @@ RANK_SCRIPT = '''
 import os, sys, torch
 import nbn_timm.cli.train as train
 import nbn_timm.training.run as run
-original = run.report
+original = run.report_run
 
 def report(plan, task, *rest):
     torch.save(task.get_checkpoint_state(), plan.folder / f"rank{os.environ['RANK']}.pt")
     original(plan, task, *rest)
 
-run.report = report
+run.report_run = report
 train.main(sys.argv[1:])
 '''
 

@@ -10,11 +10,16 @@ from timm.models import save_for_hf
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.push import main as push
 from nbn_timm.cli.train import main as train
+from nbn_timm.data import Classes
 from nbn_timm.errors import InputError
 from nbn_timm.layers.conversion import nbn_layers
+from nbn_timm.losses.settings import LossSettings
 from nbn_timm.models import _pretrained
 from nbn_timm.models.weight_files import DIGEST, weights_digest
-from nbn_timm.trained.opening import RECORD_KEY, open_trained, read_folder_config, recorded_training
+from nbn_timm.trained.opening import RECORD_KEY, open_trained, published_record, read_folder_config
+from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.trained.results import Results
+from nbn_timm.training.optim import OptimizerSettings
 
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -38,7 +43,7 @@ def test_a_checkpoint_brings_its_classes_its_input_and_its_training(run):
     assert opened.name == 'resnet20_nbn' and not opened.nbn and not opened.model.training
     assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.306, 0.306, 0.306)
     assert opened.class_counts.num_classes == 10 and opened.class_counts.total == sum(saved['class_counts']['counts'])
-    assert opened.record['epoch'] == 1 and opened.record['settings']['loss'] == 'balanced_softmax'
+    assert opened.record.epoch == 1 and opened.record.told(LossSettings).loss == 'balanced_softmax'
     assert torch.equal(opened.model.fc.weight, saved['state_dict']['fc.weight'])
     averaged = open_trained(str(run / 'last.pth.tar'), use_ema=True).model
     assert torch.equal(averaged.fc.weight, saved['state_dict_ema']['fc.weight'])
@@ -50,7 +55,7 @@ def test_bare_weights_are_recognised(tmp_path):
     save_file(model.state_dict(), tmp_path / 'model.safetensors')
     opened = open_trained(str(tmp_path / 'model.safetensors'))
     assert (opened.name, opened.model_args['num_experts'], opened.model.num_classes) == ('resnet32_ride_nbn', 2, 7)
-    assert same_weights(opened.model, model) and opened.class_counts is None and opened.record == {}
+    assert same_weights(opened.model, model) and opened.class_counts is None and opened.record == NetworkRecord()
 
 
 def test_a_folder_in_timms_format_brings_its_record(tmp_path):
@@ -63,7 +68,7 @@ def test_a_folder_in_timms_format_brings_its_record(tmp_path):
     for source in (str(tmp_path), f'local-dir:{tmp_path}'):
         opened = open_trained(source)
         assert same_weights(opened.model, model)
-        assert opened.class_counts.counts == (5, 3, 1) and opened.record['epoch'] == 7
+        assert opened.class_counts.counts == (5, 3, 1) and opened.record.epoch == 7
         assert opened.input.input_size == (3, 16, 16) and opened.input.mean == (0.1, 0.2, 0.3)
         assert opened.model_args['gradient'] == 'released' and 'num_classes' not in opened.model_args
         assert not any(layer.cap_gradient for layer in nbn_layers(opened.model).values())
@@ -79,15 +84,15 @@ def test_a_record_of_other_weights_is_not_told(tmp_path, caplog):
         tuned = timm.create_model('resnet20_nbn', num_classes=num_classes)
         save_for_hf(tuned, tmp_path, model_config={RECORD_KEY: record, 'label_names': ['a', 'b', 'c']})
         opened = open_trained(str(tmp_path))
-        assert opened.record == {} and opened.class_counts is None and same_weights(opened.model, tuned)
+        assert opened.record == NetworkRecord() and opened.class_counts is None and same_weights(opened.model, tuned)
         assert bool(opened.model.pretrained_cfg.get('label_names')) == (num_classes == 3)
-        assert recorded_training(f'local-dir:{tmp_path}') == {}
+        assert published_record(f'local-dir:{tmp_path}') == NetworkRecord()
         assert 'records the training of other weights' in caplog.text
 
 
 def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     push(['resnet20_nbn.digits_lt', '--output', str(tmp_path / 'out')])
-    assert open_trained(str(tmp_path / 'out')).record['test']['top1'] == 93.5
+    assert open_trained(str(tmp_path / 'out')).record.test.accuracies['top1'] == 93.5
     path = tmp_path / 'out' / 'model.safetensors'
     content = bytearray(path.read_bytes())
     content[-9] ^= 16
@@ -121,11 +126,30 @@ def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
 def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):
     name = _pretrained.shipped_names()[0]
     opened = open_trained(name)
-    record = recorded_training(name)
-    assert opened.name == name and opened.record == {k: v for k, v in record.items() if k != 'class_counts'}
-    assert list(opened.class_counts.counts) == record['class_counts']['counts']
-    assert recorded_training(name.replace('.', '_')) == record
-    assert recorded_training('resnet50_nbn') == recorded_training('resnet18') == recorded_training(None) == {}
+    record = published_record(name)
+    assert opened.name == name and opened.record == record and opened.classes == record.classes
+    assert published_record(name.replace('.', '_')) == record
+    nothing = NetworkRecord()
+    assert published_record('resnet50_nbn') == published_record('resnet18') == published_record(None) == nothing
+
+
+def test_a_record_comes_back_from_json_as_it_was():
+    record = NetworkRecord(
+        {'model': 'resnet20', 'lr': 0.5, 'world_size': 2, 'train_transform': 'cifar'}, name='resnet20.digits_lt',
+        classes=Classes((5, 3), ('a', 'b'), 'somewhere'), epoch=7, digest='abc', folded=True, facts={'torch': '2.14'},
+        test=Results('val', 30, {'top1': 61.25, 'many': 70.0}, (100, 20), 'bfloat16'))
+    again = NetworkRecord.from_dict(json.loads(json.dumps(record.to_dict())), 'a test')
+    assert again == record and (again.model, again.processes, again.train_transform) == ('resnet20', 2, 'cifar')
+    assert again.told(OptimizerSettings).lr == 0.5
+    assert NetworkRecord.from_dict(NetworkRecord().to_dict(), 'a test') == NetworkRecord()
+
+
+@pytest.mark.parametrize('change', [{'settings': [1]}, {'test': 3}, {'epoch': 'last'}, {'test': {'top1': 'high'}},
+                                    {'test': {'top1': 50.0, 'images': 3, 'splits': {'many_above': None}}},
+                                    {'class_counts': {'counts': 'many'}}])
+def test_a_malformed_record_is_one_sentence(change):
+    with pytest.raises(InputError, match='a test|class counts'):
+        NetworkRecord.from_dict(change, 'a test')
 
 
 def test_given_counts_replace_the_recorded_ones(run, tmp_path):

@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 
 from nbn_timm.config import build_parser, read_given
+from nbn_timm.data import DataSettings
 from nbn_timm.deploy import (
     CheckImages,
     ExportSettings,
-    checkpoint_images,
     export_model,
     folder_images,
     generated_images,
+    training_data_images,
 )
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, SettingGroups, Settings, setting
@@ -89,7 +90,7 @@ def check_images(trained: TrainedModel, settings: ComparisonSettings) -> tuple[C
     if settings.images is not None:
         return folder_images(settings.images, count, trained.input), ''
     try:
-        return checkpoint_images(trained.record.get('settings', {}), count, trained.input), ''
+        return training_data_images(trained.record.told(DataSettings), count, trained.input), ''
     except InputError as error:
         return generated_images(count, trained.input), f' ({error})'
 

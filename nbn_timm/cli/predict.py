@@ -20,7 +20,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import create_eval_loader
-from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, label_names
 from nbn_timm.data.dataset import UnlabelledImages
 from nbn_timm.data.pictures import FoundImages, find_images
 from nbn_timm.data.settings import LoaderSettings
@@ -28,7 +28,7 @@ from nbn_timm.datasets import find_benchmark
 from nbn_timm.deploy import FoldSettings
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
-from nbn_timm.evaluation.prediction import PredictedClass, TopClasses, predict
+from nbn_timm.evaluation.prediction import TOP_K, PredictedClass, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
@@ -46,7 +46,7 @@ class AnswerSettings(Settings):
 
     title = 'output'
 
-    topk: int = setting(5, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
+    topk: int = setting(TOP_K, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
     json: bool = setting(False, 'one JSON object per image, each on a line')
     output: str | None = setting(None, 'write to this file, whole or not at all', short='-o', metavar='FILE',
                                  kind='place', unset='the standard output')
@@ -159,30 +159,28 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     begun = time.perf_counter()
     unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))
     seconds = time.perf_counter() - begun
-    tell(f'{number(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
+    tell(f'{counted(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
          + (f", written to '{answer.output}'" if answer.output else ''))
     return unreadable
 
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
     """Names of all classes, from what the model records, its benchmark or, for ImageNet, timm; else their numbers."""
-    counts, model = trained.class_counts, trained.model
-    num_classes: int = model.num_classes
-    if counts is not None and any(not name.isdecimal() for name in counts.names):
-        return counts.names
-    label_names = tuple(model.pretrained_cfg.get('label_names') or ())
-    if len(label_names) == num_classes:
-        return label_names
-    tag, settings = trained.name.partition('.')[2], trained.record.get('settings') or {}
-    benchmark = find_benchmark(settings.get('dataset')) or find_benchmark(tag)
+    classes, num_classes = trained.classes, trained.model.num_classes
+    if classes is not None and classes.named:
+        return classes.names
+    if len(trained.label_names) == num_classes:
+        return trained.label_names
+    tag, record = trained.name.partition('.')[2], trained.record
+    benchmark = find_benchmark(record.dataset) or find_benchmark(tag)
     known = benchmark.class_names() if benchmark else None
     if known and len(known) == num_classes:
         return known
-    timms_own = counts is None and not settings and re.search(r'(^|_)in\d+k(_|$)', tag)
+    timms_own = classes is None and not record.arguments and re.search(r'(^|_)in\d+k(_|$)', tag)
     subset = infer_imagenet_subset({'num_classes': num_classes})
     if subset and timms_own:
         return tuple(ImageNetInfo(subset).label_descriptions())
-    return counts.names if counts is not None else tuple(map(str, range(num_classes)))
+    return classes.names if classes is not None else label_names(num_classes)
 
 
 def text_entry(file: str, classes: Answer | None, fault: str | None) -> str:
@@ -214,7 +212,7 @@ def forgiving(stream: TextIO) -> TextIO:
     return stream
 
 
-def number(amount: int, thing: str) -> str:
+def counted(amount: int, thing: str) -> str:
     return f'{amount} {thing}' + ('' if amount == 1 else 's')
 
 

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import HfApi
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.hub import (
-    FILES,
+    FOLDER_FILES,
     check_destination,
     model_card,
     portable,
@@ -27,7 +26,7 @@ from nbn_timm.trained.opening import (
     TrainedModel,
     open_trained,
 )
-from nbn_timm.trained.results import results_beside, results_of
+from nbn_timm.trained.results import ResultsFile, results_beside, results_of
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     card = model_card(trained, location, license)
     if push.output is not None:
         write_model_folder(trained, push.output, card, push.overwrite)
-        print(f"wrote {', '.join(FILES)} to '{push.output}'")
+        print(f"wrote {', '.join(FOLDER_FILES)} to '{push.output}'")
         print(f"load it with {_call(f'{FOLDER}{push.output}')}")
         return
     with TemporaryDirectory() as folder:
         write_model_folder(trained, folder, card)
-        size = sum(Path(folder, name).stat().st_size for name in FILES)
-        url = push_files(folder, FILES, str(repo_id), private=push.private, revision=push.revision,
+        size = sum(Path(folder, name).stat().st_size for name in FOLDER_FILES)
+        url = push_files(folder, FOLDER_FILES, str(repo_id), private=push.private, revision=push.revision,
                          message=push.commit_message)
     print(f'pushed {trained.name} ({size / 1e6:.1f} MB, license {license}): {url}')
     print(f'load it with {_call(location)}')
@@ -120,21 +119,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _with_results(trained: TrainedModel, source: str, settings: PushCommand) -> TrainedModel:
     """The accuracies of the file that was asked for, else the recorded ones, else those beside the checkpoint."""
-    test: dict[str, Any] | None
+    found: ResultsFile | None
     file, use_ema = settings.card.results_file, settings.checkpoint.use_ema
     if file:
-        test = results_of(file, use_ema, trained.model.pretrained_cfg['architecture'])
-    elif trained.record.get('test') or settings.checkpoint.all_experts:
+        found = results_of(file, use_ema, trained.architecture)
+    elif trained.record.test or settings.checkpoint.all_experts:
         return trained
     else:
-        test = results_beside(source, use_ema, trained.record.get('epoch'))
-    if test is None:
+        found = results_beside(source, use_ema, trained.record.epoch)
+    if found is None:
         return trained
-    classes, known = test.pop('classes'), trained.model.num_classes
-    if classes != known:
-        raise InputError(f"'{file or 'test.json'}' is of {classes} classes and the model has {known}: give the "
-                         'results of this model')
-    return replace(trained, record={**trained.record, 'test': test})
+    known = trained.model.num_classes
+    if found.num_classes != known:
+        raise InputError(f"'{file or 'test.json'}' is of {found.num_classes} classes and the model has {known}: give "
+                         'the results of this model')
+    return replace(trained, record=replace(trained.record, test=found.results))
 
 
 def _location(repo_id: str | None, push: PushSettings) -> str:

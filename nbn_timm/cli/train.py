@@ -11,9 +11,8 @@ from typing import Any
 from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.datasets import LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.settings import flag
-from nbn_timm.trained.record import inherited_settings, recorded_settings
+from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world
 from nbn_timm.training.log import setup_logging
 from nbn_timm.training.run import train
@@ -30,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong.
     """
     given = read_command_line(argv)
-    settings = complete(given)
+    settings = run_settings(given)
     world = init_world(settings.precision.device)
     setup_logging(world.is_primary)
     given.check_effects(settings)
@@ -56,7 +55,7 @@ def read_command_line(argv: Sequence[str] | None = None) -> Given[TrainSettings]
     return given
 
 
-def complete(given: Given[TrainSettings]) -> TrainSettings:
+def run_settings(given: Given[TrainSettings]) -> TrainSettings:
     """The settings of a run: what is given, what a finished network brings along, and defaults.
 
     Raises:
@@ -64,7 +63,7 @@ def complete(given: Given[TrainSettings]) -> TrainSettings:
     """
     values = given.values()
     settings = given.settings(_inherited(values))
-    stage = settings.stage.stage
+    stage = settings.second_stage.stage
     for name, value in (('dataset', settings.data.dataset), ('model', settings.model.model)):
         if not value:
             if stage and name == 'model':
@@ -80,7 +79,7 @@ def parse_train(argv: Sequence[str] | None = None) -> TrainSettings:
         InputError: Something given is wrong.
     """
     given = read_command_line(argv)
-    settings = complete(given)
+    settings = run_settings(given)
     given.check_effects(settings)
     return settings
 
@@ -94,10 +93,10 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = values.get('initial_checkpoint')
     if not checkpoint:
         return {}
-    recorded = recorded_settings(read_checkpoint(checkpoint))
-    dataset = str(values.get('dataset') or recorded.get('dataset'))
-    same_format = bool(values.get('stage')) or dataset == recorded.get('dataset') or not prescribes_format(dataset)
-    inherited = inherited_settings(TrainSettings, recorded, values, same_format)
+    record = checkpoint_record(checkpoint)
+    dataset = str(values.get('dataset') or record.dataset)
+    same_format = bool(values.get('stage')) or dataset == record.dataset or not prescribes_format(dataset)
+    inherited = record.inherited(TrainSettings, values, same_format)
     if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
         return {name: value for name, value in inherited.items() if name not in LISTS}
     return inherited

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import run_cli
 from nbn_timm.training.distributed import close_world, init_world
-from nbn_timm.validation import ValidateSettings, complete, validate
+from nbn_timm.validation import ValidateSettings, validate, validation_settings
 
 DESCRIPTION = "Evaluate a model on a long-tailed benchmark. What is not given is as the checkpoint's training had it."
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong.
     """
     given = read_given(ValidateSettings, build_parser(ValidateSettings, 'nbn-validate', DESCRIPTION), argv)
-    settings = complete(given.settings(), given.values())
+    settings = validation_settings(given.settings(), given.values())
     world = init_world(settings.precision.device)
     try:
         given.check_effects(settings, print if world.is_primary else _nothing)

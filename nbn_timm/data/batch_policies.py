@@ -15,7 +15,7 @@ from torchvision import transforms
 from nbn_timm.data.batch_ops import OPERATIONS, Warp, operate
 
 Policy = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] to others
-Plan = tuple[torch.Tensor, torch.Tensor]  # operations and their arguments, [B, steps], for `operate`
+Operations = tuple[torch.Tensor, torch.Tensor]  # operations and their arguments, [B, steps], for `operate`
 
 
 def batch_policy(transform: Any, size: tuple[int, int]) -> Policy | None:
@@ -62,7 +62,7 @@ class PlannedPolicy:
 
     warp = Warp()
 
-    def plan(self, count: int) -> Plan:
+    def plan(self, count: int) -> Operations:
         """Draw operations, int64 [count, steps], -1 for none, and their arguments, float64 of the same shape."""
         raise NotImplementedError
 
@@ -89,7 +89,7 @@ class ColorJitter(PlannedPolicy):
         given = dict(brightness=brightness, contrast=contrast, color=saturation)
         self.ranges = {OPERATIONS.index(name): limits for name, limits in given.items() if limits is not None}
 
-    def plan(self, count: int) -> Plan:
+    def plan(self, count: int) -> Operations:
         order = torch.rand(count, len(self.ranges)).argsort(1)
         factors = torch.stack([torch.empty(count).uniform_(*limits) for limits in self.ranges.values()], 1)
         return torch.tensor(list(self.ranges))[order], factors.gather(1, order).double()
@@ -117,11 +117,11 @@ class AutoAugment(PlannedPolicy):
         self.arguments = torch.tensor([[[_torchvision_argument(name, level, sign, size) for sign in (-1, 1)]
                                         for name, _, level in row] for row in policies], dtype=torch.float64)
 
-    def plan(self, count: int) -> Plan:
+    def plan(self, count: int) -> Operations:
         pairs = torch.randint(len(self.operations), (count,))
         return self.planned(pairs, torch.rand(count, 2), torch.randint(2, (count, 2)))
 
-    def planned(self, pairs: torch.Tensor, chances: torch.Tensor, signs: torch.Tensor) -> Plan:
+    def planned(self, pairs: torch.Tensor, chances: torch.Tensor, signs: torch.Tensor) -> Operations:
         """The plan of these draws: int64 [B], from [0, 1) [B, 2], and 0 (minus) or 1 [B, 2]."""
         happens = chances <= self.probabilities[pairs]
         arguments = self.arguments[pairs].gather(2, signs[..., None])[..., 0]
@@ -186,7 +186,7 @@ class TimmOperations(PlannedPolicy):
         self.greatest = first.magnitude_max or 10
         self.warp = Warp(tuple(first.kwargs['fillcolor']), _PIL_INTERPOLATIONS[first.kwargs['resample']])
 
-    def plan(self, count: int) -> Plan:
+    def plan(self, count: int) -> Operations:
         chosen = self.choose(count)
         happens = torch.rand(chosen.shape) <= self.probabilities[chosen]
         magnitudes = self.magnitudes[chosen]
@@ -203,7 +203,7 @@ class TimmOperations(PlannedPolicy):
             happens: torch.Tensor,
             magnitudes: torch.Tensor,
             signs: torch.Tensor,
-    ) -> Plan:
+    ) -> Operations:
         """The plan of these draws, [B, steps] each; signs are -1 and 1."""
         share = magnitudes.clamp(0, self.greatest) / 10
         operations, arguments = torch.full_like(chosen, -1), torch.zeros_like(share)

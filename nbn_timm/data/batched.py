@@ -198,8 +198,6 @@ def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugm
     """
     if augment.no_aug:
         return BatchAugment()
-    if defaults.train_transform == 'imagenet':
-        return None
     settings: dict[str, Any] = {}
     policies: list[Policy] = []
     for step in create_transform(defaults, is_training=True, augment=augment).transforms:

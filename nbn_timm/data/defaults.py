@@ -1,11 +1,12 @@
 """Input formats and training transforms, as benchmarks publish them."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-TrainTransform = Literal['imagenet', 'cifar', 'digits']
+from nbn_timm.data.settings import InputSettings
+from nbn_timm.data.train_transforms import PadAndCrop, ResizedCrop
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
 SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
@@ -20,8 +21,7 @@ class DataDefaults:
         mean, std: Of pixels in [0, 1].
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the resized image that the evaluation's centre crop keeps.
-        train_transform: 'imagenet' is random resized crop and flip, 'cifar' pads by an eighth, crops and flips,
-            'digits' is 'cifar' without the flip.
+        train_transform: How training brings an image to that size, a name in `TRAIN_TRANSFORMS`.
         color_jitter: Strength of brightness, contrast and saturation jitter; None for none.
         published: False where no benchmark prescribes the format (a user's own images), so that the model may.
     """
@@ -31,7 +31,7 @@ class DataDefaults:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     interpolation: str = 'bilinear'
     crop_pct: float = 0.875
-    train_transform: TrainTransform = 'imagenet'
+    train_transform: str = ResizedCrop.name
     color_jitter: float | None = 0.4
     published: bool = True
 
@@ -51,11 +51,11 @@ class DataDefaults:
         }
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-    def as_trained(self, settings: Mapping[str, Any]) -> 'DataDefaults':
-        """These defaults with what flags or a checkpoint's training arguments say; `img_size` is of square images."""
-        size = settings.get('img_size')
+    def as_trained(self, settings: InputSettings) -> 'DataDefaults':
+        """These defaults with what flags or the record of a training say; `img_size` is of square images."""
+        size = settings.img_size
         square = self if size is None else self.override(input_size=(self.input_size[0], size, size))
-        return square.override(**{name: settings.get(name) for name in INPUT_FORMAT})
+        return square.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
 
     def input_format(self) -> dict[str, Any]:
         """What evaluation depends on, by timm's names."""
@@ -71,7 +71,7 @@ class DataDefaults:
             return self
         resolved = self.override(**{name: pretrained_cfg.get(name) for name in INPUT_FORMAT})
         small = max(resolved.input_size[1:]) <= SMALL_IMAGE
-        return replace(resolved, train_transform='cifar', color_jitter=None) if small else resolved
+        return replace(resolved, train_transform=PadAndCrop.name, color_jitter=None) if small else resolved
 
 
 OWN_IMAGES = DataDefaults(published=False)

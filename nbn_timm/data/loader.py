@@ -97,32 +97,19 @@ def create_train_loader(
     augments = [augment, *[other_views or augment] * (views - 1)]
     steps = [create_transform(defaults, is_training=True, augment=each) for each in augments]
     dataset.transform = Views(steps) if views > 1 else steps[0]  # type: ignore[attr-defined]
-    # An own generator: the worker seeds are drawn from it, and iterating leaves the global one alone.
-    batches: dict[str, Any] = dict(batch_size=batch_size, sampler=sampler, generator=torch.Generator())
-    batches['drop_last'] = _drops_last(sampler, batch_size) if drop_last is None else drop_last
+    batches = _batches(sampler, batch_size, _drops_last(sampler, batch_size) if drop_last is None else drop_last)
     loader: DataLoader
     in_batches = [batch_augment(defaults, each) for each in augments] if isinstance(dataset, MemoryImages) else [None]
     if isinstance(dataset, MemoryImages) and None not in in_batches:
         loader = MemoryLoader(BatchedImages(dataset, in_batches[0], device, in_batches[1:]), **batches)
     else:
-        loader = DataLoader(dataset, **batches, **_loader_settings(dataset, num_workers, pin_memory, collate_fn))
+        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, collate_fn))
     if sampler is not None and not len(loader):
         raise InputError(
             f'{len(sampler)} training images per process give no batch of {batch_size}: '  # type: ignore[arg-type]
             'use a smaller --batch-size or more images')
-    return TrainLoader(
-        loader,
-        seed=seed,
-        rank=rank,
-        views=views,
-        mean=defaults.mean,
-        std=defaults.std,
-        channels=defaults.input_size[0],
-        device=torch.device(device),
-        re_prob=0.0 if augment.no_aug else augment.reprob,
-        re_mode=augment.remode,
-        re_count=augment.recount,
-    )
+    erasing = dict(re_prob=0.0 if augment.no_aug else augment.reprob, re_mode=augment.remode, re_count=augment.recount)
+    return TrainLoader(loader, seed, rank, views, **_on_device(defaults, device), **erasing)
 
 
 def create_eval_loader(
@@ -154,20 +141,14 @@ def create_eval_loader(
     dataset.transform = create_transform(defaults)  # type: ignore[attr-defined]
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
     sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None
-    batches: dict[str, Any] = dict(batch_size=batch_size, sampler=sampler, generator=torch.Generator())
+    batches = _batches(sampler, batch_size)
     size = defaults.input_size[1:]
     loader: DataLoader
     if isinstance(dataset, MemoryImages) and defaults.crop_pct == 1 and dataset.images.shape[1:3] == size:
         loader = MemoryLoader(BatchedImages(dataset, device=device), **batches)
     else:
-        loader = DataLoader(dataset, **batches, **_loader_settings(dataset, num_workers, pin_memory, fast_collate))
-    return PrefetchLoader(
-        loader,
-        mean=defaults.mean,
-        std=defaults.std,
-        channels=defaults.input_size[0],
-        device=torch.device(device),
-    )
+        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
+    return PrefetchLoader(loader, **_on_device(defaults, device))
 
 
 def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
@@ -175,7 +156,20 @@ def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
     return sampler is None or (batch_size > 1 and len(sampler) % batch_size == 1)  # type: ignore[arg-type]
 
 
-def _loader_settings(
+def _batches(sampler: Sampler | None, batch_size: int, drop_last: bool = False) -> dict[str, Any]:
+    """What every `DataLoader` here is told of its batches.
+
+    The generator is an own one: the worker seeds are drawn from it, and iterating leaves the global one alone.
+    """
+    return dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last, generator=torch.Generator())
+
+
+def _on_device(defaults: DataDefaults, device: torch.device | str) -> dict[str, Any]:
+    """What timm's `PrefetchLoader` does with the uint8 batches."""
+    return dict(mean=defaults.mean, std=defaults.std, channels=defaults.input_size[0], device=torch.device(device))
+
+
+def _loading(
         dataset: Dataset,
         num_workers: int,
         pin_memory: bool,

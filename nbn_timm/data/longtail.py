@@ -8,7 +8,7 @@ from nbn_timm.errors import InputError, nearest
 PROFILES = ('exp', 'step')
 
 
-def profile_counts(num_classes: int, largest: int, factor: float, profile: str = 'exp') -> list[int]:
+def profile_counts(num_classes: int, largest: int, factor: float, profile: str = PROFILES[0]) -> list[int]:
     """Images per class, head first, of a long tail.
 
     'exp' gives class i of C int(largest * mu^(i / (C - 1))) images and 'step' gives the first C // 2 classes `largest`
@@ -43,7 +43,7 @@ def draw_long_tail(
         targets: Sequence[int] | np.ndarray,
         num_classes: int,
         factor: float,
-        profile: str = 'exp',
+        profile: str = PROFILES[0],
         seed: int = 0,
 ) -> np.ndarray:
     """Choose the images that make a dataset long-tailed, by LDAM's rule.

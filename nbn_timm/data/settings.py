@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbn_timm.data.longtail import PROFILES
 from nbn_timm.registry import refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
@@ -32,7 +33,7 @@ class DataSettings(Settings):
         num_classes: Number of classes; None takes the benchmark's, or what the training split shows.
         imbalance_factor: Make the training split long-tailed, largest over smallest class; None takes the benchmark's
             factor, and draws nothing where there is none.
-        imbalance_profile: 'exp' or 'step'.
+        imbalance_profile: See `profile_counts`.
         imbalance_seed: Of the draw; 0 is LDAM's.
         class_counts: File of training images per class instead of what the training split shows.
         download: Let torchvision and timm fetch what is missing.
@@ -62,7 +63,7 @@ class DataSettings(Settings):
     imbalance_factor: float | None = setting(
         None, 'make training long-tailed: largest / smallest class', limits=AT_LEAST_1, inherited=True,
         unset='as the dataset is, or its benchmark prescribes')
-    imbalance_profile: str = setting('exp', 'of that draw', choices=('exp', 'step'), inherited=True)
+    imbalance_profile: str = setting(PROFILES[0], 'of that draw', choices=PROFILES, inherited=True)
     imbalance_seed: int = setting(0, 'of that draw', limits=NOT_NEGATIVE, inherited=True)
     class_counts: str | None = setting(
         None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,

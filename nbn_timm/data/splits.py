@@ -1,5 +1,5 @@
 """The splits of a dataset: from what a reader found to what the loaders take."""
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,11 +116,10 @@ def assemble(
 
     if factor is not None and train is not None:
         datasets['train'], targets = _drawn(settings, train, targets, num_classes, factor)
-        description += f' ({settings.imbalance_profile} profile, imbalance factor {factor:g})'
-        notes.append(
-            f'the training split is a draw of {len(targets):,} images: {settings.imbalance_profile} profile, '
-            f'imbalance factor {factor:g}, seed {settings.imbalance_seed}')
-
+        drawn = f'{settings.imbalance_profile} profile, imbalance factor {factor:g}'
+        description += f' ({drawn})'
+        notes.append(f'the training split is a draw of {len(targets):,} images: {drawn}, seed '
+                     f'{settings.imbalance_seed}')
     classes = _classes(source, targets, num_classes, description)
     if known is not None:
         classes, targets = _as_known(known, classes, datasets, targets, description, notes)
@@ -129,22 +128,26 @@ def assemble(
         classes, told = given.of(classes)
         notes += told
         num_classes = num_classes or classes.num_classes
+    notes += _missing(settings, parts, datasets, classes)
+    kept = {part: datasets.get(part) if part in parts else None for part in PARTS}
+    return Splits(**kept, classes=classes, defaults=defaults, num_classes=num_classes, train_targets=targets,
+                  notes=notes, shot_limits=shot_limits)
+
+
+def _missing(
+        settings: DataSettings,
+        parts: Collection[str],
+        datasets: Mapping[str, Any],
+        classes: Classes | None,
+) -> list[str]:
+    """What a run will have to do without, one sentence each."""
+    missing = []
     if (classes is None or classes.counts is None) and 'train' in parts:
-        notes.append('the training images per class are unknown: give them as a file where they are needed')
+        missing.append('the training images per class are unknown: give them as a file where they are needed')
     if 'val' in parts and 'val' not in datasets:
-        notes.append(
+        missing.append(
             f'{settings.dataset} has no validation split: no best epoch is selected, the last one is reported')
-    return Splits(
-        train=datasets.get('train') if 'train' in parts else None,
-        val=datasets.get('val') if 'val' in parts else None,
-        test=datasets.get('test') if 'test' in parts else None,
-        classes=classes,
-        defaults=defaults,
-        num_classes=num_classes,
-        train_targets=targets,
-        notes=notes,
-        shot_limits=shot_limits,
-    )
+    return missing
 
 
 def _drawn(

@@ -3,12 +3,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm.data
-from timm.data import str_to_interp_mode
 from torchvision import transforms
 
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.errors import InputError, nearest
 
 CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the ImageNet ones
@@ -36,8 +36,7 @@ def create_transform(
 ) -> transforms.Compose:
     """The transform of a split: PIL image to uint8 tensor [3, H, W].
 
-    Everything is timm's own pipeline; for small images ('cifar', 'digits') its random resized crop gives way to
-    zero padding by an eighth of the size and a random crop (4 pixels for 32x32).
+    Everything is timm's own pipeline; its random resized crop gives way to what `TRAIN_TRANSFORMS` has instead.
 
     Args:
         defaults: Input format and published augmentation.
@@ -64,11 +63,13 @@ def create_transform(
             raise
         raise InputError(f"--aa '{augment.aa}' is no policy ({error}): give cifar10, or one of timm's such as "
                          'rand-m9-mstd0.5, augmix-m5-w4-d2, original-mstd0.5 or v0') from error
-    if is_training and not augment.no_aug and defaults.train_transform != 'imagenet':
+    height, width = defaults.input_size[1:]
+    crop = TRAIN_TRANSFORMS.find(defaults.train_transform)().crop(height, width, interpolation)
+    if is_training and not augment.no_aug and crop is not None:
         if augment.area or augment.aspect or interpolation == 'random':
             raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
                              f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
-        pipeline.transforms[:1] = _pad_and_crop(defaults, interpolation)
+        pipeline.transforms[:1] = crop
     if is_training and not augment.no_aug:
         # The conversion to a tensor is last, and timm's policy, if there is one, stands before it.
         if augment.force_color_jitter:
@@ -92,7 +93,7 @@ def _timm_transform(
         no_aug=augment.no_aug,
         scale=augment.area,
         ratio=augment.aspect,
-        hflip=hflip_probability(defaults, augment),
+        hflip=TRAIN_TRANSFORMS.find(defaults.train_transform).hflip if augment.hflip is None else augment.hflip,
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
@@ -152,18 +153,3 @@ def _check_format(defaults: DataDefaults, interpolation: str, is_training: bool)
         if len(values) not in (1, channels):
             raise InputError(f'the {name} has {len(values)} numbers and the images have {channels} channels: '
                              'give one number for each channel, or one for all')
-
-
-def _pad_and_crop(defaults: DataDefaults, interpolation: str) -> list[Callable[[Any], Any]]:
-    height, width = defaults.input_size[1:]
-    return [
-        transforms.Resize(min(height, width), interpolation=str_to_interp_mode(interpolation)),
-        transforms.RandomCrop((height, width), padding=min(height, width) // 8),
-    ]
-
-
-def hflip_probability(defaults: DataDefaults, augment: AugmentSettings) -> float:
-    """Of the horizontal flip; digits are not flipped unless asked for."""
-    if augment.hflip is not None:
-        return augment.hflip
-    return 0.0 if defaults.train_transform == 'digits' else 0.5

@@ -5,12 +5,20 @@ from PIL import Image
 from nbn_timm.data.dataset import ArraySamples
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.train_transforms import PadAndCrop, register_train_transform
 from nbn_timm.datasets.benchmark import register_benchmark
 from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
 from nbn_timm.errors import InputError
 
 TRAIN, VAL, TEST = 140, 14, 20  # images per class; the rarest digit has 174
 SIZE = 32
+
+
+@register_train_transform('digits')
+class PadAndCropUnflipped(PadAndCrop):
+    """As for CIFAR, without the flip, which makes another digit."""
+
+    hflip = 0.0
 
 
 @register_benchmark('digits_lt')

@@ -2,10 +2,8 @@
 from collections.abc import Iterable, Sequence
 
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets.benchmark import Benchmark, benchmarks
-
-_TRAINING = {'imagenet': 'random resized crop {size}, flip', 'cifar': 'pad by an eighth, random crop {size}, flip',
-             'digits': 'pad by an eighth, random crop {size}'}
 
 
 def sizes_table() -> str:
@@ -42,7 +40,7 @@ def formats_table() -> str:
     rows = []
     for defaults, names in same.items():
         size = defaults.input_size[-1]
-        training = _TRAINING[defaults.train_transform].format(size=size)
+        training = TRAIN_TRANSFORMS.find(defaults.train_transform)().in_words(size)
         if defaults.color_jitter:
             training += f', colour jitter {defaults.color_jitter:g}'
         resized = int(size / defaults.crop_pct)

@@ -1,5 +1,5 @@
 """From a trained network to files that run elsewhere: folding, formats, their verification and timing."""
-from .check_images import CheckImages, checkpoint_images, folder_images, generated_images
+from .check_images import CheckImages, folder_images, generated_images, training_data_images
 from .exporter import ExportedFile, ExportReport, ExportSettings, export_model
 from .fold import FoldSettings, Preprocessed, deployed
 from .formats import FORMATS, Artefact, Format
@@ -7,6 +7,6 @@ from .timing import Timing, interleaved
 
 __all__ = [
     'FORMATS', 'Artefact', 'CheckImages', 'ExportReport', 'ExportSettings', 'ExportedFile', 'FoldSettings', 'Format',
-    'Preprocessed', 'Timing', 'checkpoint_images', 'deployed', 'export_model', 'folder_images',
-    'generated_images', 'interleaved',
+    'Preprocessed', 'Timing', 'deployed', 'export_model', 'folder_images', 'generated_images', 'interleaved',
+    'training_data_images',
 ]

@@ -8,6 +8,7 @@ import torch.nn as nn
 
 from nbn_timm.errors import InputError
 from nbn_timm.trained.opening import TrainedModel
+from nbn_timm.trained.record import NetworkRecord
 
 __all__ = ['METADATA_FILE', 'Artefact', 'FormatUnavailable']
 
@@ -24,6 +25,7 @@ class Artefact:
 
     Attributes:
         trained: As it was opened.
+        record: Of `network`, without places of this machine.
         network: Folded, with one classifier, normalisation inside if wanted; in eval mode, without gradients.
         example: Input of `network`, [2, C, H, W].
         metadata: Plain data that go into the files: the model's name, its input format, class names and training
@@ -31,6 +33,7 @@ class Artefact:
     """
 
     trained: TrainedModel
+    record: NetworkRecord
     network: nn.Module
     example: torch.Tensor
     metadata: Mapping[str, Any]

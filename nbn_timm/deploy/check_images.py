@@ -1,8 +1,6 @@
 """The images that an exported file is checked with."""
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from nbn_timm.data.transforms import create_transform
 from nbn_timm.datasets import create_splits, find_dataset
 from nbn_timm.errors import InputError
 
-__all__ = ['CheckImages', 'checkpoint_images', 'folder_images', 'generated_images']
+__all__ = ['CheckImages', 'folder_images', 'generated_images', 'training_data_images']
 
 
 @dataclass(frozen=True)
@@ -46,26 +44,25 @@ def folder_images(folder: str | Path, count: int, input_format: DataDefaults) ->
     return _of_dataset(ImageSamples(paths, [0] * len(paths)), count, input_format, source)
 
 
-def checkpoint_images(settings: Mapping[str, Any], count: int, input_format: DataDefaults) -> CheckImages:
+def training_data_images(data: DataSettings, count: int, input_format: DataDefaults) -> CheckImages:
     """Test images of the data that a network was trained on.
 
     Args:
-        settings: Training arguments, as a checkpoint records them.
+        data: As recorded.
         count: Of the images wanted.
         input_format: Of the network.
 
     Raises:
         InputError: The data are not recorded, or not there.
     """
-    if not settings.get('dataset'):
+    if not data.dataset:
         raise InputError('the data that the network was trained on are not recorded: give --images DIR')
-    if find_dataset(settings['dataset']).needs_folder and not settings.get('data_dir'):
-        raise InputError(f"where the images of {settings['dataset']} lie is not recorded: give --images DIR")
-    known = replace(DataSettings.from_record(settings), train_list=None, class_counts=None, download=False)
-    test = create_splits(known, ('test',)).test
+    if find_dataset(data.dataset).needs_folder and not data.data_dir:
+        raise InputError(f'where the images of {data.dataset} lie is not recorded: give --images DIR')
+    test = create_splits(replace(data, train_list=None, class_counts=None, download=False), ('test',)).test
     if not isinstance(test, LabelledImages):
-        raise InputError(f"the test images of {settings['dataset']} are not at hand: give --images DIR")
-    return _of_dataset(test, count, input_format, f"the test split of {settings['dataset']}")
+        raise InputError(f'the test images of {data.dataset} are not at hand: give --images DIR')
+    return _of_dataset(test, count, input_format, f'the test split of {data.dataset}')
 
 
 def generated_images(count: int, input_format: DataDefaults) -> CheckImages:

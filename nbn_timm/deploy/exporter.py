@@ -2,7 +2,7 @@
 import json
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import public_counts
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.settings import public_record
 
 from .artefact import Artefact, FormatUnavailable
@@ -153,7 +153,7 @@ def export_model(
 
     def fill(temporary: Path) -> None:
         report = _write_and_check(artefact, temporary, images, settings)
-        counts = trained.class_counts
+        counts = trained.classes
         if counts is not None:
             images_of = counts.counts or (None,) * counts.num_classes
             (temporary / LABELS_FILE).write_text(_json([
@@ -167,34 +167,33 @@ def export_model(
     return reports[0]
 
 
-def metadata(trained: TrainedModel) -> dict[str, Any]:
+def metadata(trained: TrainedModel, record: NetworkRecord) -> dict[str, Any]:
     """What goes into the files beside the weights: names, input format and training, as plain data."""
-    counts = trained.class_counts
-    about: dict[str, Any] = {
-        'model': _public_name(trained), 'input': trained.input.input_format()}
-    if counts is not None:
-        if counts.counts is not None:
-            about['training_images'] = list(counts.counts)
-        if counts.named:
-            about['label_names'] = list(counts.names)
-    counted = {} if counts is None else {'class_counts': public_counts(counts).to_dict()}
-    return about | {RECORD_KEY: {**counted, **public_record(trained.record), 'folded': True}}
+    about: dict[str, Any] = {'model': _public_name(trained), 'input': trained.input.input_format()}
+    classes = record.classes
+    if classes is not None:
+        if classes.counts is not None:
+            about['training_images'] = list(classes.counts)
+        if classes.named:
+            about['label_names'] = list(classes.names)
+    return about | {RECORD_KEY: record.to_dict()}
 
 
 def _public_name(trained: TrainedModel) -> str:
     """The name, unless that is a place."""
-    return trained.model.pretrained_cfg['architecture'] if ':' in trained.name else trained.name
+    return trained.architecture if ':' in trained.name else trained.name
 
 
 def _artefact(trained: TrainedModel, images: CheckImages, settings: ExportSettings) -> Artefact:
     network: Any = deployed(trained.model).eval().requires_grad_(False)
     normalized = Preprocessed(network, trained.input.mean, trained.input.std)
     takes = 'uint8 pixels' if settings.with_preprocessing else 'normalised float32 pixels'
-    about = metadata(trained) | {'takes': takes}
+    record = replace(public_record(trained.record), folded=True, digest=None)
+    about = metadata(trained, record) | {'takes': takes}
     example = images.pixels[:1].repeat(EXAMPLE_BATCH, 1, 1, 1)
     if settings.with_preprocessing:
-        return Artefact(trained, normalized, example, about)
-    return Artefact(trained, network, normalized.normalize(example), about)
+        return Artefact(trained, record, normalized, example, about)
+    return Artefact(trained, record, network, normalized.normalize(example), about)
 
 
 def _write_and_check(
@@ -244,9 +243,8 @@ def _write_and_check(
         name, FORMATS[name].files, sum((folder / file).stat().st_size for file in FORMATS[name].files), difference,
         timings[name]) for name, difference in differences.items())
     about = {
-        'model': artefact.metadata['model'], 'architecture': architecture, 'model_args': arguments,
-        'input': dict(artefact.metadata['input']),
-        'takes': artefact.metadata['takes'], 'images': images.source, 'num_images': len(images.pixels),
+        **{key: artefact.metadata[key] for key in ('model', 'input', 'takes')}, 'architecture': architecture,
+        'model_args': arguments, 'images': images.source, 'num_images': len(images.pixels),
         'batch_sizes_checked': list(CHECKED_BATCHES), 'tolerance': settings.tolerance,
         'batch_size_timed': settings.batch_size, 'repeats': settings.repeats, 'threads': torch.get_num_threads(),
         'machine': platform.machine(), 'torch': torch.__version__, 'timm': timm.__version__,

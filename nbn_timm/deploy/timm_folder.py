@@ -1,5 +1,6 @@
 """A folder with `config.json` and `model.safetensors`, which timm's `local-dir:` and `hf-hub:` load."""
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
 from nbn_timm.layers import fold_nbn
-from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
+from nbn_timm.models.weight_files import save_weights, weights_digest
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 
 from .artefact import Artefact, FormatUnavailable
@@ -35,13 +36,13 @@ def write(artefact: Artefact, folder: Path) -> None:
         FormatUnavailable: No registered architecture is of the folded form.
     """
     plain: Any = plain_model(artefact.trained)
-    metadata = artefact.metadata
-    weights = plain.state_dict()
-    about: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **metadata[RECORD_KEY]}}
-    if 'label_names' in metadata:
-        about['label_names'] = metadata['label_names']
+    weights, record = plain.state_dict(), artefact.record
+    about: dict[str, Any] = {RECORD_KEY: replace(record, digest=weights_digest(weights)).to_dict()}
+    if record.classes is not None and record.classes.named:
+        about['label_names'] = list(record.classes.names)
         plain.pretrained_cfg.pop('label_names', None)  # of a folder that this one is made from
-    save_for_hf(plain, str(folder), model_config=about, data_config=metadata['input'], safe_serialization=True)
+    save_for_hf(plain, str(folder), model_config=about, data_config=artefact.trained.input.input_format(),
+                safe_serialization=True)
     save_weights(weights, folder / FILES[0])  # which adds a digest of them
 
 
@@ -77,7 +78,7 @@ def fresh_model(trained: TrainedModel) -> nn.Module | None:
 
 def plain_architecture(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
     """Name and arguments of the architecture that the network folds to; timm's own wherever it has one."""
-    architecture: str = trained.model.pretrained_cfg['architecture']
+    architecture = trained.architecture
     arguments = get_model_args(trained.model) | dict(trained.model_args)
     if needs_package(architecture):
         base = architecture.removesuffix('_lr')

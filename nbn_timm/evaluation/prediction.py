@@ -9,6 +9,8 @@ import torch.nn as nn
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 
+TOP_K = 5  # classes of an answer
+
 
 @dataclass(frozen=True)
 class PredictedClass:
@@ -48,7 +50,7 @@ class TopClasses:
             self,
             names: Sequence[str],
             class_counts: ClassCounts | None = None,
-            topk: int = 5,
+            topk: int = TOP_K,
             logit_offset: torch.Tensor | None = None,
     ) -> None:
         if class_counts is not None and class_counts.num_classes != len(names):

@@ -6,21 +6,23 @@ from huggingface_hub import EvalResult as HubResult
 from huggingface_hub import ModelCardData
 
 from nbn_timm.data import Classes, DataSettings
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import describe_draw, find_benchmark
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.models.ride import MultiExpert
+from nbn_timm.models.settings import ModelSettings
 from nbn_timm.trained.opening import FOLDER, TrainedModel
-from nbn_timm.trained.results import ACCURACIES
+from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.trained.results import Results
 from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.optim import ScheduleSettings
 from nbn_timm.training.settings import TrainSettings
 
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
                  'few': 'few'}
-_TRANSFORMS = {'imagenet': 'random resized crop, flip', 'cifar': 'padding, crop, flip', 'digits': 'padding, crop'}
 _CITATIONS = {
     'nbn': '''@article{bao2024nbn,
   title = {Normalizing Batch Normalization for Long-Tailed Recognition},
@@ -57,22 +59,22 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
     """README.md of a model repository: metadata for the Hub and text for people, in Markdown.
 
     Args:
-        trained: As `portable` gives it; its record may have 'test', see `summarize_results`.
+        trained: As `portable` gives it.
         location: The name it is to be loaded by, 'hf-hub:user/name' or 'local-dir:FOLDER'.
         license: Of the weights, an identifier of the Hub's.
     """
-    data = told_settings(trained.record).data
+    record = trained.record
+    data = record.told(DataSettings)
     benchmark = find_benchmark(data.dataset)
     set_name = benchmark.title if benchmark else data.dataset
-    recorded = bool(trained.record.get('settings'))
     trained_on = f', trained on {set_name}' if set_name else ''
     parts = [
-        f'# {_architecture(trained)}{trained_on}',
+        f'# {trained.architecture}{trained_on}',
         _summary(trained),
         '## Model\n\n' + _table(('', ''), _facts(trained)),
-        '## Data\n\n' + _data(trained.class_counts, data) if recorded or trained.class_counts else '',
-        '## Recipe\n\n' + _recipe(trained.record) if recorded else '',
-        '## Results\n\n' + _results(trained.record['test'], trained) if trained.record.get('test') else '',
+        '## Data\n\n' + _data(trained.class_counts, data) if record.arguments or trained.class_counts else '',
+        '## Recipe\n\n' + _recipe(record) if record.arguments else '',
+        '## Results\n\n' + _results(record.test, trained) if record.test else '',
         '## How to load\n\n' + _loading(trained, location),
         '## Citation\n\n' + '\n\n'.join(f'```bibtex\n{_CITATIONS[key]}\n```' for key in _methods(trained)),
     ]
@@ -80,22 +82,21 @@ def model_card(trained: TrainedModel, location: str, license: str) -> str:
 
 
 def _metadata(trained: TrainedModel, license: str, set_name: str | None) -> str:
-    dataset = told_settings(trained.record).data.dataset
+    dataset, test = trained.record.dataset, trained.record.test
     benchmark = find_benchmark(dataset)
     source = benchmark.hub_id if benchmark else None
-    test = trained.record.get('test')
-    tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_package(_architecture(trained)) else []),
+    tags = ['image-classification', 'timm', *(['nbn_timm'] if needs_package(trained.architecture) else []),
             *(['long-tailed-recognition'] if trained.class_counts or benchmark else [])]
     results = None
     if test and set_name:
         results = [HubResult(
             task_type='image-classification', dataset_type=source or str(dataset), dataset_name=set_name,
-            dataset_split=test['split'], metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
-            metric_value=round(test[key], 2)) for key in ACCURACIES if test.get(key) is not None]
+            dataset_split=test.split, metric_type='accuracy', metric_name=f'Accuracy, {_METRIC_NAMES[key]} (%)',
+            metric_value=round(value, 2)) for key, value in test.accuracies.items()]
     return ModelCardData(
         license=license, library_name='timm', pipeline_tag='image-classification', tags=tags,
         datasets=[source] if source else None, metrics=['accuracy'] if results else None,
-        model_name=_architecture(trained) if results else None, eval_results=results).to_yaml()
+        model_name=trained.architecture if results else None, eval_results=results).to_yaml()
 
 
 def _summary(trained: TrainedModel) -> str:
@@ -108,10 +109,10 @@ def _summary(trained: TrainedModel) -> str:
     if any(isinstance(module, RectifiedLinear) for module in trained.model.modules()):
         methods.append('logit rectification')
     owner = '[timm](https://github.com/huggingface/pytorch-image-models)'
-    if needs_package(_architecture(trained)):
+    if needs_package(trained.architecture):
         owner = f'`nbn_timm`, an extension of {owner}'
     added = f" with {' and '.join(methods)}" if methods else ''
-    text = f'{kind}{added}: the architecture `{_architecture(trained)}` of {owner}.'
+    text = f'{kind}{added}: the architecture `{trained.architecture}` of {owner}.'
     if _is_folded(trained):
         text += ('\n\nIt was trained with NBN in its last stage, which is folded here into plain BatchNorm: in '
                  'evaluation it computes the same, up to rounding. Do not train on from these weights.')
@@ -122,7 +123,7 @@ def _facts(trained: TrainedModel) -> list[tuple[str, Any]]:
     model, image = trained.model, trained.input
     arguments = {key: value for key, value in trained.model_args.items() if value is not None}
     return [
-        ('architecture', f'`{_architecture(trained)}`'),
+        ('architecture', f'`{trained.architecture}`'),
         *([('arguments', ', '.join(f'`{key}={value!r}`' for key, value in arguments.items()))] if arguments else []),
         ('parameters', f'{sum(parameter.numel() for parameter in model.parameters()):,}'),
         ('classes', model.num_classes),
@@ -165,31 +166,31 @@ def _images(size: int, counts: Classes) -> str:
     return f'{size:,} image{"s" if size > 1 else ""} ({", ".join(names[:5])}{more})'
 
 
-def _recipe(record: Mapping[str, Any]) -> str:
-    settings = told_settings(record)
+def _recipe(record: NetworkRecord) -> str:
+    settings = record.told(TrainSettings)
     optimizer, start, precision = settings.optimizer, settings.start, settings.precision
     rows = [
         ('config', f'`{settings.run.config}`' if settings.run.config else None),
         ('loss', _with_arguments(settings.loss.loss, settings.loss.loss_kwargs)),
         ('sampler', settings.sampler.sampler),
-        ('second stage', _with_arguments(settings.stage.stage, settings.stage.stage_kwargs)),
-        ('epochs', _epochs(settings.schedule.epochs, record.get('epoch'))),
-        ('batch size', _batch(settings.batch, record['settings'].get('world_size') or 1)),
+        ('second stage', _with_arguments(settings.second_stage.stage, settings.second_stage.stage_kwargs)),
+        ('epochs', _epochs(settings.schedule.epochs, record.epoch)),
+        ('batch size', _batch(settings.batch, record.processes)),
         ('optimizer', optimizer.opt),
         ('learning rate', optimizer.lr),
         ('schedule', _schedule(settings.schedule)),
         ('momentum', optimizer.momentum),
         ('weight decay', optimizer.weight_decay),
-        ('augmentation', _augmentation(settings, record['settings'].get('train_transform'))),
+        ('augmentation', _augmentation(settings, record.train_transform)),
         ('averaged weights', f'decay {settings.average.model_ema_decay}' if settings.average.model_ema else None),
         ('starting point', start.initial_checkpoint or ('pretrained weights' if start.pretrained else None)),
         ('teacher', settings.distillation.kd_checkpoint),
         ('precision', f'autocast to {precision.amp_dtype}' if precision.amp else 'float32'),
         ('seed', settings.run.seed),
-        *((name, record.get(name)) for name in ('hardware', 'torch', 'date')),
+        *((name, record.facts.get(name)) for name in ('hardware', 'torch', 'date')),
     ]
     text = _table(('', ''), [(name, value) for name, value in rows if value not in (None, '', 0)])
-    command = record.get('command')
+    command = record.facts.get('command')
     return text + (f'\n\n    {command}' if command else '') + (
         '\n\nAll settings are in `config.json` under `nbn_timm`.')
 
@@ -224,24 +225,20 @@ def _augmentation(settings: TrainSettings, transform: str | None) -> str:
           for name, method in MIXINGS.items() for switch in method.switched_on(settings.methods[name])),
         ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing)]
     steps = [f'{name} {value}' for name, value in told if value]
-    return ', '.join(filter(None, [_TRANSFORMS.get(str(transform)), *steps]))
+    known = TRAIN_TRANSFORMS.get(transform or '')
+    return ', '.join([*([known().in_words()] if known else []), *steps])
 
 
-def told_settings(record: Mapping[str, Any]) -> TrainSettings:
-    """The settings of the training that a record tells, defaults for what it leaves out."""
-    return TrainSettings.from_record(record.get('settings') or {})
-
-
-def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
-    keys = [key for key in ACCURACIES if test.get(key) is not None]
-    precision = f', computed in {test["precision"]}' if test.get('precision') else ''
-    text = f'Accuracy in percent on the {test["split"]} split, {test["images"]:,} images{precision}:\n\n'
-    text += _table([_METRIC_NAMES[key] for key in keys], [[f'{test[key]:.2f}' for key in keys]])
+def _results(test: Results, trained: TrainedModel) -> str:
+    precision = f', computed in {test.precision}' if test.precision else ''
+    text = f'Accuracy in percent on the {test.split} split, {test.images:,} images{precision}:\n\n'
+    text += _table([_METRIC_NAMES[key] for key in test.accuracies], [[f'{value:.2f}' for value in
+                                                                     test.accuracies.values()]])
     counts = trained.class_counts
-    if counts is not None and test.get('many') is not None:
-        limits, benchmark = test.get('splits'), find_benchmark(told_settings(trained.record).data.dataset)
-        split = (counts.shot_split(limits['many_above'], limits['few_below']) if limits
-                 else counts.shot_split(*benchmark.shot_limits) if benchmark else counts.shot_split())
+    if counts is not None and 'many' in test.accuracies:
+        benchmark = find_benchmark(trained.record.dataset)
+        limits = test.shot_limits or (benchmark.shot_limits if benchmark else ())
+        split = counts.shot_split(*limits)
         text += (f'\n\nMany: {len(split.many)} classes with more than {split.many_above} training images; medium: '
                  f'{len(split.medium)} with {split.few_below} to {split.many_above}; few: {len(split.few)} with less '
                  f'than {split.few_below}.')
@@ -251,7 +248,7 @@ def _results(test: Mapping[str, Any], trained: TrainedModel) -> str:
 
 
 def _loading(trained: TrainedModel, location: str) -> str:
-    ours = needs_package(_architecture(trained))
+    ours = needs_package(trained.architecture)
     lines = ['import timm', *(['import nbn_timm  # registers the architecture'] if ours else []), '',
              f"model = timm.create_model('{location}', pretrained=True).eval()",
              'transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))', '',
@@ -265,19 +262,15 @@ def _loading(trained: TrainedModel, location: str) -> str:
         text += '\n\ntimm alone loads it.'
     if location.startswith(FOLDER):
         text += '\n\nThe name is that of the folder; give its path from where you are.'
-    if told_settings(trained.record).data.dataset:
+    if trained.record.dataset:
         text += ('\n\nTo evaluate it on the benchmark, with `nbn_timm`:\n\n'
                  f'    nbn-validate --model {location} --pretrained --data-dir DIR')
     return text
 
 
-def _architecture(trained: TrainedModel) -> str:
-    return trained.model.pretrained_cfg['architecture']
-
-
 def _is_folded(trained: TrainedModel) -> bool:
     """Whether the model was trained with NBN and has none any more."""
-    model = told_settings(trained.record).model
+    model = trained.record.told(ModelSettings)
     return (model.add_nbn or '_nbn' in model.model) and not nbn_layers(trained.model)
 
 

@@ -12,12 +12,11 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
+from nbn_timm.models.weight_files import save_weights, weights_digest
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
-from nbn_timm.trained.record import public_counts
 from nbn_timm.training.settings import public_record
 
-FILES = ('config.json', 'model.safetensors', 'README.md')
+FOLDER_FILES = ('config.json', 'model.safetensors', 'README.md')
 
 
 def portable(trained: TrainedModel) -> TrainedModel:
@@ -31,10 +30,8 @@ def portable(trained: TrainedModel) -> TrainedModel:
     if isinstance(trained.model, RoutedExperts):
         raise InputError(f"the checkpoint of '{trained.name}' has a router, which a model of timm's format cannot "
                          'carry: add --all-experts to push the network that asks every expert')
-    counts = trained.class_counts
-    return replace(
-        trained, model=fold_nbn(trained.model) if trained.nbn else trained.model, nbn=False,
-        record=public_record(trained.record), classes=None if counts is None else public_counts(counts))
+    return replace(trained, model=fold_nbn(trained.model) if trained.nbn else trained.model, nbn=False,
+                   record=public_record(trained.record))
 
 
 def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, overwrite: bool = False) -> None:
@@ -54,26 +51,24 @@ def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, ove
     def fill(temporary: Path) -> None:
         _save(trained, temporary)
         _compare(trained, temporary)
-        (temporary / FILES[2]).write_text(card, encoding='utf-8')
+        (temporary / FOLDER_FILES[2]).write_text(card, encoding='utf-8')
 
-    write_folder(folder, fill, replaceable=FILES if overwrite else ())
+    write_folder(folder, fill, replaceable=FOLDER_FILES if overwrite else ())
 
 
 def _save(trained: TrainedModel, folder: Path) -> None:
-    counts = trained.class_counts
-    weights = trained.model.state_dict()
-    counted = {} if counts is None else {'class_counts': counts.to_dict()}
-    config: dict[str, Any] = {RECORD_KEY: {DIGEST: weights_digest(weights), **counted, **trained.record}}
-    if counts is not None and counts.named:
-        config['label_names'] = list(counts.names)
-    dataset = (trained.record.get('settings') or {}).get('dataset')
+    weights, record = trained.model.state_dict(), trained.record
+    config: dict[str, Any] = {RECORD_KEY: replace(record, digest=weights_digest(weights)).to_dict()}
+    if record.classes is not None and record.classes.named:
+        config['label_names'] = list(record.classes.names)
+    dataset = record.dataset
     if dataset:  # else the architecture's default tag would name published weights that these are not
         config['pretrained_cfg'] = {'tag': dataset if find_benchmark(dataset) else None}
     try:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
             data_config=trained.input.input_format(), safe_serialization=True)
-        save_weights(weights, folder / FILES[1])  # which adds a digest of them
+        save_weights(weights, folder / FOLDER_FILES[1])  # which adds a digest of them
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "
                          'arguments') from error

@@ -43,7 +43,7 @@ def push_files(
         api: HfApi | None = None,
         private: bool = False,
         revision: str | None = None,
-        message: str = 'Add model',
+        message: str,
 ) -> str:
     """Upload files to a model repository, as one commit; the repository and the branch are created if need be.
 

@@ -15,6 +15,7 @@ from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.layers.guard import forbid_lossy_conversions
 from nbn_timm.layers.head import RectifiedLinear
 from nbn_timm.layers.norm import (
+    CAPPED,
     NormalizedBatchNorm2d,
     NormalizedBatchNormAct2d,
     SyncNormalizedBatchNorm2d,
@@ -35,7 +36,7 @@ def add_nbn(
         stages: str | Sequence[str] | None = None,
         layers: str = '',
         share_alpha: bool = True,
-        gradient: str = 'capped',
+        gradient: str = CAPPED,
         alpha: float = 1.0,
 ) -> nn.Module:
     """Turn BatchNorm layers of a model into NBN layers, in place; their weights, biases and statistics stay.

@@ -7,7 +7,10 @@ import torch.nn.functional as F
 
 from nbn_timm.errors import InputError, nearest
 
-__all__ = ['HEADS', 'ClassVectors', 'CosineLinear', 'RectifiedLinear', 'convert_head']
+__all__ = ['COSINE_SCALE', 'HEADS', 'LINEAR', 'ClassVectors', 'CosineLinear', 'RectifiedLinear', 'convert_head']
+
+LINEAR = 'linear'  # the head of timm's models
+COSINE_SCALE = 30.0
 
 
 class ClassVectors(nn.Module):
@@ -96,7 +99,14 @@ class CosineLinear(ClassVectors):
         scale: Factor of the cosines.
     """
 
-    def __init__(self, in_features: int, out_features: int, scale: float = 30.0, device=None, dtype=None) -> None:
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            scale: float = COSINE_SCALE,
+            device=None,
+            dtype=None,
+    ) -> None:
         super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
         self.scale = scale
 
@@ -120,7 +130,7 @@ class CosineLinear(ClassVectors):
 
 
 HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {
-    'linear': nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
+    LINEAR: nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
 
 
 def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
@@ -135,6 +145,6 @@ def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
     """
     if kind not in HEADS:
         raise InputError(f"unknown head '{kind}': give one of {', '.join(HEADS)}{nearest(str(kind), HEADS)}")
-    if kind == 'linear' or not isinstance(classifier, nn.Linear):
+    if kind == LINEAR or not isinstance(classifier, nn.Linear):
         return classifier
     return HEADS[kind].from_linear(classifier)  # type: ignore[union-attr]

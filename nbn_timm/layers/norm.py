@@ -17,7 +17,8 @@ __all__ = [
     'NbnScale', 'share_scale', 'GRADIENTS',
 ]
 
-GRADIENTS = ('capped', 'released')
+CAPPED = 'capped'
+GRADIENTS = (CAPPED, 'released')
 _NORM_EPS = 1e-6  # of the released code; a larger one changes the outputs of released checkpoints
 
 
@@ -142,7 +143,7 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
             momentum: float | None = 0.1,
             affine: bool = True,
             track_running_stats: bool = True,
-            gradient: str = 'capped',
+            gradient: str = CAPPED,
             alpha: float = 1.0,
             device=None,
             dtype=None,
@@ -153,11 +154,11 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
             raise ValueError(f"gradient '{gradient}' is unknown: choose one of {', '.join(GRADIENTS)}")
         super().__init__(num_features, eps, momentum, True, track_running_stats, device=device, dtype=dtype)
         self.scale = NbnScale(alpha, device=device, dtype=dtype)
-        self.cap_gradient = gradient == 'capped'
+        self.cap_gradient = gradient == CAPPED
         self._kept = _Kept()
 
     @classmethod
-    def from_batch_norm(cls, norm: nn.BatchNorm2d, gradient: str = 'capped', alpha: float = 1.0):
+    def from_batch_norm(cls, norm: nn.BatchNorm2d, gradient: str = CAPPED, alpha: float = 1.0):
         """An NBN layer that takes over the parameters, buffers and mode of a BatchNorm layer (with affine=True).
 
         Weights that are all zero (timm's `zero_init_last`) have no direction to normalise and are set to one.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-class Deferred(nn.Module):
+class DeferredLoss(nn.Module):
     """One loss in the first epochs, another one afterwards. `create_loss` makes it of the setting `start_epoch`.
 
     Which of them holds is a function of the epoch, so that a resumed run needs no state.

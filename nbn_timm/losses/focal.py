@@ -10,6 +10,7 @@ from nbn_timm.losses.targets import as_distribution
 from nbn_timm.losses.weights import class_weights
 
 FORMS = ('softmax', 'sigmoid')
+GAMMA = 2.0
 
 
 def focal_losses(logits: torch.Tensor, gamma: float, form: str) -> torch.Tensor:
@@ -46,7 +47,7 @@ class Focal(nn.Module):
         InputError: A setting is out of range.
     """
 
-    def __init__(self, class_counts: ClassCounts | None = None, gamma: float = 2.0, form: str = 'softmax') -> None:
+    def __init__(self, class_counts: ClassCounts | None = None, gamma: float = GAMMA, form: str = FORMS[0]) -> None:
         super().__init__()
         self.gamma = check_number('focal', 'gamma', gamma)
         self.form = check_choice('focal', 'form', form, FORMS)
@@ -81,8 +82,8 @@ class ClassBalancedFocal(nn.Module):
     def __init__(
             self,
             class_counts: ClassCounts | None,
-            gamma: float = 2.0,
-            form: str = 'softmax',
+            gamma: float = GAMMA,
+            form: str = FORMS[0],
             weighting: str = 'effective_number',
             exponent: float = 1.0,
             beta: float | None = None,

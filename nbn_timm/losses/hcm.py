@@ -10,7 +10,7 @@ from nbn_timm.losses.checks import check_choice, check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import refuse_soft_targets
 
-FORMS = ('excluded', 'zeroed')
+EASY = ('excluded', 'zeroed')
 
 
 @register_loss('hcm', soft_targets=False)
@@ -48,7 +48,7 @@ class HCM(nn.Module):
         check_number('hcm', 'share', share, high=1, above=True)
         self.num_hard = max(2, int(share * counts.num_classes + 1e-6))  # a softmax over the label alone is constant
         self.hard_weight = check_number('hcm', 'hard_weight', hard_weight)
-        self.easy = check_choice('hcm', 'easy', easy, FORMS)
+        self.easy = check_choice('hcm', 'easy', easy, EASY)
         self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,9 @@ SHAPES = ('concave', 'linear', 'convex', 'power')
 
 def smoothing_per_class(
         class_counts: ClassCounts,
-        head: float = 0.4,
-        tail: float = 0.1,
-        shape: str = 'concave',
+        head: float,
+        tail: float,
+        shape: str,
         power: float | None = None,
 ) -> torch.Tensor:
     """Smoothing of each class, from `tail` at the smallest class to `head` at the largest; float64 [C].

@@ -6,13 +6,16 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
+from nbn_timm.layers.head import COSINE_SCALE
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.margins import margin_cross_entropy
 from nbn_timm.losses.weights import class_weights
 
+MAX_MARGIN = 0.5
 
-def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> torch.Tensor:
+
+def ldam_margins(class_counts: ClassCounts, max_margin: float = MAX_MARGIN) -> torch.Tensor:
     """Margin of each class, proportional to n ** (-1/4), the rarest class's being `max_margin`; float64 [C] (eq. 13).
 
     A class without training images counts as having one.
@@ -52,8 +55,8 @@ class LDAM(nn.Module):
     def __init__(
             self,
             class_counts: ClassCounts | None,
-            max_margin: float = 0.5,
-            scale: float = 30.0,
+            max_margin: float = MAX_MARGIN,
+            scale: float = COSINE_SCALE,
             weighting: str | None = None,
             exponent: float = 1.0,
             beta: float | None = None,

@@ -7,7 +7,7 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.registry import Registry, refuse_unknown
 
 
@@ -126,7 +126,7 @@ def _deferred(name: str, loss: nn.Module, start_epoch: int, smoothing: float) ->
                          'a whole number from 1')
     unweighted: Callable[[], nn.Module] | None = getattr(loss, 'unweighted', None)
     before = LOSSES['cross_entropy'](None, smoothing=smoothing) if unweighted is None else unweighted()
-    return Deferred(before, loss, start_epoch)
+    return DeferredLoss(before, loss, start_epoch)
 
 
 def require_counts(class_counts: ClassCounts | None, loss: str) -> ClassCounts:

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
+from nbn_timm.layers.head import COSINE_SCALE
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.margins import margin_cross_entropy
@@ -39,7 +40,7 @@ class RoBal(nn.Module):
             self,
             class_counts: ClassCounts | None,
             margin: float = 0.1,
-            scale: float = 30.0,
+            scale: float = COSINE_SCALE,
             tau_b: float = 1.5,
             tau_m: float = 0.3,
     ) -> None:

@@ -5,6 +5,8 @@ from torch import nn
 
 from nbn_timm.errors import InputError
 
+POS_WEIGHT = 100.0
+
 
 class RoutingLoss(nn.Module):
     """Binary cross-entropy of the router's decisions, the mean over images and decisions.
@@ -17,7 +19,7 @@ class RoutingLoss(nn.Module):
             experts.
     """
 
-    def __init__(self, pos_weight: float = 100.0) -> None:
+    def __init__(self, pos_weight: float = POS_WEIGHT) -> None:
         super().__init__()
         if pos_weight <= 0:
             raise InputError(f'pos_weight is {pos_weight}: give a number above 0')

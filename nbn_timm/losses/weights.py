@@ -5,6 +5,7 @@ from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.checks import check_choice, check_number
 
+BETA = 0.9999  # of effective numbers
 WEIGHTINGS = ('inverse', 'effective_number')
 
 
@@ -39,12 +40,12 @@ def class_weights(
                              'give weighting=effective_number')
         weights = 1 / class_counts.tensor().clamp(min=1)
     else:
-        weights = effective_number_weights(class_counts, 0.9999 if beta is None else beta)
+        weights = effective_number_weights(class_counts, BETA if beta is None else beta)
     weights = weights ** exponent
     return weights / weights.mean()
 
 
-def effective_number_weights(class_counts: ClassCounts, beta: float = 0.9999) -> torch.Tensor:
+def effective_number_weights(class_counts: ClassCounts, beta: float = BETA) -> torch.Tensor:
     """Inverse effective numbers of images per class, (1 - beta) / (1 - beta ** n), float64 [C] with mean 1.
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, eq. 12. A class without

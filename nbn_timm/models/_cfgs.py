@@ -1,6 +1,8 @@
 """Pretrained cfgs of the benchmarks: what of a dataset a model's transforms and classifier depend on."""
 from typing import Any
 
+from nbn_timm.data.settings import InputSettings
+
 from ._pretrained import shipped_file, shipped_settings
 from ._tags import tagged_benchmarks
 
@@ -26,7 +28,7 @@ def _cfgs(family: str, arch: str, stride: int, url: str, **common: Any) -> dict[
     cfgs = {}
     # timm takes a tag with weights for the default unless a later one has the star.
     for tag, benchmark in sorted(tagged_benchmarks(family, arch).items(), key=lambda entry: entry[1].zoo_default):
-        image = benchmark.defaults.as_trained(shipped_settings(f'{arch}.{tag}'))
+        image = benchmark.defaults.as_trained(InputSettings.from_record(shipped_settings(f'{arch}.{tag}')))
         cfgs[f'{arch}.{tag}{"*" if benchmark.zoo_default else ""}'] = dict(
             common, **image.input_format(), num_classes=benchmark.num_classes, first_conv='conv1',
             pool_size=tuple(pixels // stride for pixels in image.input_size[1:]), license='apache-2.0',

@@ -216,8 +216,7 @@ def weights_record(name: str) -> dict[str, Any] | None:
     A record says by a digest which weights it is of; of others it is not told.
 
     Returns:
-        'model', 'class_counts' (of `ClassCounts.to_dict`), 'settings' (training arguments), 'epoch', 'test' (accuracies
-        in percent), 'hardware', 'date'.
+        As the file has it, for `NetworkRecord.from_dict`.
     """
     cfg = get_pretrained_cfg(name) if is_model(name) else None
     if cfg is None or not cfg.file or Path(cfg.file).parent != _SHIPPED:
@@ -226,7 +225,7 @@ def weights_record(name: str) -> dict[str, Any] | None:
     instead = _from_named_source(shipped.stem, [])
     path = shipped.with_suffix('.json') if instead is None else _record_beside(instead, f'{shipped.stem}.json')
     record = _read_record(path) if path is not None and path.is_file() else None
-    if record is None or record.pop(DIGEST, None) != weights_digest(read_state_dict(instead or shipped)):
+    if record is None or record.get(DIGEST) != weights_digest(read_state_dict(instead or shipped)):
         return None
     return record
 

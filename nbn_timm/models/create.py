@@ -47,29 +47,8 @@ def create_model(
         read_folder_config(name)
         if pretrained:
             read_weights(name)  # timm would look at no checksum
-    settings = dict(num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs)
-    try:
-        model = timm.create_model(name, pretrained=pretrained, **settings)
-    except TypeError as error:
-        if is_model_folder(name):
-            raise InputError(_no_model(name, error)) from error
-        if 'argument' not in str(error):
-            raise
-        raise InputError(f"model '{name}' does not take this setting ({error}): "
-                         'check --drop, --drop-path and --model-kwargs') from error
-    except InputError:
-        raise
-    except (RuntimeError, OSError, ValueError) as error:
-        if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
-            raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
-                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
-                         'out --pretrained') from error
-    except Exception as error:
-        if not is_model_folder(name):
-            raise
-        raise InputError(_no_model(name, error)) from error
+    model = _made_by_timm(name, pretrained, dict(
+        num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs))
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -77,6 +56,33 @@ def create_model(
             if isinstance(module, BATCH_NORMS):
                 module.momentum = bn_momentum
     return model
+
+
+def _made_by_timm(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
+    """`timm.create_model`, what may go wrong there as one sentence; bugs in a model stay what they are."""
+    folder = is_model_folder(name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, **settings)
+    except InputError:
+        raise
+    except TypeError as error:
+        if folder:
+            raise InputError(_no_model(name, error)) from error
+        if 'argument' not in str(error):
+            raise
+        raise InputError(f"model '{name}' does not take this setting ({error}): "
+                         'check --drop, --drop-path and --model-kwargs') from error
+    except (RuntimeError, OSError, ValueError) as error:
+        if not (pretrained or 'pretrained tag' in str(error) or folder):
+            raise
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
+                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
+                         'out --pretrained') from error
+    except Exception as error:
+        if not folder:
+            raise
+        raise InputError(_no_model(name, error)) from error
 
 
 def _no_model(name: str, error: Exception) -> str:

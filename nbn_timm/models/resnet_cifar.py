@@ -14,6 +14,8 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
 from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, add_nbn, convert_head
+from nbn_timm.layers.head import LINEAR
+from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
@@ -65,9 +67,9 @@ class ResNetCifar(nn.Module):
             global_pool: str = 'avg',
             channels: tuple[int, int, int] = (16, 32, 64),
             nbn: bool = False,
-            head: str = 'linear',
+            head: str = LINEAR,
             conv_shortcut: bool = False,
-            gradient: str = 'capped',
+            gradient: str = CAPPED,
             share_alpha: bool = True,
             drop_rate: float = 0.0,
             device=None,

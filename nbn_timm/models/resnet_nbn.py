@@ -10,6 +10,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from nbn_timm.layers import NormalizedBatchNorm2d, add_nbn, convert_head
+from nbn_timm.layers.head import LINEAR
+from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import imagenet_cfgs
 from ._pretrained import AUTHORS_ARCHIVE, build_zoo_model, register_aliases
@@ -50,8 +52,8 @@ class ResNetNbn(ResNet):
             self,
             block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
-            head: str = 'linear',
-            gradient: str = 'capped',
+            head: str = LINEAR,
+            gradient: str = CAPPED,
             share_alpha: bool = True,
             zero_init_last: bool = False,
             **kwargs,

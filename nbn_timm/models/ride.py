@@ -17,12 +17,16 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from nbn_timm.errors import InputError
 from nbn_timm.layers import ExpertHead, ExpertStage, NormalizedBatchNorm2d, add_nbn
+from nbn_timm.layers.head import LINEAR
+from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import cifar_cfgs, imagenet_cfgs
 from ._pretrained import AUTHORS_ARCHIVE, build_zoo_model, register_aliases
 from .resnet_cifar import ResNetCifar
 
 __all__ = ['MultiExpert', 'ResNetRide', 'ResNetCifarRide']
+
+NUM_EXPERTS = 3  # as released
 
 _FORMS = ('', '_nbn', '_nbn_lr')
 _THREE_HEADS = ('fc.0', 'fc.1', 'fc.2')
@@ -136,12 +140,12 @@ class ResNetRide(MultiExpert, ResNet):
             self,
             block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
-            num_experts: int = 3,
+            num_experts: int = NUM_EXPERTS,
             reduced: bool = False,
             share_layer3: bool = False,
-            head: str = 'linear',
+            head: str = LINEAR,
             nbn: bool = False,
-            gradient: str = 'capped',
+            gradient: str = CAPPED,
             share_alpha: bool = True,
             zero_init_last: bool = False,
             **kwargs,
@@ -179,11 +183,11 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
     def __init__(
             self,
             num_blocks: int,
-            num_experts: int = 3,
+            num_experts: int = NUM_EXPERTS,
             reduced: bool = True,
-            head: str = 'linear',
+            head: str = LINEAR,
             nbn: bool = False,
-            gradient: str = 'capped',
+            gradient: str = CAPPED,
             share_alpha: bool = True,
             **kwargs,
     ) -> None:

@@ -16,6 +16,8 @@ from nbn_timm.errors import InputError
 
 from .ride import MultiExpert
 
+TOP_K, HIDDEN = 30, 16  # of the router: logits that it sees, width of its hidden layers
+
 __all__ = ['ExpertRouter', 'RoutedExperts', 'router_settings']
 
 
@@ -32,7 +34,7 @@ class ExpertRouter(nn.Module):
         hidden: Width of the hidden layers.
     """
 
-    def __init__(self, num_experts: int, num_features: int, top_k: int = 30, hidden: int = 16) -> None:
+    def __init__(self, num_experts: int, num_features: int, top_k: int, hidden: int) -> None:
         super().__init__()
         self.top_k = top_k
         self.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in range(num_experts - 1))
@@ -65,7 +67,7 @@ class RoutedExperts(nn.Module):
         InputError: The network has no experts to choose from, or fewer classes than `top_k`.
     """
 
-    def __init__(self, network: nn.Module, top_k: int = 30, hidden: int = 16) -> None:
+    def __init__(self, network: nn.Module, top_k: int = TOP_K, hidden: int = HIDDEN) -> None:
         super().__init__()
         if not isinstance(network, MultiExpert) or network.num_experts < 2:
             raise InputError(f'{type(network).__name__} has no experts to choose from: routing takes a RIDE network '

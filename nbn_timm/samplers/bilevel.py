@@ -124,17 +124,30 @@ def meta_update(
         def weighted_loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
             return (image_weights * loss(logits(weights, features), targets)).mean()
 
-        stepped = {}
-        for name, gradient in grad(weighted_loss)(parameters).items():
-            step = gradient + weight_decay * parameters[name]
-            if velocity is not None:
-                step = step + momentum * velocity[name]
-            stepped[name] = parameters[name] - lr * step
+        stepped = _sgd_step(parameters, grad(weighted_loss)(parameters), lr, momentum, weight_decay, velocity)
         return F.cross_entropy(logits(stepped, meta_features), meta_targets)
 
     with torch.autocast(features.device.type, enabled=False):
         gradient, value = grad_and_value(meta_loss)(rate_logits.detach().to(features.device))
     return gradient.to(rate_logits.device), value
+
+
+def _sgd_step(
+        parameters: Mapping[str, torch.Tensor],
+        gradients: Mapping[str, torch.Tensor],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        velocity: Mapping[str, torch.Tensor] | None,
+) -> dict[str, torch.Tensor]:
+    """The parameters after one step of torch.optim.SGD, as new tensors that depend on the gradients."""
+    stepped = {}
+    for name, gradient in gradients.items():
+        step = gradient + weight_decay * parameters[name]
+        if velocity is not None:
+            step = step + momentum * velocity[name]
+        stepped[name] = parameters[name] - lr * step
+    return stepped
 
 
 def pick_share(rate_logits: torch.Tensor, targets: torch.Tensor, noise: PickNoise) -> torch.Tensor:

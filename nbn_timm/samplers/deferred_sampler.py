@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from nbn_timm.errors import InputError
+from nbn_timm.samplers.instance_balanced import InstanceBalanced
 from nbn_timm.samplers.sampler import EpochSampler, create_sampler, register_sampler
 
 
 @register_sampler('deferred')
-class Deferred(EpochSampler):
+class DeferredSampler(EpochSampler):
     """Instance-balanced at first, another sampler later.
 
     Args:
@@ -36,9 +37,9 @@ class Deferred(EpochSampler):
             raise InputError(f"the start_epoch of sampler 'deferred' is {start_epoch!r}: give a whole number from 0")
         common = (self.targets, self.class_counts, self.seed, self.rank, self.world_size, self.epochs)
         self.start_epoch = start_epoch
-        self.first = create_sampler('instance_balanced', *common)
+        self.first = InstanceBalanced(*common)
         self.then = create_sampler(sampler, *common, **(settings or {}))
-        self.stage = self.then.stage
+        self.second_stage = self.then.second_stage
         if self.then.epoch_length != self.epoch_length:
             raise InputError(f"sampler '{sampler}' cannot be deferred, because its epochs have "
                              f'{self.then.epoch_length} images and the ones before {self.epoch_length}: choose another')

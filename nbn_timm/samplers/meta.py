@@ -34,7 +34,7 @@ class MetaSampler(ClassWeighted):
         InputError: `init_pow` is negative.
     """
 
-    stage = 'balms'
+    second_stage = 'balms'
 
     def __init__(self, *args: Any, init_pow: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

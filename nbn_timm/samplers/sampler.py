@@ -35,7 +35,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         epochs: Of the whole run, for samplers that change over it; None where it is unknown.
     """
 
-    stage: str | None = None  # the second stage that teaches the sampler; None for those that do not learn
+    second_stage: str | None = None  # the second stage that teaches the sampler; None for those that do not learn
 
     def __init__(
             self,

@@ -20,10 +20,10 @@ from nbn_timm.samplers.bilevel import meta_update, pick_noise
 from nbn_timm.samplers.class_balanced import ClassBalanced
 from nbn_timm.samplers.meta import MetaSampler
 from nbn_timm.second_stages.crt import ClassifierRetraining
-from nbn_timm.second_stages.second_stage import StageRun, register_stage
+from nbn_timm.second_stages.second_stage import SecondStageRun, register_second_stage
 
 
-@register_stage('balms')
+@register_second_stage('balms')
 class BalancedMetaSoftmax(ClassifierRetraining):
     """Classifier re-training on batches of `MetaSampler`, whose rates learn from every batch.
 
@@ -77,10 +77,10 @@ class BalancedMetaSoftmax(ClassifierRetraining):
         classifier = self.trained(model)
         if isinstance(classifier, (nn.ModuleList, nn.Conv2d, ExpertHead)):
             raise InputError(f'the classifier of {type(model).__name__} is a {type(classifier).__name__}, and balms is '
-                             'for a single one of feature vectors: use another stage, such as crt')
+                             'for a single one of feature vectors: use another second stage, such as crt')
         return super().prepare(model)
 
-    def connect(self, run: StageRun) -> None:
+    def connect(self, run: SecondStageRun) -> None:
         """Take the sampler, whose rates Adam now has, and open a loader of meta batches."""
         sampler = run.loader.loader.sampler
         assert isinstance(sampler, MetaSampler)  # as `needs` says
@@ -180,7 +180,7 @@ class BalancedMetaSoftmax(ClassifierRetraining):
         """
         if not state.keys() >= {'sampler', 'adam'}:
             raise InputError('the checkpoint has no sampling rates, which --stage balms learns: resume a run of the '
-                             'same stage, or start one with --initial-checkpoint')
+                             'same second stage, or start one with --initial-checkpoint')
         self.sampler.load_state_dict(state['sampler'])
         self.adam.load_state_dict(state['adam'])
         self.adam.param_groups[0]['lr'] = self.meta_lr

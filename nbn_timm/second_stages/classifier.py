@@ -42,7 +42,7 @@ def linear_classifiers(model: nn.Module, purpose: str) -> dict[str, nn.Module]:
         if type(part) not in (nn.Linear, RectifiedLinear) and not pointwise:
             kind = f'a {type(part).__name__}' if isinstance(part, nn.Module) else f'{len(part)} classifiers'
             raise InputError(f'the classifier of {type(model).__name__} is {kind}, and {purpose} is for linear '
-                             'classifiers: use another stage, such as crt')
+                             'classifiers: use another second stage, such as crt')
     names = {id(module): name for name, module in model.named_modules()}
     return {names[id(part)]: part for part in parts}
 

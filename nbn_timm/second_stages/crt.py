@@ -7,11 +7,11 @@ from torch import nn
 
 from nbn_timm.errors import InputError
 from nbn_timm.second_stages.classifier import classifier_of
-from nbn_timm.second_stages.second_stage import TrainedStage, register_stage
+from nbn_timm.second_stages.second_stage import TrainedSecondStage, register_second_stage
 
 
-@register_stage('crt')
-class ClassifierRetraining(TrainedStage):
+@register_second_stage('crt')
+class ClassifierRetraining(TrainedSecondStage):
     """Train the classifier anew, on class-balanced draws in the paper, while the rest is frozen.
 
     The result is an ordinary model of the same architecture. All classifiers of several experts are trained. The

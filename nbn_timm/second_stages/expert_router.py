@@ -4,14 +4,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from nbn_timm.losses.router_loss import RoutingLoss
+from nbn_timm.losses.router_loss import POS_WEIGHT, RoutingLoss
 from nbn_timm.models import RoutedExperts
-from nbn_timm.models.routed_experts import router_settings
-from nbn_timm.second_stages.second_stage import Stage, TrainedStage, register_stage
+from nbn_timm.models.routed_experts import HIDDEN, TOP_K, router_settings
+from nbn_timm.second_stages.second_stage import SecondStage, TrainedSecondStage, register_second_stage
 
 
-@register_stage('routing')
-class Routing(TrainedStage):
+@register_second_stage('routing')
+class Routing(TrainedSecondStage):
     """Train a router for a finished RIDE network; the result is a `RoutedExperts`.
 
     Args:
@@ -20,9 +20,9 @@ class Routing(TrainedStage):
     """
 
     takes_mixing = False
-    unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
+    unused = (*SecondStage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
 
-    def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
+    def __init__(self, top_k: int = TOP_K, hidden: int = HIDDEN, pos_weight: float = POS_WEIGHT) -> None:
         self.top_k = top_k
         self.hidden = hidden
         self.pos_weight = pos_weight

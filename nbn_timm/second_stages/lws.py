@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, replace_module, write_linear
-from nbn_timm.second_stages.second_stage import TrainedStage, register_stage
+from nbn_timm.second_stages.second_stage import TrainedSecondStage, register_second_stage
 
 
 class ClassScale(nn.Module):
@@ -49,8 +49,8 @@ class ScaledClassifier(nn.Module):
         return self.classifier
 
 
-@register_stage('lws')
-class LearnableWeightScaling(TrainedStage):
+@register_second_stage('lws')
+class LearnableWeightScaling(TrainedSecondStage):
     """Train a scale for each class, on class-balanced draws in the paper; weights and biases are frozen.
 
     The result is an ordinary model of the same architecture, with the scales folded into weight and bias. Each of

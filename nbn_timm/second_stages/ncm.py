@@ -12,10 +12,10 @@ from torch import nn
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers import ClassVectors, ExpertHead
 from nbn_timm.second_stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
-from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedStage, register_stage
+from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedSecondStage, register_second_stage
 
 FEATURES = ('un', 'l2n', 'cl2n')
-METRICS = ('euclidean', 'dot')
+COMPARISONS = ('euclidean', 'dot')
 
 
 class CentroidLinear(ClassVectors):
@@ -37,8 +37,8 @@ class CentroidLinear(ClassVectors):
             return F.linear(F.normalize(x.to(self.weight.dtype) - self.mean, dim=1), self.weight, self.bias)
 
 
-@register_stage('ncm')
-class NearestClassMean(FittedStage):
+@register_second_stage('ncm')
+class NearestClassMean(FittedSecondStage):
     """Classify by the mean features of each class over the training set; nothing is trained.
 
     With x' the feature vector in its form and c the mean of a class's training vectors x', logits are 2 c.x' - |c|^2,
@@ -59,7 +59,7 @@ class NearestClassMean(FittedStage):
     keeps_classifier = False
 
     def __init__(self, features: str = 'cl2n', metric: str = 'euclidean') -> None:
-        for name, value, known in (('features', features, FEATURES), ('metric', metric, METRICS)):
+        for name, value, known in (('features', features, FEATURES), ('metric', metric, COMPARISONS)):
             if value not in known:
                 raise InputError(f"{name} is '{value}': give one of {', '.join(known)}{nearest(str(value), known)}")
         self.features = features
@@ -91,7 +91,7 @@ class NearestClassMean(FittedStage):
         if empty:
             names = data.splits.class_counts.names if data.splits.class_counts else [str(label) for label in empty]
             raise InputError(f"class '{names[empty[0]] if len(names) > empty[0] else empty[0]}' has no training image "
-                             'and so no centroid: use another stage, or a training set that has all classes')
+                             'and so no centroid: use another second stage, or a training set that has all classes')
         for (name, classifier), mean, total in zip(classifiers.items(), means, sums, strict=True):
             centroids = total / counts[:, None]
             weight, bias = centroids, torch.zeros_like(centroids[:, 0])

@@ -1,7 +1,7 @@
-"""The second stages by name: a stage is one file in this folder with one `@register_stage` line.
+"""The second stages by name: one file in this folder with one `@register_second_stage` line. Here 'stage' means these.
 
 A stage takes a finished network and gives a network again. Some train a part of it by gradient, through the ordinary
-training loop (`TrainedStage`); others look at the data once and compute what they need (`FittedStage`).
+training loop (`TrainedSecondStage`); others look at the data once and compute what they need (`FittedSecondStage`).
 """
 import inspect
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.registry import Registry, refuse_unknown
 
 
-class Stage:
+class SecondStage:
     """What all second stages share.
 
     Attributes:
@@ -47,7 +47,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class StageRun:
+class SecondStageRun:
     """What a stage that trains may use of its run.
 
     Attributes:
@@ -74,7 +74,7 @@ class StageRun:
     seed: int = 0
 
 
-class TrainedStage(Stage, ABC):
+class TrainedSecondStage(SecondStage, ABC):
     """A stage that trains a part of the network through the ordinary loop.
 
     One that learns something beside the network implements `connect`, `set_epoch`, `batch` and its state.
@@ -110,7 +110,7 @@ class TrainedStage(Stage, ABC):
         """What is evaluated and saved: the model itself, or a copy of it as an ordinary model."""
         return model
 
-    def connect(self, run: StageRun) -> None:
+    def connect(self, run: SecondStageRun) -> None:
         """Get to know the run, once, before its first epoch and before a checkpoint is resumed.
 
         Raises:
@@ -147,8 +147,8 @@ class FitData:
             the evaluation transform, each exactly once over all processes.
         evaluator: Makes an evaluator for the network's logits.
         device: Where the network is.
-        distributed: Sums go over all processes of the default group.
         metric: Of `EvalResult.metrics`, by which to choose.
+        distributed: Sums go over all processes of the default group.
         watch_test: The test split may be looked at, though never to choose by.
         seed: Of the run.
     """
@@ -158,8 +158,8 @@ class FitData:
                                 Iterator[tuple[list[torch.Tensor], torch.Tensor]]]
     evaluator: Callable[[], LongTailEvaluator]
     device: torch.device
+    metric: str
     distributed: bool = False
-    metric: str = 'top1'
     watch_test: bool = False
     seed: int = 0
 
@@ -172,11 +172,11 @@ class FitReport:
     files: dict[str, str] = field(default_factory=dict)  # text by file name, for the run's folder
 
 
-class FittedStage(Stage, ABC):
+class FittedSecondStage(SecondStage, ABC):
     """A stage that is computed in one pass over data, without gradients: no setting of training has an effect on it."""
 
     takes_mixing = False
-    unused = (*Stage.unused, 'freeze_bn', 'bn_momentum', 'grad_accum_steps', 'torchcompile', 'log_tensorboard',
+    unused = (*SecondStage.unused, 'freeze_bn', 'bn_momentum', 'grad_accum_steps', 'torchcompile', 'log_tensorboard',
               'log_wandb')
 
     @abstractmethod
@@ -188,39 +188,39 @@ class FittedStage(Stage, ABC):
         """
 
 
-STAGES: Registry[Stage] = Registry('stage')
+SECOND_STAGES: Registry[SecondStage] = Registry('second stage')
 
 
-def register_stage(name: str) -> Callable[[type[Stage]], type[Stage]]:
-    """Class decorator: make the stage available to `create_stage` and `train.py --stage` under `name`."""
-    return STAGES.register(name)
+def register_second_stage(name: str) -> Callable[[type[SecondStage]], type[SecondStage]]:
+    """Class decorator: make the stage available to `create_second_stage` and `train.py --stage` under `name`."""
+    return SECOND_STAGES.register(name)
 
 
-def create_stage(name: str, **kwargs: Any) -> Stage:
+def create_second_stage(name: str, **kwargs: Any) -> SecondStage:
     """Create a stage by name with its own settings.
 
     Raises:
         InputError: Unknown name or setting.
     """
-    stage_class = STAGES.find(name)
+    stage_class = SECOND_STAGES.find(name)
     has_settings = stage_class.__init__ is not object.__init__
     refuse_unknown(f'--stage {name}', kwargs, list(inspect.signature(stage_class).parameters) if has_settings else [])
     return stage_class(**kwargs)
 
 
-def restore_stages(
+def restore_second_stages(
         model: nn.Module,
         state_dict: Mapping[str, torch.Tensor],
         without: Collection[str] = (),
 ) -> nn.Module:
-    """The model in the form that a checkpoint of whichever stage needs, see `Stage.restore`.
+    """The model in the form that a checkpoint of whichever stage needs, see `SecondStage.restore`.
 
     Args:
         model: Of the checkpoint's architecture.
         state_dict: The checkpoint's, with this package's names.
         without: Names of stages that are left out.
     """
-    for name, stage in STAGES.items():
+    for name, stage in SECOND_STAGES.items():
         if name not in without:
             model = stage.restore(model, state_dict)
     return model

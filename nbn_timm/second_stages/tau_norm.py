@@ -17,7 +17,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, vectors, write_linear
-from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedStage, register_stage
+from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedSecondStage, register_second_stage
 
 CURVE_FILE = 'tau_curve.csv'
 
@@ -50,8 +50,8 @@ def normalized_form(
     return weight / length ** tau, bias if keep else None
 
 
-@register_stage('tau_norm')
-class TauNormalization(FittedStage):
+@register_second_stage('tau_norm')
+class TauNormalization(FittedSecondStage):
     """Normalise the classifier by the tau that is best on the validation split; nothing is trained.
 
     Without a validation split tau is given by hand, or chosen on a balanced part of the training set. A first stage

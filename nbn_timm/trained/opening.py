@@ -2,7 +2,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
+from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
-from nbn_timm.second_stages import restore_stages
+from nbn_timm.second_stages import restore_second_stages
 from nbn_timm.settings import Settings, setting
-from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
+from nbn_timm.trained.record import NetworkRecord
 
-__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'open_trained', 'read_folder_config', 'recorded_training']
+__all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'checkpoint_record', 'open_trained', 'published_record',
+           'read_folder_config']
 
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
 
@@ -62,9 +64,8 @@ class TrainedModel:
         model_args: Constructor arguments beyond the number of classes.
         nbn: NBN was put into a model of timm's with `add_nbn`.
         input: Format of its images.
-        classes: Names and training images per class, where they are known.
-        record: What else is known: 'settings' (training arguments), 'epoch' (of the weights, from 1), 'test'
-            (accuracies in percent), 'hardware', 'date'.
+        record: What is known of its training, its classes among it.
+        notes: What a person should be told, one sentence each.
     """
 
     model: Any  # an nn.Module with the attributes that timm's models have
@@ -72,9 +73,23 @@ class TrainedModel:
     model_args: Mapping[str, Any]
     nbn: bool
     input: DataDefaults
-    classes: Classes | None
-    record: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()  # what a person should be told, one sentence each
+    record: NetworkRecord = NetworkRecord()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """Its name without a tag or a place."""
+        return self.model.pretrained_cfg['architecture']
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names that timm's cfg of the weights has."""
+        return tuple(self.model.pretrained_cfg.get('label_names') or ())
+
+    @property
+    def classes(self) -> Classes | None:
+        """Names and training images per class, where they are known."""
+        return self.record.classes
 
     @property
     def class_counts(self) -> Classes | None:
@@ -127,7 +142,7 @@ def open_trained(
         return opened
     known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
     classes, notes = read_counts(class_counts_file).of(known)
-    return replace(opened, classes=classes, notes=(*opened.notes, *notes))
+    return replace(opened, record=replace(opened.record, classes=classes), notes=(*opened.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -140,35 +155,36 @@ class _Asked:
     num_classes: int | None
 
 
-def recorded_training(name: str | None) -> dict[str, Any]:
+def checkpoint_record(path: str) -> NetworkRecord:
+    """What a checkpoint says of its training.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return NetworkRecord.of_checkpoint(read_checkpoint(path))
+
+
+def published_record(name: str | None) -> NetworkRecord:
     """What is known of the training of pretrained weights: of the package's, or of a folder or repository.
 
     A record says by a digest which weights it is of; of others it is not told.
-
-    Returns:
-        See `TrainedModel.record`, and 'class_counts' of `ClassCounts.to_dict`; empty where nothing is known.
 
     Raises:
         InputError: The weights are damaged, or the record is malformed.
     """
     if name is None:
-        return {}
+        return NetworkRecord()
     if not is_model_folder(name):
-        return weights_record(name) or {}
-    record = read_folder_config(name).get(RECORD_KEY)
-    if not record:
-        return {}
+        return NetworkRecord.from_dict(weights_record(name) or {}, f"the record of '{name}'")
+    data = read_folder_config(name).get(RECORD_KEY)
+    if not data:
+        return NetworkRecord()
     weights = read_weights(name)
-    if not isinstance(record, dict) or weights is None or record.get(DIGEST) != weights_digest(weights):
-        _logger.warning("The config.json of '%s' records the training of other weights than these, as before a "
-                        'fine-tuning, so nothing is told of it.', name)
-        return {}
-    for key, kind, what in (('settings', dict, 'object'), ('class_counts', dict, 'object'), ('test', dict, 'object'),
-                            ('epoch', int, 'number')):
-        if record.get(key) is not None and not isinstance(record[key], kind):
-            raise InputError(f"'{key}' in the record in the config.json of '{name}' is no {what}: correct it, or take "
-                             f"'{RECORD_KEY}' out")
-    return {key: value for key, value in record.items() if key != DIGEST}
+    if isinstance(data, dict) and weights is not None and data.get(DIGEST) == weights_digest(weights):
+        return NetworkRecord.from_dict(data, f"the record ('{RECORD_KEY}') in the config.json of '{name}'")
+    _logger.warning("The config.json of '%s' records the training of other weights than these, as before a "
+                    'fine-tuning, so nothing is told of it.', name)
+    return NetworkRecord()
 
 
 def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool) -> TrainedModel:
@@ -178,29 +194,23 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
                          '--use-ema')
     weights = rename_experts(read_state_dict(path, use_ema))
     found = recognize(weights)
-    settings = training_arguments(checkpoint)
-    known = asked.model or settings.get('model') or checkpoint.get('arch')
+    record = NetworkRecord.of_checkpoint(checkpoint)
+    known = asked.model or record.model
     inferred = found.model_args if found is not None and known in (None, found.arch) else {}
-    name, nbn, kwargs = model_settings(
-        known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs}, checkpoint,
+    name, nbn, kwargs = record.model_settings(
+        known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs},
         'the architecture with it')
-    classes = recorded_classes(checkpoint)
-    num_classes = (asked.num_classes or (classes.num_classes if classes else None)
+    num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
+    network: Any = restore_second_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
     load_weights(network, path, use_ema)
     if all_experts:
         if not isinstance(network, RoutedExperts):
             raise InputError(f"--all-experts is for a network with routing, and '{path}' has none: leave it out")
         network = network.network
-    record: dict[str, Any] = {}
-    if settings:
-        record['settings'] = settings
-    if isinstance(checkpoint.get('epoch'), int):
-        record['epoch'] = checkpoint['epoch'] + 1
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
-    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, settings), classes, record, notes)
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:
@@ -213,21 +223,19 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
     network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
-    record = recorded_training(name)
-    classes = recorded_classes(record)
-    record.pop('class_counts', None)
-    settings = record.get('settings') or {}
+    record = published_record(name)
     if len(network.pretrained_cfg.get('label_names') or ()) != network.num_classes:
         network.pretrained_cfg.pop('label_names', None)  # of other weights, or there are none
-    args = read_folder_config(name).get('model_args') if is_model_folder(name) else settings.get('model_kwargs')
-    args = {key: value for key, value in {**(args or {}), **asked.model_kwargs}.items() if key != 'num_classes'}
-    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, settings), classes, record)
+    args = (read_folder_config(name).get('model_args') or {} if is_model_folder(name)
+            else record.told(ModelSettings).model_kwargs)
+    args = {key: value for key, value in {**args, **asked.model_kwargs}.items() if key != 'num_classes'}
+    return TrainedModel(network.eval(), name, args, bool(asked.add_nbn), _input(network, record), record)
 
 
-def _input(model: Any, settings: Mapping[str, Any]) -> DataDefaults:
+def _input(model: Any, record: NetworkRecord) -> DataDefaults:
     """The format that the model was trained with, else the one it is configured for."""
     try:
-        return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(settings)
+        return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(record.input)
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f'what is recorded of the format of the images is malformed ({error}): correct input_size, '
                          'mean and std in the config.json, or get the model again') from error

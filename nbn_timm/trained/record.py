@@ -1,15 +1,209 @@
-"""What is recorded of a training beside its weights, and what who goes on from there takes from it."""
+"""What is recorded of a finished network beside its weights, and what who goes on from there takes from it."""
 import argparse
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from nbn_timm.data import ClassCounts, Classes
+from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import DataSettings, InputSettings
 from nbn_timm.errors import InputError
+from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
+from nbn_timm.trained.results import Results
+
+ToldT = TypeVar('ToldT', bound='_FromRecord')
+
+# What a training writes among its settings: what they came to.
+_PROCESSES, _TRANSFORM = 'world_size', 'train_transform'
+
+# Facts about a training that are told as they are written.
+_FACTS = ('command', 'hardware', 'torch', 'date')
+
+
+def training_arguments(settings: SettingGroups, processes: int, images: DataDefaults) -> dict[str, Any]:
+    """What a training records: all its settings, and what they came to."""
+    return {**settings.values(), _PROCESSES: processes, **images.input_format(), _TRANSFORM: images.train_transform}
+
+
+class _FromRecord(Protocol):
+    """A group of settings, or all of a command."""
+
+    @classmethod
+    def from_record(cls: type[ToldT], record: Mapping[str, Any]) -> ToldT: ...
+
+
+@dataclass(frozen=True)
+class NetworkRecord:
+    """What is known of the training of a network; the one reader of checkpoints and of the JSON beside weights.
+
+    Attributes:
+        arguments: Settings of the training by flat name, as its version, or timm, wrote them; `told` gives them typed.
+        arch: The model that a checkpoint says it is of.
+        name: `arch.tag` of published weights.
+        classes: Names and training images per class, where they are known.
+        epoch: Of the weights, from 1.
+        test: Accuracies.
+        digest: Of the weights that the record belongs to; None in a checkpoint, which holds them.
+        folded: NBN was folded after the training.
+        facts: In words: 'command', 'hardware', 'torch', 'date', as far as they are known.
+    """
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    arch: str | None = None
+    name: str | None = None
+    classes: Classes | None = None
+    epoch: int | None = None
+    test: Results | None = None
+    digest: str | None = None
+    folded: bool = False
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> 'NetworkRecord':
+        """The record in a checkpoint of this package or of timm, as `read_checkpoint` gives it."""
+        arguments, classes, epoch = (checkpoint.get(key) for key in ('args', 'class_counts', 'epoch'))
+        arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+        return cls(
+            arguments if isinstance(arguments, dict) else {}, checkpoint.get('arch'),
+            classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
+            epoch=epoch + 1 if isinstance(epoch, int) else None)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> 'NetworkRecord':
+        """Read what `to_dict` wrote.
+
+        Args:
+            data: Of a JSON file.
+            where: The file, in words for people.
+
+        Raises:
+            InputError: `data` is not of that form.
+        """
+        for key in ('settings', 'class_counts', 'test', 'epoch'):
+            kind, what = (int, 'number') if key == 'epoch' else (dict, 'object')
+            if data.get(key) is not None and not isinstance(data[key], kind):
+                raise InputError(f"'{key}' in {where} is no {what}: correct it, or take the record out")
+        classes, test = data.get('class_counts'), data.get('test')
+        return cls(
+            data.get('settings') or {}, name=data.get('model'), classes=Classes.from_dict(classes) if classes else None,
+            epoch=data.get('epoch'), test=Results.from_dict(test, where) if test else None, digest=data.get(DIGEST),
+            folded=bool(data.get('folded')), facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what is known."""
+        entries = {
+            'model': self.name, DIGEST: self.digest,
+            'class_counts': None if self.classes is None else self.classes.to_dict(),
+            'settings': dict(self.arguments) or None, 'epoch': self.epoch, **self.facts,
+            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None}
+        return {key: value for key, value in entries.items() if value is not None}
+
+    def told(self, settings: type[ToldT]) -> ToldT:
+        """A group, or all settings of a command, as the training had them; defaults for what is not recorded."""
+        return settings.from_record(self.arguments)
+
+    @property
+    def model(self) -> str | None:
+        """The architecture."""
+        return self.told(ModelSettings).model or self.arch
+
+    @property
+    def dataset(self) -> str | None:
+        """What `--dataset` named."""
+        return self.told(DataSettings).dataset or None
+
+    @property
+    def input(self) -> InputSettings:
+        """Format of the images, as far as it is recorded."""
+        return self.told(InputSettings)
+
+    @property
+    def processes(self) -> int:
+        """That trained together."""
+        return self.arguments.get(_PROCESSES) or 1
+
+    @property
+    def train_transform(self) -> str | None:
+        """How a training image was cut out, a name in `TRAIN_TRANSFORMS`."""
+        return self.arguments.get(_TRANSFORM)
+
+    def model_settings(
+            self,
+            name: str | None,
+            nbn: bool | None,
+            kwargs: Mapping[str, Any] | None,
+            flag: str = '--model',
+    ) -> tuple[str, bool, dict[str, Any]]:
+        """Model name, added NBN and constructor arguments; what is recorded holds for the recorded model only.
+
+        Args:
+            name: As asked for; None takes the recorded one.
+            nbn: As asked for; None takes what is recorded.
+            kwargs: Constructor arguments, added to the recorded ones.
+            flag: That names the model, for the message.
+
+        Raises:
+            InputError: Neither the caller nor the record names a model.
+        """
+        name = name or self.model
+        if not name:
+            raise InputError(f'give {flag}: the checkpoint does not record its architecture')
+        recorded = self.told(ModelSettings)
+        if name != self.model:
+            return name, bool(nbn), dict(kwargs or {})
+        return name, bool(recorded.add_nbn) if nbn is None else nbn, {**recorded.model_kwargs, **(kwargs or {})}
+
+    def inherited(
+            self,
+            groups: type[SettingGroups],
+            given: Mapping[str, Any],
+            same_format: bool = True,
+    ) -> dict[str, Any]:
+        """What a command takes from the record, because it is told nothing else.
+
+        What a model is made with holds for the recorded model only, and where data lie for the recorded data set only;
+        the format of the images is that of the weights.
+
+        Args:
+            groups: The command's settings.
+            given: Values that the command was given, by name.
+            same_format: The images are read in the format of the weights.
+
+        Returns:
+            Values by name, for settings that are declared as inherited and not given.
+        """
+        of_model, of_format, of_data = (
+            {declared.name for declared in fields_of(group)} for group in (ModelSettings, InputSettings, DataSettings))
+        recorded = {**self.arguments, 'model': self.model}
+        left_out: set[str] = set()
+        if given.get('dataset') not in (None, self.dataset):
+            left_out |= of_data
+        if given.get('model') not in (None, self.model):
+            left_out |= of_model
+        if not same_format:
+            left_out |= of_format
+        if given.get('img_size') or given.get('input_size') or self.input.input_size:
+            left_out.add('img_size')  # the recorded size in full says the same
+        if given.get('img_size'):
+            left_out.add('input_size')
+        return {name: recorded[name] for name, declared in groups.declared().items()
+                if declared.declaration.inherited and name not in given and name not in left_out
+                and recorded.get(name) not in (None, '', declared.default)}
+
+    def public(self, groups: type[SettingGroups], private: tuple[str, ...] = ()) -> 'NetworkRecord':
+        """The record without paths and without what is the machine's.
+
+        Args:
+            groups: Whose declarations say of a setting what it is.
+            private: Further arguments that are the machine's.
+        """
+        told = groups.public(self.arguments)
+        return replace(
+            self, arguments={name: without_paths(value) for name, value in told.items() if name not in private},
+            classes=None if self.classes is None else public_counts(self.classes), facts=without_paths(self.facts))
 
 
 def public_counts(counts: ClassCounts) -> ClassCounts:
@@ -30,90 +224,3 @@ def without_paths(value: Any) -> Any:
                 return flavour(text).name
         return text
     return value if value is None or isinstance(value, bool | int | float) else str(value)
-
-
-def training_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint of this package, or of timm, was trained with."""
-    recorded = checkpoint.get('args')
-    recorded = vars(recorded) if isinstance(recorded, argparse.Namespace) else recorded
-    return recorded if isinstance(recorded, dict) else {}
-
-
-def recorded_settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Training arguments of a checkpoint, or of a record of weights, by name, with the model that it says it is of."""
-    arguments = training_arguments(checkpoint) or checkpoint.get('settings') or {}
-    model = arguments.get('model') or checkpoint.get('arch')
-    return {**arguments, 'model': model} if model else arguments
-
-
-def recorded_classes(record: Mapping[str, Any]) -> Classes | None:
-    """The classes that a checkpoint or the record of weights tells, None if it tells none."""
-    data = record.get('class_counts')
-    return Classes.from_dict(data) if isinstance(data, dict) else None
-
-
-def model_settings(
-        name: str | None,
-        nbn: bool | None,
-        kwargs: dict[str, Any] | None,
-        checkpoint: Mapping[str, Any],
-        flag: str = '--model',
-) -> tuple[str, bool, dict[str, Any]]:
-    """Model name, added NBN and constructor arguments; a checkpoint's settings hold for its own model only.
-
-    Args:
-        name: As asked for; None takes the checkpoint's.
-        nbn: As asked for; None takes the checkpoint's.
-        kwargs: Constructor arguments, added to the checkpoint's.
-        checkpoint: As read from a file.
-        flag: That names the model, for the message.
-
-    Raises:
-        InputError: Neither the caller nor the checkpoint names a model.
-    """
-    trained_with = training_arguments(checkpoint)
-    recorded = trained_with.get('model') or checkpoint.get('arch')
-    name = name or recorded
-    if not name:
-        raise InputError(f'give {flag}: the checkpoint does not record its architecture')
-    inherited = trained_with if name == recorded else {}
-    return (name, bool(inherited.get('add_nbn')) if nbn is None else nbn,
-            (inherited.get('model_kwargs') or {}) | (kwargs or {}))
-
-
-def inherited_settings(
-        groups: type[SettingGroups],
-        recorded: Mapping[str, Any],
-        given: Mapping[str, Any],
-        same_format: bool = True,
-) -> dict[str, Any]:
-    """What a command takes from the record of a finished network, because it is told nothing else.
-
-    What a model is made with holds for the recorded model only, and where data lie for the recorded data set only; the
-    format of the images is that of the weights.
-
-    Args:
-        groups: The command's settings.
-        recorded: Training arguments by name, and the input format.
-        given: Values that the command was given, by name.
-        same_format: The images are read in the format of the weights.
-
-    Returns:
-        Values by name, for settings that are declared as inherited and not given.
-    """
-    of_model, of_format = {'add_nbn', 'model_kwargs'}, {declared.name for declared in fields_of(InputSettings)}
-    of_data = {declared.name for declared in fields_of(DataSettings)}
-    left_out: set[str] = set()
-    if given.get('dataset') not in (None, recorded.get('dataset')):
-        left_out |= of_data
-    if given.get('model') not in (None, recorded.get('model')):
-        left_out |= of_model
-    if not same_format:
-        left_out |= of_format
-    if given.get('img_size') or given.get('input_size') or recorded.get('input_size'):
-        left_out.add('img_size')  # the recorded size in full says the same
-    if given.get('img_size'):
-        left_out.add('input_size')
-    return {name: recorded[name] for name, declared in groups.declared().items()
-            if declared.declaration.inherited and name not in given and name not in left_out
-            and recorded.get(name) not in (None, '', declared.default)}

@@ -1,7 +1,8 @@
-"""Accuracies of a model from the files in which train.py and validate.py leave them."""
+"""Accuracies of a network, and the files in which train.py and validate.py leave them."""
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,46 +15,160 @@ from nbn_timm.evaluation.result import METRICS
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 
 # Post-hoc changes of what validate.py evaluated that do not travel with the weights.
-_CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment'}
+_CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment', 'routed': 'a router',
+            'mean_experts': 'a router'}
 
 
-def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class Results:
+    """Accuracies of a network.
+
+    Attributes:
+        split: Of the data, 'test' or 'val'.
+        images: Of that split.
+        accuracies: In percent, by their names in `ACCURACIES`; those that are known.
+        shot_limits: Many is above the first number of training images, few below the second.
+        precision: Of the computation; None where it is not recorded.
+    """
+
+    split: str
+    images: int
+    accuracies: Mapping[str, float]
+    shot_limits: tuple[int, int] | None = None
+    precision: str | None = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str) -> 'Results':
+        """Read what `to_dict` wrote, or a file of `EvalResult.write_json`.
+
+        Args:
+            data: Of a JSON file.
+            where: The file, in words for people.
+
+        Raises:
+            InputError: `data` is not of that form.
+        """
+        images = data.get('images', data.get('num_samples'))
+        limits = data.get('splits') or {}
+        found = {name: data[name] for name in ACCURACIES if data.get(name) is not None}
+        numbers = [images, *found.values(), *(limits[key] for key in ('many_above', 'few_below') if key in limits)]
+        if 'top1' not in found or not all(isinstance(number, int | float) for number in numbers):
+            raise InputError(f'{where} has no results that can be read (images, top1 and other accuracies in '
+                             'percent): evaluate again')
+        return cls(data.get('split', 'test'), int(images), found,
+                   (limits['many_above'], limits['few_below']) if limits else None, data.get('precision') or None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        limits = {} if self.shot_limits is None else {
+            'splits': dict(zip(('many_above', 'few_below'), self.shot_limits, strict=True))}
+        return {'split': self.split, 'images': self.images, **self.accuracies, **limits,
+                **({'precision': self.precision} if self.precision else {})}
+
+
+@dataclass(frozen=True)
+class EvaluatedWeights:
+    """Which weights of a run were evaluated.
+
+    Attributes:
+        file: In the folder of the run.
+        epoch, epochs: Of the weights and of the run, from 1.
+        chosen_by: What chose that epoch; None for the last one.
+        second_stage: One of one pass that gave them, which has no epochs.
+    """
+
+    file: str
+    epoch: int | None = None
+    epochs: int | None = None
+    chosen_by: str | None = None
+    second_stage: str | None = None
+
+    @classmethod
+    def of_results(cls, results: Mapping[str, Any]) -> 'EvaluatedWeights':
+        """What a test.json says of them; earlier versions told it in a sentence alone."""
+        weights = results.get('weights')
+        if isinstance(weights, Mapping):
+            return cls(str(weights.get('file')), *map(weights.get, ('epoch', 'epochs', 'chosen_by', 'stage')))
+        sentence = str(results.get('checkpoint'))
+        trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)(?:.*chosen by (.*))?', sentence)
+        if trained:
+            return cls(trained[2], int(trained[1]), chosen_by=trained[3])
+        return cls(sentence.partition(',')[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {'file': self.file, 'stage': self.second_stage} if self.second_stage else {
+            key: value for key, value in asdict(self).items() if key != 'second_stage'}
+
+    def in_words(self) -> str:
+        """For people."""
+        if self.second_stage:
+            return f'{self.file}, --stage {self.second_stage}'
+        if self.chosen_by is None:
+            return f'epoch {self.epoch} ({self.file}), the last one, since there is no validation split to choose by'
+        return f'epoch {self.epoch} of {self.epochs} ({self.file}), chosen by {self.chosen_by}'
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """A test.json of train.py, or a results file of validate.py.
+
+    Attributes:
+        results: The accuracies.
+        num_classes: Of the network.
+        model: Its name; None where the file has none.
+        weights: Of a run.
+        use_ema: They are averaged weights; None where the file does not say.
+        changes: What was evaluated beside the weights and does not travel with them, in words.
+    """
+
+    results: Results
+    num_classes: int
+    model: str | None
+    weights: EvaluatedWeights
+    use_ema: bool | None
+    changes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> 'ResultsFile':
+        """Read a file.
+
+        Raises:
+            InputError: It is none of these.
+        """
+        hint = 'give a file of validate.py --results-file, or a test.json of train.py'
+        try:
+            data = json.loads(path.read_text(encoding='utf-8'))
+        except (OSError, ValueError) as error:
+            raise InputError(f"the results file '{path}' cannot be read ({error}): {hint}") from error
+        needed = ('top1', 'num_samples', 'num_classes')
+        if not isinstance(data, dict) or not all(isinstance(data.get(key), int | float) for key in needed):
+            raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): {hint}")
+        changes = dict.fromkeys(said for key, said in _CHANGES.items() if data.get(key))
+        return cls(Results.from_dict(data, f"'{path}'"), data['num_classes'], data.get('model'),
+                   EvaluatedWeights.of_results(data), data.get('use_ema'), tuple(changes))
+
+
+def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> ResultsFile | None:
     """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights.
 
     Args:
         checkpoint: The file.
         use_ema: The averaged weights are meant.
-        epoch: Of the checkpoint, from 1; None for a stage of one pass. The result may be older, if the run went on.
+        epoch: Of the checkpoint, from 1; None for a second stage of one pass. The result may be older, if the run went
+            on.
     """
     path = Path(checkpoint)
     beside = path.parent / 'test.json'
     if not path.is_file() or not beside.is_file():
         return None
-    results = _read(beside)
-    weights = weights_of(results)
-    same = weights.get('file') == path.name and weights.get('epoch') == epoch
+    found = ResultsFile.read(beside)
+    same = (found.weights.file, found.weights.epoch) == (path.name, epoch) and found.use_ema in (None, use_ema)
     # A run of a second stage may have asked only some experts for an image.
-    if not same or results.get('use_ema', use_ema) != use_ema or 'mean_experts' in results:
-        return None
-    return summarize_results(results)
+    return found if same and not found.changes else None
 
 
-def weights_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Which weights a test.json is of: their 'file', their 'epoch' from 1, and what they were 'chosen_by'.
-
-    Earlier versions told it in a sentence alone.
-    """
-    weights = results.get('weights')
-    if isinstance(weights, Mapping):
-        return weights
-    sentence = str(results.get('checkpoint'))
-    trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)(?:.*chosen by (.*))?', sentence)
-    if trained:
-        return {'file': trained[2], 'epoch': int(trained[1]), 'chosen_by': trained[3]}
-    return {'file': sentence.partition(',')[0], 'epoch': None, 'chosen_by': None}
-
-
-def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
+def results_of(path: str, use_ema: bool, architecture: str) -> ResultsFile:
     """Accuracies in a results file of validate.py or in a test.json of train.py.
 
     Args:
@@ -64,46 +179,17 @@ def results_of(path: str, use_ema: bool, architecture: str) -> dict[str, Any]:
     Raises:
         InputError: The file is none of these, or is of something else than the weights by themselves.
     """
-    results = _read(Path(path))
-    evaluated = str(results.get('model') or architecture)
+    found = ResultsFile.read(Path(path))
+    evaluated = found.model or architecture
     names = {architecture, *(f'{architecture}_{dataset}' for dataset in benchmarks())}  # a model and its aliases
     if ':' not in evaluated and split_model_name_tag(evaluated)[0] not in names:
         raise InputError(f"the results file '{path}' is of the model '{evaluated}', and this is '{architecture}': give "
                          'the results of this model')
-    changed = [flag for key, flag in _CHANGES.items() if results.get(key)]
-    if results.get('routed') or 'mean_experts' in results:
-        changed.append('a router')
-    if changed:
-        raise InputError(f"the results file '{path}' is of an evaluation with {' and '.join(changed)}, which does not "
-                         'travel with the weights: evaluate without it')
-    if 'use_ema' in results and results['use_ema'] != use_ema:
-        kind = 'averaged' if results['use_ema'] else 'plain'
+    if found.changes:
+        raise InputError(f"the results file '{path}' is of an evaluation with {' and '.join(found.changes)}, which "
+                         'does not travel with the weights: evaluate without it')
+    if found.use_ema not in (None, use_ema):
+        kind = 'averaged' if found.use_ema else 'plain'
         raise InputError(f"the results file '{path}' is of the {kind} weights and the others are pushed: "
-                         f"{'add' if results['use_ema'] else 'leave out'} --use-ema or evaluate again")
-    return summarize_results(results)
-
-
-def summarize_results(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the entries of a results file those that a record keeps as 'test'."""
-    splits = results.get('splits')
-    return {
-        'split': results.get('split', 'test'),
-        'images': results['num_samples'],
-        **{key: results[key] for key in ACCURACIES if key in results},
-        **({'splits': {key: splits[key] for key in ('many_above', 'few_below')}} if splits else {}),
-        **({'precision': results['precision']} if results.get('precision') else {}),
-        'classes': results['num_classes'],
-    }
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
-        raise InputError(f"the results file '{path}' cannot be read ({error}): give a file of validate.py "
-                         '--results-file, or a test.json of train.py') from error
-    needed = ('top1', 'num_samples', 'num_classes')
-    if not isinstance(results, dict) or not all(isinstance(results.get(key), int | float) for key in needed):
-        raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): give a file of "
-                         'validate.py --results-file, or a test.json of train.py')
-    return results
+                         f"{'add' if found.use_ema else 'leave out'} --use-ema or evaluate again")
+    return found

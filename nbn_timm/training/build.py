@@ -14,39 +14,39 @@ from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
 from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_features, takes_soft_targets
-from nbn_timm.losses.deferred_loss import Deferred
+from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
 from nbn_timm.models.create import create_model
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
-from nbn_timm.second_stages import Stage, StageRun, TrainedStage, create_stage
+from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
-from nbn_timm.training.task import StageTask
+from nbn_timm.training.task import SecondStageTask
 from nbn_timm.training.views import WithViews
 
 _logger = logging.getLogger(__name__)
 
 
-def build_stage(settings: TrainSettings) -> Stage | None:
+def build_second_stage(settings: TrainSettings) -> SecondStage | None:
     """The second stage, if there is one.
 
     Raises:
         InputError: It needs other settings than these.
     """
-    name = settings.stage.stage
+    name = settings.second_stage.stage
     if name is None:
         return None
-    stage = create_stage(name, **settings.stage.stage_kwargs)
+    stage = create_second_stage(name, **settings.second_stage.stage_kwargs)
     if not (settings.start.initial_checkpoint or settings.start.pretrained):
         raise InputError(f'--stage {name} begins with a finished network: give its --initial-checkpoint')
     values = settings.values()
-    for needed, value in (stage.needs.items() if isinstance(stage, TrainedStage) else ()):
+    for needed, value in (stage.needs.items() if isinstance(stage, TrainedSecondStage) else ()):
         if values[needed] != value:
             remedy = f'give {flag(needed)} {value}' if value else 'leave it out'
             raise InputError(f'--stage {name} is not for {flag(needed)} {values[needed]}: {remedy}')
@@ -56,7 +56,7 @@ def build_stage(settings: TrainSettings) -> Stage | None:
     return stage
 
 
-def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Stage | None = None) -> Any:
+def build_model(settings: TrainSettings, splits: Splits, world: World, stage: SecondStage | None = None) -> Any:
     """The model on the device, with its initial weights, and of several experts set to what the loss takes.
 
     Raises:
@@ -70,7 +70,7 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: St
             of_model.add_nbn, **of_model.model_kwargs)
     if start.initial_checkpoint:
         load_weights(model, start.initial_checkpoint)
-    if isinstance(stage, TrainedStage):
+    if isinstance(stage, TrainedSecondStage):
         model = stage.prepare(model)
     if takes_experts(loss):
         if not isinstance(model, MultiExpert):
@@ -104,8 +104,8 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
         targets = np.zeros(len(dataset), dtype=np.int64) if targets is None else targets
         sampler = create_sampler(name, targets, splits.class_counts, settings.run.seed, world.rank, world.size,
                                  settings.schedule.epochs, **settings.sampler.sampler_kwargs)
-        if sampler.stage not in (None, settings.stage.stage):
-            raise InputError(f"sampler '{name}' learns in the second stage '{sampler.stage}', and without it "
+        if sampler.second_stage not in (None, settings.second_stage.stage):
+            raise InputError(f"sampler '{name}' learns in the second stage '{sampler.second_stage}', and without it "
                              'would stay as it began: give another --sampler')
     elif settings.sampler.sampler_kwargs:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, so --sampler-kwargs would have no "
@@ -113,7 +113,7 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss))
 
 
-def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedStage | None = None) -> Mixing | None:
+def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> Mixing | None:
     """What mixes the batches of `loader` on the device, with the label smoothing, or None.
 
     Raises:
@@ -139,7 +139,12 @@ def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedStage | None = N
     return method.create(settings.methods[name], run)
 
 
-def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: TrainedStage | None) -> ClassificationTask:
+def build_task(
+        plan: Plan,
+        model: nn.Module,
+        mixing: Mixing | None,
+        stage: TrainedSecondStage | None,
+) -> ClassificationTask:
     """The model and its loss, and a teacher or a second stage if there is one."""
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
@@ -155,7 +160,7 @@ def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: Train
     if views:
         model = WithViews(model)
     if stage is not None:
-        return StageTask(model, loss, stage, settings.stage.freeze_bn, device)
+        return SecondStageTask(model, loss, stage, settings.second_stage.freeze_bn, device)
     if not teacher_file:
         return ClassificationTask(model, loss, device=device, verbose=False)
     distillation = settings.distillation
@@ -177,15 +182,15 @@ def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -
         if key in own:
             raise InputError(f"--loss-kwargs has '{key}', which is no setting of a loss: use --loss and --class-counts")
     loss = create_loss(name, splits.class_counts, **own)
-    if isinstance(loss, Deferred) and loss.start_epoch >= settings.schedule.epochs:
+    if isinstance(loss, DeferredLoss) and loss.start_epoch >= settings.schedule.epochs:
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)
     return loss
 
 
-def connect_stage(
+def connect_second_stage(
         plan: Plan,
-        stage: TrainedStage | None,
+        stage: TrainedSecondStage | None,
         loader: TrainLoader,
         task: ClassificationTask,
         optimizer: torch.optim.Optimizer,
@@ -193,7 +198,7 @@ def connect_stage(
     """Let a second stage know the run."""
     if stage is not None:
         world = plan.world
-        stage.connect(StageRun(plan.splits, loader, plan.train_loader, task.criterion, optimizer, world.device,
+        stage.connect(SecondStageRun(plan.splits, loader, plan.train_loader, task.criterion, optimizer, world.device,
                                world.rank, world.size, plan.settings.run.seed))
 
 

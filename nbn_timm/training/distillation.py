@@ -12,9 +12,9 @@ from torch import nn
 from nbn_timm.data import Classes, DataDefaults
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
-from nbn_timm.models.weight_files import load_weights, read_checkpoint
+from nbn_timm.models.weight_files import load_weights
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
-from nbn_timm.trained.record import model_settings, recorded_classes, training_arguments
+from nbn_timm.trained.opening import checkpoint_record
 
 _logger = logging.getLogger(__name__)
 
@@ -157,10 +157,10 @@ def build_teacher(
         InputError: It cannot be had, or was trained on other images or classes.
     """
     assert settings.kd_checkpoint is not None
-    checkpoint = read_checkpoint(settings.kd_checkpoint)
-    name, nbn, kwargs = model_settings(
-        settings.kd_model_name, None, dict(settings.kd_model_kwargs), checkpoint, '--kd-model-name')
-    theirs = recorded_classes(checkpoint)
+    record = checkpoint_record(settings.kd_checkpoint)
+    name, nbn, kwargs = record.model_settings(
+        settings.kd_model_name, None, settings.kd_model_kwargs, '--kd-model-name')
+    theirs = record.classes
     teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, **kwargs)
     load_weights(teacher, settings.kd_checkpoint)
     if theirs is not None and classes is not None:
@@ -173,9 +173,9 @@ def build_teacher(
     if theirs is None or classes is None:
         whose = f"teacher '{settings.kd_checkpoint}'" if theirs is None else 'data'
         _logger.info('The classes of the %s are not recorded, so they are taken in the order of their numbers.', whose)
-    recorded = training_arguments(checkpoint)
-    for key in ('mean', 'std'):
-        if recorded.get(key) is not None and tuple(recorded[key]) != tuple(getattr(input_format, key)):
-            raise InputError(f"the teacher '{settings.kd_checkpoint}' was trained on images of {key} {recorded[key]}, "
-                             f'and these have {getattr(input_format, key)}: give a teacher of the same data')
+    recorded = record.input
+    for key, before, now in (('mean', recorded.mean, input_format.mean), ('std', recorded.std, input_format.std)):
+        if before is not None and before != now:
+            raise InputError(f"the teacher '{settings.kd_checkpoint}' was trained on images of {key} {before}, and "
+                             f'these have {now}: give a teacher of the same data')
     return teacher.to(memory_format=torch.channels_last) if channels_last else teacher

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 from nbn_timm.errors import InputError
 from nbn_timm.files import write_text_atomic
-from nbn_timm.second_stages import FitData, FittedStage
+from nbn_timm.second_stages import FitData, FittedSecondStage
+from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.report import SETTINGS_FILE, announce, report_on, write_settings
 from nbn_timm.training.run_checkpoint import LAST, fitted_state, save_checkpoint
@@ -18,7 +19,7 @@ from nbn_timm.training.run_checkpoint import LAST, fitted_state, save_checkpoint
 _logger = logging.getLogger(__name__)
 
 
-def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
+def fit(plan: Plan, stage: FittedSecondStage, model: Any) -> None:
     """Let the stage change the model, keep what it gives, and report on it.
 
     An interrupted pass is repeated from its beginning.
@@ -27,7 +28,7 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
         InputError: Something given is wrong.
     """
     settings, splits, world = plan.settings, plan.splits, plan.world
-    name = settings.stage.stage
+    name = settings.second_stage.stage
     if settings.run.resume not in (None, 'auto'):
         raise InputError(f'--stage {name} is one pass, which cannot go on from a checkpoint: leave out --resume')
     write_settings(plan)
@@ -43,7 +44,7 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
 
     data = FitData(
         splits, classifier_inputs, plan.evaluator,
-        world.device, world.distributed, settings.run.eval_metric, settings.run.watch_test, settings.run.seed)
+        world.device, settings.run.eval_metric, world.distributed, settings.run.watch_test, settings.run.seed)
     found = stage.fit(model.eval(), data)
     if world.is_primary:
         for file, text in found.files.items():
@@ -52,7 +53,7 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
             model, settings.model.model, plan.record(), splits.classes))
         _logger.info('\n'.join(found.lines))
     world.barrier()
-    report_on(plan, model, {'file': LAST, 'stage': name}, [SETTINGS_FILE, *found.files, LAST])
+    report_on(plan, model, EvaluatedWeights(LAST, second_stage=name), [SETTINGS_FILE, *found.files, LAST])
 
 
 @torch.no_grad()
@@ -90,7 +91,7 @@ def inputs_of(
                 model(images.contiguous(memory_format=memory_format))
             if len(seen) < len(hooks):
                 raise InputError(f'{type(model).__name__} does not call its classifier in evaluation, so that what '
-                                 'it is given cannot be read: use another stage, such as crt')
+                                 'it is given cannot be read: use another second stage, such as crt')
             if left is not None:
                 target = target[:left]
                 left -= len(target)

@@ -22,9 +22,9 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
-from nbn_timm.models.weight_files import read_checkpoint
-from nbn_timm.second_stages import Stage
-from nbn_timm.trained.record import recorded_classes
+from nbn_timm.second_stages import SecondStage
+from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
@@ -59,8 +59,7 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """What checkpoints keep of the training: all settings, and what they came to."""
-        return {**self.settings.values(), 'world_size': self.world.size, **self.input.input_format(),
-                'train_transform': self.input.train_transform}
+        return training_arguments(self.settings, self.world.size, self.input)
 
     def with_small_images_in_memory(self) -> 'Plan':
         """The plan with the splits that every epoch reads in memory, where their images are small and of one size."""
@@ -114,7 +113,12 @@ class Plan:
                         precision.channels_last, self.world.distributed)
 
 
-def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: Stage | None = None) -> Splits:
+def open_training_data(
+        settings: TrainSettings,
+        batch: BatchPlan,
+        world: World,
+        stage: SecondStage | None = None,
+) -> Splits:
     """The splits of the data set, with the classes in the order of the network of --initial-checkpoint.
 
     Where its classifier stays, the data may have no other classes.
@@ -123,7 +127,7 @@ def open_data(settings: TrainSettings, batch: BatchPlan, world: World, stage: St
         InputError: Something given is wrong, or checkpoints are to be chosen by what there is not.
     """
     known, initial = None, settings.start.initial_checkpoint
-    if initial and (classes := recorded_classes(read_checkpoint(initial))) is not None:
+    if initial and (classes := checkpoint_record(initial).classes) is not None:
         known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
@@ -145,6 +149,6 @@ def check_eval_metric(name: str, splits: Splits) -> None:
 
 def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:
     """The benchmark's input format, or the model's for images of one's own, with what the settings say."""
-    defaults = published.for_model(model.pretrained_cfg).as_trained(settings.input.values())
+    defaults = published.for_model(model.pretrained_cfg).as_trained(settings.input)
     check_input_size(model, settings.model.model, defaults.input_size)
     return defaults

@@ -19,7 +19,7 @@ class Progress:
             self,
             epochs: int,
             updates_per_epoch: int,
-            interval: int = 50,
+            interval: int,
             emit: Callable[[str], None] | None = None,
             clock: Callable[[], float] = time.monotonic,
     ) -> None:

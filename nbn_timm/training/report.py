@@ -1,7 +1,6 @@
 """What a run says of itself: before it begins, after each epoch, and of the model that it ends with."""
 import logging
 from collections.abc import Collection
-from typing import Any
 
 import yaml
 from timm.task import TrainingTask
@@ -10,6 +9,7 @@ from torch import nn
 
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
+from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
@@ -34,10 +34,10 @@ def config_text(settings: TrainSettings) -> str:
 
 
 def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> None:
-    """Say what is about to run; without a start epoch it is a stage of one pass."""
+    """Say what is about to run; without a start epoch it is a second stage of one pass."""
     settings, batch, counts = plan.settings, plan.batch, plan.splits.class_counts
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    runs = (f'--stage {settings.stage.stage}' if start_epoch is None else
+    runs = (f'--stage {settings.second_stage.stage}' if start_epoch is None else
             f'epochs {start_epoch + 1} to {settings.schedule.epochs}')
     lines = [
         f'model     {settings.model.model}, {parameters:,} parameters',
@@ -68,27 +68,27 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
-def report(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
+def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
     """Report on the best checkpoint, or on the last one where none was chosen."""
     model = evaluation_model(task)
     epochs = max(start_epoch, plan.settings.schedule.epochs)
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
         metric = plan.settings.run.eval_metric
-        weights = {'file': BEST, 'epoch': epoch, 'epochs': epochs, 'chosen_by': f'validation {metric}'}
+        weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=f'validation {metric}')
     else:
-        weights = {'file': LAST, 'epoch': epochs, 'epochs': epochs, 'chosen_by': None}
+        weights = EvaluatedWeights(LAST, epochs, epochs)
     files = [SETTINGS_FILE, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
     report_on(plan, model, weights, files)
 
 
-def report_on(plan: Plan, model: nn.Module, weights: dict[str, Any], files: Collection[str]) -> None:
+def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Collection[str]) -> None:
     """Evaluate the model that the run ends with on the test split, once, and say so.
 
     Args:
         plan: Of the run.
         model: What is evaluated.
-        weights: Its 'file', its 'epoch' of 'epochs' (1-based) and what it is 'chosen_by', or the 'stage' that gave it.
+        weights: Which ones they are.
         files: What the run has written so far.
     """
     splits, folder = plan.splits, plan.folder
@@ -102,20 +102,10 @@ def report_on(plan: Plan, model: nn.Module, weights: dict[str, Any], files: Coll
     settings = plan.settings
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
-        checkpoint=in_words(weights), weights=weights, use_ema=settings.average.model_ema,
+        checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
         precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
     files = [*files, f'{split}.json']
     if splits.class_counts is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
         files.append(f'{split}_per_class.csv')
-    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, in_words(weights), result.table(), folder, ', '.join(files))
-
-
-def in_words(weights: dict[str, Any]) -> str:
-    """Which weights were evaluated, for people."""
-    if 'stage' in weights:
-        return f"{weights['file']}, --stage {weights['stage']}"
-    if weights['chosen_by'] is None:
-        return (f"epoch {weights['epoch']} ({weights['file']}), the last one, since there is no validation split to "
-                'choose by')
-    return f"epoch {weights['epoch']} of {weights['epochs']} ({weights['file']}), chosen by {weights['chosen_by']}"
+    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder, ', '.join(files))

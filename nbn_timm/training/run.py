@@ -2,16 +2,16 @@
 import logging
 from pathlib import Path
 
-from nbn_timm.second_stages import FittedStage, TrainedStage
+from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
     build_mixing,
     build_model,
     build_scaler,
-    build_stage,
+    build_second_stage,
     build_task,
     build_train_loader,
-    connect_stage,
+    connect_second_stage,
 )
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
@@ -19,9 +19,9 @@ from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
 from nbn_timm.training.optim import create_optimizer, create_scheduler
-from nbn_timm.training.plan import Plan, input_format, open_data
+from nbn_timm.training.plan import Plan, input_format, open_training_data
 from nbn_timm.training.progress import Progress
-from nbn_timm.training.report import announce, report, show_epoch, write_settings
+from nbn_timm.training.report import announce, report_run, show_epoch, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
@@ -36,15 +36,15 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     seed_everything(settings.run.seed)
     prepare_gpu(settings.gpu, world.device)
 
-    stage = build_stage(settings)
-    splits = open_data(settings, batch, world, stage)
+    stage = build_second_stage(settings)
+    splits = open_training_data(settings, batch, world, stage)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
                 model.num_classes)
-    if isinstance(stage, FittedStage):
+    if isinstance(stage, FittedSecondStage):
         fit(plan, stage, model)
         return
-    assert stage is None or isinstance(stage, TrainedStage)
+    assert stage is None or isinstance(stage, TrainedSecondStage)
 
     plan = plan.with_small_images_in_memory()
     loader = build_train_loader(plan, model)
@@ -52,7 +52,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     mixing = build_mixing(plan, loader, stage)
     task = build_task(plan, model, mixing, stage)
     optimizer = create_optimizer(model if stage is None else stage.trained(model), settings.optimizer)
-    connect_stage(plan, stage, loader, task, optimizer)
+    connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
@@ -78,4 +78,4 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         show_epoch(epoch, epochs, result)
         keeper.keep(epoch, trained, result)
     keeper.close()
-    report(plan, task, keeper, start_epoch)
+    report_run(plan, task, keeper, start_epoch)

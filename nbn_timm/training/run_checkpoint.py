@@ -20,7 +20,7 @@ from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write, file_sha256
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
-from nbn_timm.trained.record import recorded_classes, training_arguments
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.distributed import World
 from nbn_timm.training.settings import TrainSettings
 
@@ -271,7 +271,7 @@ def _newest_whole(folder: Path, there: list[Path]) -> Path | None:
 
 
 def _epoch(state: Mapping[str, Any]) -> int:
-    """The epoch (0-based) of a checkpoint; -1 for one of a stage of one pass."""
+    """The epoch (0-based) of a checkpoint; -1 for one of a second stage of one pass."""
     epoch = state.get('epoch')
     return epoch if isinstance(epoch, int) else -1
 
@@ -315,10 +315,10 @@ def resume_run(
         raise InputError(f"'{path}' is of model '{state['arch']}' and not of '{arch}': give --model {state['arch']}, "
                          'or another --experiment')
     _check_shapes(path, state['state_dict'], task)
-    before = recorded_classes(state)
-    if before is not None and class_counts is not None:
-        _check_classes(path, before, class_counts)
-    _warn_of_changes(path, training_arguments(state), settings)
+    before = NetworkRecord.of_checkpoint(state)
+    if before.classes is not None and class_counts is not None:
+        _check_classes(path, before.classes, class_counts)
+    _warn_of_changes(path, before.arguments, settings)
 
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
     if task.has_ema():

@@ -1,7 +1,7 @@
 """All settings of a training: the groups that stand beside the code which uses them, and those of the run itself."""
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
@@ -12,8 +12,8 @@ from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
 from nbn_timm.models.settings import ModelSettings, StartSettings
 from nbn_timm.samplers.settings import SamplerSettings
-from nbn_timm.second_stages import STAGES, FittedStage
-from nbn_timm.second_stages.settings import StageSettings
+from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
+from nbn_timm.second_stages.settings import SecondStageSettings
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -24,7 +24,7 @@ from nbn_timm.settings import (
     only_with,
     setting,
 )
-from nbn_timm.trained.record import without_paths
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.distillation import DistillationSettings
 from nbn_timm.training.gpu import GpuSettings
@@ -82,7 +82,7 @@ class TrainSettings(SettingGroups):
     batch: BatchSettings = BatchSettings()
     sampler: SamplerSettings = SamplerSettings()
     loss: LossSettings = LossSettings()
-    stage: StageSettings = StageSettings()
+    second_stage: SecondStageSettings = SecondStageSettings()
     distillation: DistillationSettings = DistillationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
@@ -108,10 +108,10 @@ class TrainSettings(SettingGroups):
         """What the data set, the loss and the second stage declare to leave unused."""
         if name == 'other_views' and number_of_views(values.loss) == 1:
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
-        stage = STAGES.get(values.stage) if values.stage else None
+        stage = SECOND_STAGES.get(values.stage) if values.stage else None
         if stage is None:
             return reason_unused(name, self.data)
-        if issubclass(stage, FittedStage) and self.group_of(name).of_training:
+        if issubclass(stage, FittedSecondStage) and self.group_of(name).of_training:
             return Tolerated(f'--stage {values.stage} trains nothing')
         if name in stage.unused or not stage.takes_mixing and name in mixing_settings():
             return f'would have no effect on --stage {values.stage}'
@@ -122,7 +122,7 @@ class TrainSettings(SettingGroups):
         unusual = [
             *(name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
-            *([self.stage.stage] if self.stage.stage else []),
+            *([self.second_stage.stage] if self.second_stage.stage else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
         ]
         parts = [self.model.model, self.data.dataset, *unusual, f's{self.run.seed}']
@@ -136,10 +136,6 @@ _USUAL = (LossSettings.loss, SamplerSettings.sampler)
 _OF_TIMM = ('data', 'no_prefetcher', 'local_rank')
 
 
-def public_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record, see `TrainedModel.record`, as plain data without paths and without what is the machine's."""
-    public = {key: without_paths(value) for key, value in record.items()}
-    if 'settings' in public:
-        told = TrainSettings.public(record['settings'])
-        public['settings'] = {name: without_paths(value) for name, value in told.items() if name not in _OF_TIMM}
-    return public
+def public_record(record: NetworkRecord) -> NetworkRecord:
+    """A record without paths and without what is the machine's."""
+    return record.public(TrainSettings, private=_OF_TIMM)

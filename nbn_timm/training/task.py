@@ -11,13 +11,13 @@ from torch.nn.parallel import DistributedDataParallel
 from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
-from nbn_timm.second_stages import TrainedStage
+from nbn_timm.second_stages import TrainedSecondStage
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import AverageSettings
 
 
-class StageTask(ClassificationTask):
+class SecondStageTask(ClassificationTask):
     """Train the part of a finished network that a second stage trains.
 
     What is evaluated and saved is the stage's finished model, wherever possible an ordinary one. What a resumed run
@@ -36,25 +36,25 @@ class StageTask(ClassificationTask):
             self,
             model: nn.Module,
             criterion: nn.Module,
-            stage: TrainedStage,
+            stage: TrainedSecondStage,
             freeze_statistics: bool = True,
             device: torch.device | None = None,
     ) -> None:
         super().__init__(model.requires_grad_(False), criterion, device=device, verbose=False)
-        self.stage = stage
+        self.second_stage = stage
         self.freeze_statistics = freeze_statistics
         stage.trained(unwrap_model(model)).requires_grad_(True)
 
-    def train(self, mode: bool = True) -> 'StageTask':
+    def train(self, mode: bool = True) -> 'SecondStageTask':
         """Set the mode of what is trained, and of the rest as `freeze_statistics` says."""
         super().train(mode)
         if mode and self.freeze_statistics:
-            self.stage.freeze(unwrap_model(self.trainable_module))
+            self.second_stage.freeze(unwrap_model(self.trainable_module))
         return self
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images [B, 3, H, W] and targets to the loss, with whatever the stage does around it."""
-        with self.stage.batch(unwrap_model(self.trainable_module), target):
+        with self.second_stage.batch(unwrap_model(self.trainable_module), target):
             return super().forward(input, target)
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -63,7 +63,7 @@ class StageTask(ClassificationTask):
         if model is None:
             return None
         unwrapped = unwrap_model(model)
-        finished = self.stage.finished(unwrapped)
+        finished = self.second_stage.finished(unwrapped)
         return model if finished is unwrapped else finished
 
     def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class StageTask(ClassificationTask):
         saved = unwrap_model(self.get_eval_model(module, ema)).state_dict()
         state: dict[str, Any] = {key: value for key, value in self._in_training(ema).state_dict().items()
                                  if key not in saved or not torch.equal(value, saved[key])}
-        own = {} if ema else self.stage.state_dict()
+        own = {} if ema else self.second_stage.state_dict()
         return state | ({'stage': own} if own else {})
 
     def load_checkpoint_state(
@@ -87,17 +87,17 @@ class StageTask(ClassificationTask):
         """Load a finished model and the task state beside it.
 
         Raises:
-            InputError: The task state is of another stage.
+            InputError: The task state is of another second stage.
         """
         model = self._in_training(ema)
         entries = state_dict | (task_state or {})
         missing = [key for key in model.state_dict() if key not in entries]
         if missing:
             raise InputError(f"the checkpoint has no '{missing[0]}', which this --stage trains: resume a run of the "
-                             'same stage, or start one with --initial-checkpoint')
+                             'same second stage, or start one with --initial-checkpoint')
         model.load_state_dict({key: entries[key] for key in model.state_dict()}, strict=strict)
         if not ema:
-            self.stage.load_state_dict((task_state or {}).get('stage', {}))
+            self.second_stage.load_state_dict((task_state or {}).get('stage', {}))
 
     def _in_training(self, ema: bool) -> nn.Module:
         return unwrap_model(super().get_eval_model(ema=ema))
@@ -118,11 +118,11 @@ def begin_epoch(
     set_epoch = getattr(task.criterion, 'set_epoch', None)
     if set_epoch is not None:
         set_epoch(epoch)
-    if isinstance(task, StageTask):
-        task.stage.set_epoch(epoch)
+    if isinstance(task, SecondStageTask):
+        task.second_stage.set_epoch(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
-    if graphs is not None and (set_epoch is not None or isinstance(task, StageTask)):
+    if graphs is not None and (set_epoch is not None or isinstance(task, SecondStageTask)):
         graphs.forget()
 
 

@@ -17,10 +17,13 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses.ldam import ldam_margins
+from nbn_timm.layers.head import COSINE_SCALE
+from nbn_timm.losses.ldam import MAX_MARGIN, ldam_margins
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.margins import margin_cross_entropy
 from nbn_timm.losses.weights import effective_number_weights
+
+DIVERSITY = 0.2
 
 
 class _RideLoss(nn.Module):
@@ -89,11 +92,11 @@ class Ride(_RideLoss):
     def __init__(
             self,
             class_counts: ClassCounts | None,
-            diversity: float = 0.2,
+            diversity: float = DIVERSITY,
             reweight_epoch: int | None = None,
             reweight_factor: float = 0.05,
-            max_margin: float = 0.5,
-            scale: float = 30.0,
+            max_margin: float = MAX_MARGIN,
+            scale: float = COSINE_SCALE,
             temperature: float = 1.0,
     ) -> None:
         super().__init__(diversity, temperature)
@@ -140,7 +143,7 @@ class RideBalancedSoftmax(_RideLoss):
     def __init__(
             self,
             class_counts: ClassCounts | None,
-            diversity: float = 0.2,
+            diversity: float = DIVERSITY,
             smoothing: float = 0.0,
             temperature: float = 1.0,
     ) -> None:
