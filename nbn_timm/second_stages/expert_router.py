@@ -4,10 +4,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from nbn_timm.key_values import check_number
 from nbn_timm.losses.router_loss import RoutingLoss
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.routed_experts import router_settings
-from nbn_timm.second_stages.second_stage import Stage, TrainedStage, register_stage
+from nbn_timm.second_stages.second_stage import FLAG, Stage, TrainedStage, register_stage
+
+_WIDEST = 65536  # hidden units; RIDE has 16
 
 
 @register_stage('routing')
@@ -23,9 +26,9 @@ class Routing(TrainedStage):
     unused = (*Stage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
 
     def __init__(self, top_k: int = 30, hidden: int = 16, pos_weight: float = 100.0) -> None:
-        self.top_k = top_k
-        self.hidden = hidden
-        self.pos_weight = pos_weight
+        self.top_k = check_number('--stage routing', FLAG, 'top_k', top_k, low=1, whole=True)
+        self.hidden = check_number('--stage routing', FLAG, 'hidden', hidden, low=1, high=_WIDEST, whole=True)
+        self.pos_weight = check_number('--stage routing', FLAG, 'pos_weight', pos_weight, above=True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network and its router."""

@@ -187,7 +187,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     classes = recorded_classes(checkpoint)
     num_classes = (asked.num_classes or (classes.num_classes if classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
+    network: Any = restore_stages(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), weights)
     load_weights(network, path, use_ema)
     if all_experts:
         if not isinstance(network, RoutedExperts):
@@ -212,7 +212,8 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 
 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
-    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
+    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn),
+                                model_kwargs=asked.model_kwargs)
     record = recorded_training(name)
     classes = recorded_classes(record)
     record.pop('class_counts', None)

@@ -33,9 +33,13 @@ def without_paths(value: Any) -> Any:
 
 
 def training_arguments(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that a checkpoint of this package, or of timm, was trained with."""
+    """The flags that a checkpoint of this package, or of timm, was trained with.
+
+    timm keeps a Namespace, in which a flag that was not given may be None, '' or {}; these are left out.
+    """
     recorded = checkpoint.get('args')
-    recorded = vars(recorded) if isinstance(recorded, argparse.Namespace) else recorded
+    if isinstance(recorded, argparse.Namespace):
+        return {name: value for name, value in vars(recorded).items() if value is not None and value not in ('', {})}
     return recorded if isinstance(recorded, dict) else {}
 
 

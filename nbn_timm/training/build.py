@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
+from nbn_timm.losses import create_loss, takes_experts, takes_features
 from nbn_timm.losses.deferred_loss import Deferred
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
@@ -22,6 +22,7 @@ from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import Stage, StageRun, TrainedStage, create_stage
 from nbn_timm.settings import flag
+from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
@@ -66,7 +67,7 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: St
     with world.primary_first():
         model = create_model(
             of_model.model, num_classes, start.pretrained, start.drop, start.drop_path, start.bn_momentum,
-            of_model.add_nbn, **of_model.model_kwargs)
+            of_model.add_nbn, of_model.model_kwargs)
     if start.initial_checkpoint:
         load_weights(model, start.initial_checkpoint)
     if isinstance(stage, TrainedStage):
@@ -119,20 +120,13 @@ def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedStage | None = N
         InputError: Two methods are on, or one cannot be had on this run.
     """
     settings = plan.settings
-    chosen = {name: method for name, method in MIXINGS.items() if method.switched_on(settings.methods[name])}
-    if not chosen or (stage is not None and not stage.takes_mixing):
+    name = chosen_mixing(settings, stage)
+    if name is None:
         return None
-    switches = [flag(method.switched_on(settings.methods[name])[0]) for name, method in chosen.items()]
-    if len(chosen) > 1:
-        raise InputError(f'{switches[0]} and {switches[1]} cannot mix the same batch: leave one of them out')
-    if not takes_soft_targets(settings.loss.loss):
-        raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
-                         'give another --loss')
     run = MixingRun(settings.mixing, plan.num_classes, settings.loss.smoothing, settings.schedule.epochs,
                     plan.batch.size, plan.splits, loader, plan.train_loader, plan.world.device, settings.run.seed,
                     plan.world.rank, plan.world.size)
-    (name, method), = chosen.items()
-    return method.create(settings.methods[name], run)
+    return MIXINGS[name].create(settings.methods[name], run)
 
 
 def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: TrainedStage | None) -> ClassificationTask:
@@ -141,10 +135,6 @@ def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: Train
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
     teacher_file = settings.distillation.kd_checkpoint
     if takes_features(settings.loss.loss):
-        for other, given in (('--stage', stage), ('--kd-checkpoint', teacher_file)):
-            if given:
-                raise InputError(f"loss '{settings.loss.loss}' takes features, which training with {other} does not "
-                                 f'hand on: leave out {other}, or give another --loss')
         model = WithFeatures(model)
     if stage is not None:
         return StageTask(model, loss, stage, settings.stage.freeze_bn, device)
@@ -160,15 +150,8 @@ def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: Train
 
 def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
-    name, own = settings.loss.loss, dict(settings.loss.loss_kwargs)
-    if settings.loss.smoothing and mixing is None:
-        if 'smoothing' in own:
-            raise InputError('the label smoothing is given twice, as --smoothing and in --loss-kwargs: keep one')
-        own['smoothing'] = settings.loss.smoothing
-    for key in ('name', 'class_counts'):
-        if key in own:
-            raise InputError(f"--loss-kwargs has '{key}', which is no setting of a loss: use --loss and --class-counts")
-    loss = create_loss(name, splits.class_counts, **own)
+    name = settings.loss.loss
+    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixing is not None))
     if isinstance(loss, Deferred) and loss.start_epoch >= settings.schedule.epochs:
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)

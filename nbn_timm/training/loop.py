@@ -1,7 +1,7 @@
 """One epoch of training."""
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -17,6 +17,8 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import check_finite
+
+_ONE_VALUE = 'Expected more than 1 value per channel'  # of torch.nn.functional.batch_norm
 
 T = TypeVar('T')
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -164,11 +166,32 @@ def train_step(
         if settings.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with nullcontext() if is_last else task.no_sync():
-            with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
+            with (torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None),
+                  enough_values(images)):
                 loss = task(images, target)['loss']
             losses.append((loss.detach(), len(target)))
             _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last)
     return losses
+
+
+@contextmanager
+def enough_values(images: torch.Tensor) -> Iterator[None]:
+    """Say what to do where torch's BatchNorm has a single value per channel, of which there is no variance.
+
+    Any other error of the body stays what it is.
+
+    Raises:
+        InputError: That is so.
+    """
+    try:
+        yield
+    except Exception as error:  # a ValueError, which a compiler may have wrapped
+        if _ONE_VALUE not in str(error):
+            raise
+        raise InputError(
+            f'a BatchNorm layer is left with one value per channel of {len(images)} image{"s" * (len(images) > 1)} of '
+            f'{images.shape[-2]}x{images.shape[-1]}, which has no variance: give a larger --batch-size or --img-size'
+        ) from error
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

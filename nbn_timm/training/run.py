@@ -15,6 +15,7 @@ from nbn_timm.training.build import (
     build_train_loader,
     connect_stage,
 )
+from nbn_timm.training.combinations import check_combinations
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.keeper import Keeper
@@ -40,6 +41,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
 
     stage = build_stage(settings)
+    check_combinations(settings, stage)
     splits = open_data(settings, batch, world, stage)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
