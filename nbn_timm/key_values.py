@@ -49,7 +49,7 @@ def key_values(flag: str, given: Mapping[str, Any]) -> list[KeyValue]:
 
 
 def shown(value: Any) -> str:
-    """A value as it was typed, in quotes if it is text that could be taken for something else, shortened if it is long."""
+    """A value as it was typed: text that reads as something else is in quotes, and what is long is cut."""
     text = one_line(str(value))
     if isinstance(value, str):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
