@@ -125,7 +125,7 @@ def recipe(settings: Mapping[str, Any]) -> str:
 def size_of(settings: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
     """Parameters, and multiply-adds of one image in evaluation (convolutions and linear layers)."""
     model: Any = create_model(settings['model'], num_classes, nbn=bool(settings.get('add_nbn')),
-                              **(settings.get('model_kwargs') or {})).eval()
+                              model_kwargs=settings.get('model_kwargs')).eval()
     channels, height, width = model.pretrained_cfg['input_size']
     side = settings.get('img_size')
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -1,8 +1,12 @@
 """On what is computed, and how precisely."""
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from nbn_timm.errors import InputError, nearest
+from nbn_timm.key_values import reason_of
 from nbn_timm.settings import Settings, only_with, setting
 
 # What a processor must be able to do for bfloat16 to be faster than float32, by torch's names.
@@ -21,6 +25,30 @@ class PrecisionSettings(Settings):
     amp_dtype: str = setting('float16', 'of autocast', choices=('float16', 'bfloat16'), effect=only_with('amp'))
     channels_last: bool = setting(False, 'memory format of images and weights')
     torchcompile: str | None = setting(None, 'compile the model', nargs='?', const='inductor', metavar='BACKEND')
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Surround what runs a compiled model, and say so where there is no such backend or it fails.
+
+        It may lack a compiler or a package, or not know this device. A fault of the model itself comes again without
+        --torchcompile, as it is.
+
+        Raises:
+            InputError: The backend is not there, or has failed.
+        """
+        if not self.torchcompile:
+            yield
+            return
+        known = torch.compiler.list_backends(exclude_tags=None)  # type: ignore[arg-type]
+        if self.torchcompile not in known:
+            raise InputError(f"there is no backend '{self.torchcompile}' for --torchcompile (usual are "
+                             f"{', '.join(torch.compiler.list_backends())}){nearest(self.torchcompile, known)}")
+        from torch._dynamo.exc import BackendCompilerFailed  # takes a second
+        try:
+            yield
+        except BackendCompilerFailed as error:
+            raise InputError(f'--torchcompile {self.torchcompile} cannot compile this model here ({reason_of(error)}): '
+                             'leave it out, or give another backend') from error
 
     def advice(self, device: torch.device) -> str | None:
         """What would make the computation faster on this machine, in a sentence; None if nothing is known."""

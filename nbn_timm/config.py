@@ -57,17 +57,18 @@ class Given(Generic[GroupsT]):
         """
         return self.groups.of({**(inherited or {}), **self.values()})
 
-    def check_effects(self, settings: GroupsT, tell: Callable[[str], None] = _logger.info) -> None:
+    def check_effects(self, settings: GroupsT, tell: Callable[[str], None] = _logger.info, **facts: Any) -> None:
         """Refuse typed flags that have no effect, and tell those of a config in one line.
 
         Args:
             settings: What they amount to.
             tell: Takes the line.
+            facts: See `SettingGroups.without_effect`.
 
         Raises:
             InputError: Names the first such flag, with the reason.
         """
-        typed = settings.without_effect(list(self.flags), self.flags.keys())
+        typed = settings.without_effect(list(self.flags), self.flags.keys(), **facts)
         for name, reason in typed.items():
             if not isinstance(reason, Tolerated):
                 typed_as = flag(f'no_{name}' if self.flags[name] is False else name)
@@ -75,7 +76,7 @@ class Given(Generic[GroupsT]):
         known = self.groups.declared()
         differing = [name for name, value in self.config.items()
                      if name not in self.flags and value != _as_given(known[name])]
-        idle = typed | settings.without_effect(differing)
+        idle = typed | settings.without_effect(differing, **facts)
         if idle:
             tell(f'Settings without effect here: {_told(idle)}.')
 

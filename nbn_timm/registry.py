@@ -1,7 +1,7 @@
 """Classes by name: a decorator registers them, a setting chooses them."""
 import importlib
 import pkgutil
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from nbn_timm.errors import InputError, nearest
@@ -50,27 +50,3 @@ def import_modules(package: str, path: Iterable[str]) -> None:
     """
     for module in pkgutil.iter_modules(path):
         importlib.import_module(f'{package}.{module.name}')
-
-
-def refuse_unknown(
-        what: str,
-        given: Iterable[str],
-        settings: Collection[str],
-        known: Collection[str] | None = None,
-) -> None:
-    """Refuse settings that a thing does not have.
-
-    Args:
-        what: The thing, for the message.
-        given: Names of settings.
-        settings: Those that it has.
-        known: Those that the message names, if these are more.
-
-    Raises:
-        InputError: Names the first that it has not, and the nearest one.
-    """
-    known = known or settings
-    for key in given:
-        if key not in settings:
-            raise InputError(f"{what} has no setting '{key}' (it has {', '.join(known) or 'none'})"
-                             f'{nearest(key, known)}')

@@ -402,9 +402,15 @@ class SettingGroups:
         """A copy with other values of some settings."""
         return type(self).of({**self.values(), **values})
 
-    def without_effect(self, names: Collection[str], typed: Collection[str] = ()) -> dict[str, str]:
-        """Those of the named settings that have no effect, each with the reason; see `Values` for `typed`."""
-        values, known = Values(self.values(), typed), self.declared()
+    def without_effect(self, names: Collection[str], typed: Collection[str] = (), **facts: Any) -> dict[str, str]:
+        """Those of the named settings that have no effect, each with the reason.
+
+        Args:
+            names: Of settings.
+            typed: See `Values`.
+            facts: What else is known of the run, for effects that depend on it, as the number of processes.
+        """
+        values, known = Values({**self.values(), **facts}, typed), self.declared()
         found = {}
         for name in names:
             effect = known[name].declaration.effect

@@ -11,7 +11,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, reason_unused
+from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, find_benchmark, reason_unused
 from nbn_timm.deploy import FoldSettings, deployed
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
@@ -116,13 +116,19 @@ def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) ->
     record = checkpoint_record(weights.checkpoint) if weights.checkpoint else published_record(settings.model.model)
     values = {**record.inherited(ValidateSettings, given), **given}
     if not values.get('dataset'):
-        values['dataset'] = benchmark_of(settings.model.model or record.model)
+        values['dataset'] = _own_benchmark(settings.model.model or record.model, values.get('num_classes'))
     if not values['dataset']:
         raise InputError('give --dataset: neither the checkpoint nor the model says what it was trained on')
     if settings.shots.counts_from is None:
         counted = 'checkpoint' if record.classes is not None else 'dataset'
         values['counts_from'] = 'file' if settings.data.class_counts else counted
     return ValidateSettings.of(values)
+
+
+def _own_benchmark(model: str | None, num_classes: int | None) -> str | None:
+    """The benchmark that a model is configured for, unless the network has another number of classes."""
+    benchmark = find_benchmark(benchmark_of(model))
+    return benchmark.name if benchmark and num_classes in (None, benchmark.num_classes) else None
 
 
 def validate(settings: ValidateSettings, world: World) -> None:

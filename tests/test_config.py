@@ -205,7 +205,8 @@ def test_shipped_config_has_known_keys_a_model_and_a_comment(name):
 def test_cheap_configs_build_their_model(name):
     settings = recipe(name)
     model, start = settings.model, settings.start
-    model = create_model(model.model, 10, start.pretrained, start.drop, start.drop_path, **model.model_kwargs)
+    model = create_model(
+        model.model, 10, start.pretrained, start.drop, start.drop_path, model_kwargs=model.model_kwargs)
     size = settings.input.img_size or 32
     assert model.eval()(torch.zeros(1, 3, size, size)).shape == (1, 10)
 
@@ -215,7 +216,7 @@ def test_large_configs_build_their_model(name):
     settings = recipe(name)
     model, start = settings.model, settings.start
     with torch.device('meta'):
-        model = create_model(model.model, 10, False, start.drop, start.drop_path, **model.model_kwargs)
+        model = create_model(model.model, 10, False, start.drop, start.drop_path, model_kwargs=model.model_kwargs)
     assert model.num_classes == 10
 
 

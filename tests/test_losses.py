@@ -200,7 +200,7 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
 @pytest.mark.parametrize('name, settings, message', [
     ('weighted_cross_entropy', {'weighting': 'inverce'}, "did you mean 'inverse'"),
     ('weighted_cross_entropy', {'beta': 0.9}, 'inverse frequencies do not use'),
-    ('weighted_cross_entropy', {'weighting': 'effective_number', 'beta': 1}, 'beta is 1'),
+    ('weighted_cross_entropy', {'weighting': 'effective_number', 'beta': 1}, 'beta=1: give a number from 0 to less'),
     ('weighted_cross_entropy', {'exponent': -1}, 'exponent=-1: give a number from 0'),
     ('weighted_cross_entropy', {'smoothing': 1.5}, 'smoothing=1.5: give a number from 0 to 1'),
     ('focal', {'gamma': '2'}, "gamma='2': give a number"),

@@ -130,7 +130,7 @@ def test_a_resumed_run_with_a_random_loss_ends_where_the_whole_one_does(images, 
 
 @pytest.mark.parametrize('flags, message', [
     (['--smoothing', '0.1', '--loss-kwargs', 'smoothing=0.1'], 'given twice'),
-    (['--loss-kwargs', 'class_counts=3'], 'use --loss and --class-counts'),
+    (['--loss-kwargs', 'class_counts=3'], 'class_counts=3 cannot be set in this way: use --class-counts FILE'),
     (['--loss', 'seql', '--smoothing', '0.1'], "no setting 'smoothing'"),
     (['--loss', 'hcm', '--mixup', '1'], "'hcm' takes labels and no mixed targets"),
     (['--loss', 'influence_balanced', '--kd-checkpoint', 'teacher.pth'], 'takes features.*--kd-checkpoint'),

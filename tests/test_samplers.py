@@ -306,12 +306,12 @@ def test_errors_name_the_remedy():
 
 @pytest.mark.parametrize('name, kwargs, message', [
     ('class_aware', {'n': 4}, r"has no setting 'n' \(it has k\)"),
-    ('class_aware', {'k': 0}, 'the k of sampler .* is 0: give a whole number from 1'),
+    ('class_aware', {'k': 0}, 'cannot take --sampler-kwargs k=0: give a whole number from 1'),
     ('class_aware', {'k': 2.5}, 'give a whole number'),
     ('effective_number', {'bta': 0.9}, "did you mean 'beta'"),
-    ('effective_number', {'beta': 1}, 'is 1: give a number from 0 to less than 1'),
-    ('effective_number', {'beta': 'x'}, 'does not take these settings'),
-    ('repeat_factor', {'threshold': 0}, 'give a share'),
+    ('effective_number', {'beta': 1}, 'beta=1: give a number from 0 to less than 1'),
+    ('effective_number', {'beta': 'x'}, '--sampler-kwargs beta=x: give a number'),
+    ('repeat_factor', {'threshold': 0}, 'threshold=0: give a number above 0 to 1'),
     ('progressively_balanced', {}, 'needs the number of epochs'),
     ('meta', {'init_pow': -1}, 'give a number from 0'),
     ('deferred', {'sampler': 'class_awre'}, "did you mean 'class_aware'"),

@@ -32,6 +32,7 @@ from nbn_timm.evaluation.prediction import TOP_K, PredictedClass, TopClasses, pr
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
+from nbn_timm.models.create import check_input_size
 from nbn_timm.settings import AT_LEAST_1, SettingGroups, Settings, setting
 from nbn_timm.trained.opening import CheckpointSettings, SourceSettings, TrainedModel, open_trained
 from nbn_timm.training.distributed import close_world, init_world
@@ -112,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if world.distributed:
             raise InputError('nbn-predict is one process: leave out torchrun')
-        unreadable = run(settings, found, world.device)
+        with settings.precision.compiling():
+            unreadable = run(settings, found, world.device)
     finally:
         close_world(world)
     if unreadable:
@@ -130,6 +132,7 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     if tau and counts is None:
         raise InputError(f"--logit-adjustment needs the training images per class, which '{settings.network.model}' "
                          'does not record: give --class-counts FILE')
+    check_input_size(trained.model, trained.name, trained.input.input_size)
     top_classes = TopClasses(class_names(trained), counts, answer.topk, logit_offset(counts, tau) if counts else None)
     model = prepare_model(trained.model, device, settings.form.fuse, precision)
     dataset = UnlabelledImages(found.files)

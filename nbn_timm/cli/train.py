@@ -32,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = run_settings(given)
     world = init_world(settings.precision.device)
     setup_logging(world.is_primary)
-    given.check_effects(settings)
+    given.check_effects(settings, world_size=world.size)
     folder = Path(settings.run.output, settings.run.experiment or settings.default_experiment())
     with exclusive_run(folder, world):
-        train(settings, world, folder)
+        with settings.precision.compiling():
+            train(settings, world, folder)
         world.barrier()  # torch 2.7's gloo can hang when the group is closed right after a reduction
     close_world(world)
 

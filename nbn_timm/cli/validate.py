@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     world = init_world(settings.precision.device)
     try:
         given.check_effects(settings, print if world.is_primary else _nothing)
-        validate(settings, world)
+        with settings.precision.compiling():
+            validate(settings, world)
         world.barrier()  # see train.py
     finally:
         close_world(world)

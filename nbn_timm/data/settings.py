@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbn_timm.data.longtail import PROFILES
-from nbn_timm.registry import refuse_unknown
+from nbn_timm.key_values import refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,

@@ -1,5 +1,6 @@
 """Class folders of one's own: `<split>/<class>/<image>`."""
 from collections.abc import Collection
+from pathlib import Path
 
 from nbn_timm.data.folders import SPLIT_FOLDERS, find_split_folder, read_class_folders
 from nbn_timm.data.settings import DataSettings
@@ -37,3 +38,8 @@ class ClassFolders(NamedDataset):
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return frozenset({'data_dir'})
+
+    def validates(self, settings: DataSettings) -> bool | None:
+        if settings.data_dir and find_split_folder(Path(settings.data_dir), 'val') is None:
+            return False
+        return None  # a folder may turn out to have no labels

@@ -38,6 +38,9 @@ class ListBenchmark(Benchmark):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
 
+    def validates(self, settings: DataSettings) -> bool:
+        return bool(settings.val_list) or 'val' in self.lists
+
     def statistics(self) -> Statistics | None:
         return self.published
 

@@ -35,6 +35,9 @@ class ListFiles(NamedDataset):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
 
+    def validates(self, settings: DataSettings) -> bool:
+        return bool(settings.val_list)
+
 
 def read_lists(
         settings: DataSettings,

@@ -59,6 +59,10 @@ class NamedDataset(ABC):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         """Those fields of `DataSettings` that `read` takes account of, given the others."""
 
+    def validates(self, settings: DataSettings) -> bool | None:
+        """Whether there is a validation split; None where only the data tell."""
+        return None
+
     def drawn_factor(self, settings: DataSettings) -> float | None:
         """The imbalance factor of the draw, None if nothing is drawn."""
         return self.factor if settings.imbalance_factor is None else settings.imbalance_factor

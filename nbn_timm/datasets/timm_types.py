@@ -44,6 +44,9 @@ class TimmDataset(NamedDataset):
         own = {'data_dir', 'download', 'train_split', 'val_split', 'test_split'}
         return frozenset(own | {'batch_size', 'seed'} if self._streamed else own)
 
+    def validates(self, settings: DataSettings) -> bool:
+        return bool(settings.val_split)
+
 
 for _prefix in TIMM_TYPES:
     register_dataset(_prefix)(TimmDataset)

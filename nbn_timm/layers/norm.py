@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from timm.layers import BatchNormAct2d
 from torch.distributed.nn.functional import all_gather
 
+from nbn_timm.errors import InputError, nearest
+
 __all__ = [
     'NormalizedBatchNorm2d', 'NormalizedBatchNormAct2d', 'SyncNormalizedBatchNorm2d', 'SyncNormalizedBatchNormAct2d',
     'NbnScale', 'share_scale', 'GRADIENTS',
@@ -149,9 +151,10 @@ class NormalizedBatchNorm2d(nn.BatchNorm2d):
             dtype=None,
     ) -> None:
         if not affine:
-            raise ValueError('NBN normalises the weight and bias of BatchNorm, so it needs affine=True')
+            raise InputError('NBN normalises the weight and bias of BatchNorm, so it needs affine=True')
         if gradient not in GRADIENTS:
-            raise ValueError(f"gradient '{gradient}' is unknown: choose one of {', '.join(GRADIENTS)}")
+            raise InputError(f"gradient '{gradient}' is unknown: choose one of {', '.join(GRADIENTS)}"
+                             f'{nearest(str(gradient), GRADIENTS)}')
         super().__init__(num_features, eps, momentum, True, track_running_stats, device=device, dtype=dtype)
         self.scale = NbnScale(alpha, device=device, dtype=dtype)
         self.cap_gradient = gradient == CAPPED

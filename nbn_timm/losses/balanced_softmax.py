@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
+from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 
 
@@ -19,7 +20,7 @@ class BalancedSoftmax(nn.Module):
         smoothing: Label smoothing, in [0, 1].
 
     Raises:
-        InputError: No class counts.
+        InputError: No class counts, or `smoothing` is out of range.
     """
 
     log_counts: torch.Tensor
@@ -27,7 +28,7 @@ class BalancedSoftmax(nn.Module):
     def __init__(self, class_counts: ClassCounts | None, smoothing: float = 0.0) -> None:
         super().__init__()
         counts = require_counts(class_counts, 'balanced_softmax')
-        self.smoothing = smoothing
+        self.smoothing = check_number('balanced_softmax', 'smoothing', smoothing, high=1)
         self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,10 @@
 """Checks of the settings that losses take."""
+import math
 from collections.abc import Sequence
 
-from nbn_timm.errors import InputError, nearest
+from nbn_timm import key_values
+
+FLAG = '--loss-kwargs'
 
 
 def check_number(
@@ -9,19 +12,16 @@ def check_number(
         setting: str,
         value: float,
         low: float = 0.0,
-        high: float = float('inf'),
+        high: float = math.inf,
         above: bool = False,
+        below: bool = False,
 ) -> float:
-    """Return `value` if it is a finite number from `low`, itself excluded if `above`, to `high`.
+    """Return `value` if it is a finite number in the range, see `key_values.check_number`.
 
     Raises:
         InputError: It is not.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float('inf')
-    if not number or not low <= value <= high or (above and value == low):
-        limits = f"{'above' if above else 'from'} {low:g}" + ('' if high == float('inf') else f' to {high:g}')
-        raise InputError(f"loss '{loss}' has {setting}={value!r}: give a number {limits}")
-    return value
+    return key_values.check_number(f"loss '{loss}'", FLAG, setting, value, low, high, above, below)
 
 
 def check_choice(loss: str, setting: str, value: str, choices: Sequence[str]) -> str:
@@ -30,7 +30,4 @@ def check_choice(loss: str, setting: str, value: str, choices: Sequence[str]) ->
     Raises:
         InputError: It is not.
     """
-    if value not in choices:
-        raise InputError(f"loss '{loss}' has {setting}={value!r}: give {' or '.join(choices)}"
-                         f'{nearest(str(value), choices)}')
-    return value
+    return key_values.check_choice(f"loss '{loss}'", FLAG, setting, value, choices)

@@ -1,14 +1,16 @@
 """The losses by name: a loss is one file in this folder with one `@register_loss` line."""
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
+from nbn_timm.key_values import cannot_take, check_types, key_values, refuse_owned, refuse_unknown
+from nbn_timm.losses.checks import FLAG
 from nbn_timm.losses.deferred_loss import DeferredLoss
-from nbn_timm.registry import Registry, refuse_unknown
+from nbn_timm.registry import Registry
 
 
 class _Traits(NamedTuple):
@@ -105,25 +107,39 @@ def create_loss(
     Raises:
         InputError: Unknown name or setting, class counts needed and not given, or a loss that cannot be deferred.
     """
-    loss_class = LOSSES.find(name)
-    settings = list(inspect.signature(loss_class).parameters)[1:]
-    refuse_unknown(f"loss '{name}'", kwargs, settings, settings + ['start_epoch'] * is_deferrable(name))
-    try:
-        loss: nn.Module = loss_class(class_counts, **kwargs)
-    except TypeError as error:
-        raise InputError(f"loss '{name}' does not take these settings ({error}): check --loss-kwargs") from error
+    check_loss_settings(name, kwargs)
+    loss: nn.Module = LOSSES[name](class_counts, **kwargs)
     if start_epoch is None:
         return loss
     return _deferred(name, loss, start_epoch, kwargs.get('smoothing', 0.0))
 
 
-def _deferred(name: str, loss: nn.Module, start_epoch: int, smoothing: float) -> nn.Module:
+def check_loss_settings(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a loss does not have, and values of another type than they have.
+
+    Raises:
+        InputError: There is one, or no loss of that name.
+    """
+    parameters = dict(list(inspect.signature(LOSSES.find(name)).parameters.items())[1:])
+    what, own = f"loss '{name}'", {key: value for key, value in given.items() if key != 'start_epoch'}
+    refuse_owned(key_values(FLAG, own), {'name': 'use --loss', 'class_counts': 'use --class-counts FILE'})
+    refuse_unknown(what, own, list(parameters), [*parameters, *['start_epoch'] * is_deferrable(name)])
+    check_types(what, key_values(FLAG, own), parameters)
+    if given.get('start_epoch') is not None:
+        _check_start(name, given['start_epoch'])
+
+
+def _check_start(name: str, start_epoch: Any) -> None:
     if not is_deferrable(name):
         raise InputError(f"loss '{name}' cannot be deferred as a whole: leave out start_epoch (it is for "
                          f"{', '.join(sorted(filter(is_deferrable, LOSSES)))})")
     if not isinstance(start_epoch, int) or isinstance(start_epoch, bool) or start_epoch < 1:
-        raise InputError(f"loss '{name}' has start_epoch={start_epoch!r}: give the number of epochs before it starts, "
-                         'a whole number from 1')
+        raise cannot_take(f"loss '{name}'", FLAG, 'start_epoch', start_epoch,
+                          'give the number of epochs before it starts, a whole number from 1')
+
+
+def _deferred(name: str, loss: nn.Module, start_epoch: int, smoothing: float) -> nn.Module:
+    _check_start(name, start_epoch)
     unweighted: Callable[[], nn.Module] | None = getattr(loss, 'unweighted', None)
     before = LOSSES['cross_entropy'](None, smoothing=smoothing) if unweighted is None else unweighted()
     return DeferredLoss(before, loss, start_epoch)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
-from nbn_timm.errors import InputError
 from nbn_timm.layers.head import COSINE_SCALE
+from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.ldam import MAX_MARGIN, ldam_margins
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.margins import margin_cross_entropy
@@ -30,15 +30,15 @@ class _RideLoss(nn.Module):
     """The sum over experts; a subclass gives the base loss.
 
     Args:
+        name: Of the loss, for messages.
         diversity: Weight of the divergence.
         temperature: T of every class, until a subclass has one per class.
     """
 
-    def __init__(self, diversity: float, temperature: float) -> None:
+    def __init__(self, name: str, diversity: float, temperature: float) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise InputError(f'the temperature is {temperature}: give a number above 0')
-        self.diversity = diversity
+        check_number(name, 'temperature', temperature, above=True)
+        self.diversity = check_number(name, 'diversity', diversity)
         self.base_temperature = temperature
 
     @abstractmethod
@@ -99,10 +99,11 @@ class Ride(_RideLoss):
             scale: float = COSINE_SCALE,
             temperature: float = 1.0,
     ) -> None:
-        super().__init__(diversity, temperature)
+        super().__init__('ride', diversity, temperature)
         counts = require_counts(class_counts, 'ride')
-        if not 0 <= reweight_factor < 1:
-            raise InputError(f'reweight_factor is {reweight_factor}: give a number from 0 to less than 1')
+        check_number('ride', 'reweight_factor', reweight_factor, high=1, below=True)
+        check_number('ride', 'max_margin', max_margin)
+        check_number('ride', 'scale', scale, above=True)
         self.reweight_epoch = reweight_epoch
         self.reweighting = False
         v = counts.num_classes * counts.prior() * reweight_factor + 1 - reweight_factor
@@ -135,7 +136,7 @@ class RideBalancedSoftmax(_RideLoss):
         temperature: T.
 
     Raises:
-        InputError: No class counts.
+        InputError: No class counts, or a setting out of range.
     """
 
     log_counts: torch.Tensor
@@ -147,9 +148,9 @@ class RideBalancedSoftmax(_RideLoss):
             smoothing: float = 0.0,
             temperature: float = 1.0,
     ) -> None:
-        super().__init__(diversity, temperature)
+        super().__init__('ride_balanced_softmax', diversity, temperature)
         counts = require_counts(class_counts, 'ride_balanced_softmax')
-        self.smoothing = smoothing
+        self.smoothing = check_number('ride_balanced_softmax', 'smoothing', smoothing, high=1)
         self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
 
     def base_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,8 @@ def class_weights(
     """
     check_choice(loss, 'weighting', weighting, WEIGHTINGS)
     check_number(loss, 'exponent', exponent)
+    if beta is not None:
+        check_number(loss, 'beta', beta, high=1, below=True)
     if weighting == 'inverse':
         if beta is not None:
             raise InputError(f"loss '{loss}' has beta={beta!r}, which inverse frequencies do not use: leave it out, or "

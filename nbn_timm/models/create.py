@@ -1,16 +1,37 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
+import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_model_input_config
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.key_values import (
+    KeyValue,
+    call,
+    check_number,
+    check_types,
+    key_values,
+    raised_here,
+    reason_of,
+    refuse_owned,
+)
 from nbn_timm.layers import add_nbn
 
 from .model_folder import is_model_folder, read_folder_config, read_weights
 
+_OWNERS = {
+    'model_name': 'give --model',
+    'num_classes': 'give --num-classes',
+    'pretrained': 'give --pretrained',
+    'checkpoint_path': 'give --initial-checkpoint',
+    'features_only': 'a network without a classifier is of no use here, so leave it out',
+}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -22,7 +43,7 @@ def create_model(
         drop_path: float | None = None,
         bn_momentum: float | None = None,
         nbn: bool = False,
-        **model_kwargs: Any,
+        model_kwargs: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Create a registered model; a wrong name or argument is an error that says so in one sentence.
 
@@ -37,7 +58,8 @@ def create_model(
         model_kwargs: Further arguments of the model.
 
     Raises:
-        InputError: Unknown model, tag or argument; no pretrained weights to be had; no BatchNorm for NBN.
+        InputError: Unknown model, tag or argument, or a value that the model cannot take; no pretrained weights to be
+            had; no BatchNorm for NBN.
     """
     name = name.removeprefix('timm/')  # as on the Hub
     if ':' not in name and not timm.is_model(name):
@@ -47,8 +69,35 @@ def create_model(
         read_folder_config(name)
         if pretrained:
             read_weights(name)  # timm would look at no checksum
-    model = _made_by_timm(name, pretrained, dict(
-        num_classes=num_classes, drop_rate=drop, drop_path_rate=drop_path, **model_kwargs))
+    own = key_values('--model-kwargs', model_kwargs or {})
+    refuse_owned(own, _OWNERS)
+    given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
+        ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path')) if value is not None)]
+    what = f"model '{name}'"
+    for one in own:
+        if one.key.endswith(('drop_rate', 'drop_path_rate')) and one.value is not None:
+            # Of some models these are used, and refused, in the first step of training alone.
+            check_number(what, '--model-kwargs', one.key, one.value, high=1)
+
+    def make(weights: bool = False, **settings: Any) -> nn.Module:
+        return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
+
+    try:
+        model = call(partial(make, pretrained), given, what, retry=make)
+    except InputError:
+        raise
+    except (RuntimeError, OSError, ValueError) as error:
+        if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
+            raise
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
+                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
+                         'out --pretrained') from error
+    except Exception as error:
+        if not is_model_folder(name):
+            raise
+        raise InputError(_no_model(name, error)) from error
+    check_types(what, own, _switches(model))
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -58,31 +107,13 @@ def create_model(
     return model
 
 
-def _made_by_timm(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
-    """`timm.create_model`, what may go wrong there as one sentence; bugs in a model stay what they are."""
-    folder = is_model_folder(name)
-    try:
-        return timm.create_model(name, pretrained=pretrained, **settings)
-    except InputError:
-        raise
-    except TypeError as error:
-        if folder:
-            raise InputError(_no_model(name, error)) from error
-        if 'argument' not in str(error):
-            raise
-        raise InputError(f"model '{name}' does not take this setting ({error}): "
-                         'check --drop, --drop-path and --model-kwargs') from error
-    except (RuntimeError, OSError, ValueError) as error:
-        if not (pretrained or 'pretrained tag' in str(error) or folder):
-            raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
-                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
-                         'out --pretrained') from error
-    except Exception as error:
-        if not folder:
-            raise
-        raise InputError(_no_model(name, error)) from error
+def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:
+    """The arguments of a model that are true or false, where 'false' as text would be taken for true.
+
+    timm's other annotations say less than what its models take.
+    """
+    return {name: parameter for name, parameter in inspect.signature(type(model)).parameters.items()
+            if parameter.annotation in (bool, 'bool')}
 
 
 def _no_model(name: str, error: Exception) -> str:
@@ -92,15 +123,17 @@ def _no_model(name: str, error: Exception) -> str:
 
 
 def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
-    """Refuse images that a model cannot take.
+    """Refuse images that a model cannot take, and a model that gives no logits of them, by trying one.
 
     Args:
-        model: A timm model; most take any size, transformers with absolute positions or windows do not.
+        model: A timm model; most take any size, transformers with absolute positions or windows do not, and with many
+            halvings a small image has no pixel left.
         name: Of the model.
         input_size: (channels, height, width) of the images.
 
     Raises:
-        InputError: The model is for another size, or not for RGB images.
+        InputError: The model is for another size, not for RGB images, or no classifier. What it cannot do with images
+            of its own size either is no fault of the size, and stays the error that it is.
     """
     takes = get_model_input_config(model)
     channels, height, width = takes['input_size']
@@ -113,3 +146,33 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
         ours = f'--img-size {height} or ' if height == width else ''
         raise InputError(f"model '{name}' takes images of {height}x{width} only and these are "
                          f'{input_size[1]}x{input_size[2]}: give {ours}--model-kwargs img_size={wanted}')
+    try:
+        logits = _try_image(model, input_size)
+    except Exception as error:  # of layers that may raise anything about a size
+        if raised_here(error) or input_size == takes['input_size'] or not _takes_size(model, takes['input_size']):
+            raise
+        raise InputError(f"model '{name}' cannot take images of {input_size[1]}x{input_size[2]} ({reason_of(error)}): "
+                         f'give another --img-size, such as its own {height}') from error
+    if logits.ndim != 2:
+        raise InputError(f"model '{name}' gives an output of {list(logits.shape)} for an image, and no logits per "
+                         'class: leave what changes its pooling or head out of --model-kwargs')
+
+
+@torch.no_grad()
+def _try_image(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Tensor:
+    """What a model gives in evaluation for a grey image; its modes stay as they are."""
+    training = [module for module in model.modules() if module.training]
+    device = next((parameter.device for parameter in model.parameters()), None)
+    try:
+        return model.eval()(torch.zeros(1, *input_size, device=device))
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _takes_size(model: nn.Module, input_size: tuple[int, int, int]) -> bool:
+    try:
+        _try_image(model, input_size)
+    except Exception:  # whatever it is, it did not take it
+        return False
+    return True

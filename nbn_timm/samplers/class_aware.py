@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from nbn_timm.errors import InputError
-from nbn_timm.samplers.sampler import EpochSampler, register_sampler
+from nbn_timm.key_values import check_number
+from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler
 
 
 @register_sampler('class_aware')
@@ -29,9 +29,7 @@ class ClassAware(EpochSampler):
 
     def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(k, int) or k < 1:
-            raise InputError(f"the k of sampler 'class_aware' is {k!r}: give a whole number from 1")
-        self.k = k
+        self.k = check_number("sampler 'class_aware'", FLAG, 'k', k, low=1, whole=True)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         groups, length = self.groups, self.epoch_length

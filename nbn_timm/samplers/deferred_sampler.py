@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 
 from nbn_timm.errors import InputError
+from nbn_timm.key_values import check_number
 from nbn_timm.samplers.instance_balanced import InstanceBalanced
-from nbn_timm.samplers.sampler import EpochSampler, create_sampler, register_sampler
+from nbn_timm.samplers.sampler import FLAG, EpochSampler, create_sampler, register_sampler
 
 
 @register_sampler('deferred')
@@ -33,8 +34,7 @@ class DeferredSampler(EpochSampler):
             **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if not isinstance(start_epoch, int) or start_epoch < 0:
-            raise InputError(f"the start_epoch of sampler 'deferred' is {start_epoch!r}: give a whole number from 0")
+        check_number("sampler 'deferred'", FLAG, 'start_epoch', start_epoch, whole=True)
         common = (self.targets, self.class_counts, self.seed, self.rank, self.world_size, self.epochs)
         self.start_epoch = start_epoch
         self.first = InstanceBalanced(*common)

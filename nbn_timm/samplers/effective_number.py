@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from nbn_timm.errors import InputError
-from nbn_timm.samplers.sampler import register_sampler
+from nbn_timm.key_values import check_number
+from nbn_timm.samplers.sampler import FLAG, register_sampler
 from nbn_timm.samplers.weighted import ClassWeighted
 
 
@@ -25,9 +25,7 @@ class EffectiveNumber(ClassWeighted):
 
     def __init__(self, *args: Any, beta: float = 0.9999, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= beta < 1:
-            raise InputError(f"the beta of sampler 'effective_number' is {beta}: give a number from 0 to less than 1")
-        self.beta = beta
+        self.beta = check_number("sampler 'effective_number'", FLAG, 'beta', beta, high=1, below=True)
 
     def class_weights(self, counts: np.ndarray) -> np.ndarray:
         return counts * (1 - self.beta) / (1 - self.beta ** counts)

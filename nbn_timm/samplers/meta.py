@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.samplers.sampler import register_sampler
+from nbn_timm.key_values import check_number
+from nbn_timm.samplers.sampler import FLAG, register_sampler
 from nbn_timm.samplers.weighted import ClassWeighted
 
 
@@ -38,8 +39,7 @@ class MetaSampler(ClassWeighted):
 
     def __init__(self, *args: Any, init_pow: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 <= init_pow < float('inf'):
-            raise InputError(f"the init_pow of sampler 'meta' is {init_pow}: give a number from 0")
+        check_number("sampler 'meta'", FLAG, 'init_pow', init_pow)
         num_classes = int(self.targets.max()) + 1
         if self.class_counts is not None:
             num_classes = max(num_classes, self.class_counts.num_classes)

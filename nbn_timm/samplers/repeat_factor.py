@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from nbn_timm.errors import InputError
-from nbn_timm.samplers.sampler import EpochSampler, register_sampler
+from nbn_timm.key_values import check_number
+from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler
 
 
 @register_sampler('repeat_factor')
@@ -29,9 +29,7 @@ class RepeatFactor(EpochSampler):
 
     def __init__(self, *args: Any, threshold: float = 0.001, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not 0 < threshold <= 1:
-            raise InputError(f"the threshold of sampler 'repeat_factor' is {threshold}: give a share of the images "
-                             'above 0 and at most 1')
+        check_number("sampler 'repeat_factor'", FLAG, 'threshold', threshold, high=1, above=True)
         counts = np.maximum(np.bincount(self.targets), 1)
         factors = np.maximum(1, np.sqrt(threshold * len(self.targets) / counts))[self.targets]
         self.whole = np.floor(factors).astype(np.int64)  # of each image's r, int64 [N]

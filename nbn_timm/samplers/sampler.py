@@ -1,7 +1,7 @@
 """The samplers by name, and what all of them share: one seeded stream per epoch, dealt out to the ranks."""
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,8 +10,11 @@ import torch.utils.data
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.registry import Registry, refuse_unknown
+from nbn_timm.key_values import check_types, key_values, refuse_unknown
+from nbn_timm.registry import Registry
 from nbn_timm.samplers.groups import ClassGroups
+
+FLAG = '--sampler-kwargs'
 
 
 class EpochSampler(torch.utils.data.Sampler[int]):
@@ -109,16 +112,23 @@ def create_sampler(
     Raises:
         InputError: Unknown name, an unknown or impossible setting, or an empty training set.
     """
-    sampler_class = SAMPLERS.find(name)
-    refuse_unknown(f"sampler '{name}'", kwargs, sampler_settings(sampler_class))
-    try:
-        return sampler_class(targets, class_counts, seed, rank, world_size, epochs, **kwargs)
-    except TypeError as error:
-        raise InputError(f"sampler '{name}' does not take these settings ({error}): check --sampler-kwargs") from error
+    check_sampler_settings(name, kwargs)
+    return SAMPLERS[name](targets, class_counts, seed, rank, world_size, epochs, **kwargs)
 
 
-def sampler_settings(sampler_class: type[EpochSampler]) -> list[str]:
-    """Names of the settings that a sampler has beside the arguments of `EpochSampler`."""
+def check_sampler_settings(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a sampler does not have, and values of another type than they have.
+
+    Raises:
+        InputError: There is one, or no sampler of that name.
+    """
+    settings = sampler_settings(SAMPLERS.find(name))
+    refuse_unknown(f"sampler '{name}'", given, settings)
+    check_types(f"sampler '{name}'", key_values(FLAG, given), settings)
+
+
+def sampler_settings(sampler_class: type[EpochSampler]) -> dict[str, inspect.Parameter]:
+    """The settings that a sampler has beside the arguments of `EpochSampler`, by name."""
     common = inspect.signature(EpochSampler).parameters
-    return [key for key, parameter in inspect.signature(sampler_class).parameters.items()
-            if key not in common and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+    return {key: parameter for key, parameter in inspect.signature(sampler_class).parameters.items()
+            if key not in common and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}

@@ -15,12 +15,13 @@ from torch.func import vmap
 from nbn_timm.data import epoch_seed
 from nbn_timm.data.timm_datasets import dataset_targets
 from nbn_timm.errors import InputError
+from nbn_timm.key_values import check_choice, check_number
 from nbn_timm.layers import ExpertHead
 from nbn_timm.samplers.bilevel import meta_update, pick_noise
 from nbn_timm.samplers.class_balanced import ClassBalanced
 from nbn_timm.samplers.meta import MetaSampler
 from nbn_timm.second_stages.crt import ClassifierRetraining
-from nbn_timm.second_stages.second_stage import SecondStageRun, register_second_stage
+from nbn_timm.second_stages.second_stage import FLAG, SecondStageRun, register_second_stage
 
 
 @register_second_stage('balms')
@@ -62,15 +63,11 @@ class BalancedMetaSoftmax(ClassifierRetraining):
             meta_split: str = 'train',
     ) -> None:
         super().__init__(reinit)
-        if not 0 <= meta_lr < float('inf'):
-            raise InputError(f'--stage balms has meta_lr={meta_lr}: give a number from 0')
-        if meta_batch_size is not None and (not isinstance(meta_batch_size, int) or meta_batch_size < 1):
-            raise InputError(f'--stage balms has meta_batch_size={meta_batch_size}: give a whole number from 1')
-        if meta_split not in ('train', 'val'):
-            raise InputError(f"--stage balms has meta_split='{meta_split}': give train or val")
-        self.meta_lr = meta_lr
+        if meta_batch_size is not None:
+            check_number('--stage balms', FLAG, 'meta_batch_size', meta_batch_size, low=1, whole=True)
+        self.meta_lr = check_number('--stage balms', FLAG, 'meta_lr', meta_lr)
         self.meta_batch_size = meta_batch_size
-        self.meta_split = meta_split
+        self.meta_split = check_choice('--stage balms', FLAG, 'meta_split', meta_split, ('train', 'val'))
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model with a new classifier, which takes one vector per image."""

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from nbn_timm.key_values import check_number
 from nbn_timm.losses.router_loss import POS_WEIGHT, RoutingLoss
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.routed_experts import HIDDEN, TOP_K, router_settings
-from nbn_timm.second_stages.second_stage import SecondStage, TrainedSecondStage, register_second_stage
+from nbn_timm.second_stages.second_stage import FLAG, SecondStage, TrainedSecondStage, register_second_stage
+
+_WIDEST = 65536  # hidden units; RIDE has 16
 
 
 @register_second_stage('routing')
@@ -23,9 +26,9 @@ class Routing(TrainedSecondStage):
     unused = (*SecondStage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
 
     def __init__(self, top_k: int = TOP_K, hidden: int = HIDDEN, pos_weight: float = POS_WEIGHT) -> None:
-        self.top_k = top_k
-        self.hidden = hidden
-        self.pos_weight = pos_weight
+        self.top_k = check_number('--stage routing', FLAG, 'top_k', top_k, low=1, whole=True)
+        self.hidden = check_number('--stage routing', FLAG, 'hidden', hidden, low=1, high=_WIDEST, whole=True)
+        self.pos_weight = check_number('--stage routing', FLAG, 'pos_weight', pos_weight, above=True)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network and its router."""

@@ -9,10 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.errors import InputError
+from nbn_timm.key_values import check_choice
 from nbn_timm.layers import ClassVectors, ExpertHead
 from nbn_timm.second_stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
-from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedSecondStage, register_second_stage
+from nbn_timm.second_stages.second_stage import FLAG, FitData, FitReport, FittedSecondStage, register_second_stage
 
 FEATURES = ('un', 'l2n', 'cl2n')
 COMPARISONS = ('euclidean', 'dot')
@@ -59,11 +60,8 @@ class NearestClassMean(FittedSecondStage):
     keeps_classifier = False
 
     def __init__(self, features: str = 'cl2n', metric: str = 'euclidean') -> None:
-        for name, value, known in (('features', features, FEATURES), ('metric', metric, COMPARISONS)):
-            if value not in known:
-                raise InputError(f"{name} is '{value}': give one of {', '.join(known)}{nearest(str(value), known)}")
-        self.features = features
-        self.metric = metric
+        self.features = check_choice('--stage ncm', FLAG, 'features', features, FEATURES)
+        self.metric = check_choice('--stage ncm', FLAG, 'metric', metric, COMPARISONS)
 
     @classmethod
     def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:

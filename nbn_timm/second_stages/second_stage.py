@@ -16,7 +16,10 @@ from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.evaluation import LongTailEvaluator
-from nbn_timm.registry import Registry, refuse_unknown
+from nbn_timm.key_values import check_types, key_values, refuse_unknown
+from nbn_timm.registry import Registry
+
+FLAG = '--stage-kwargs'
 
 
 class SecondStage:
@@ -202,10 +205,21 @@ def create_second_stage(name: str, **kwargs: Any) -> SecondStage:
     Raises:
         InputError: Unknown name or setting.
     """
+    check_second_stage_settings(name, kwargs)
+    return SECOND_STAGES[name](**kwargs)
+
+
+def check_second_stage_settings(name: str, given: Mapping[str, Any]) -> None:
+    """Refuse settings that a stage does not have, and values of another type than they have.
+
+    Raises:
+        InputError: There is one, or no stage of that name.
+    """
     stage_class = SECOND_STAGES.find(name)
     has_settings = stage_class.__init__ is not object.__init__
-    refuse_unknown(f'--stage {name}', kwargs, list(inspect.signature(stage_class).parameters) if has_settings else [])
-    return stage_class(**kwargs)
+    settings = inspect.signature(stage_class).parameters if has_settings else {}
+    refuse_unknown(f'--stage {name}', given, list(settings))
+    check_types(f'--stage {name}', key_values(FLAG, given), settings)
 
 
 def restore_second_stages(

@@ -15,11 +15,13 @@ from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.timm_datasets import SelectedSamples
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.key_values import check_number
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, vectors, write_linear
-from nbn_timm.second_stages.second_stage import FitData, FitReport, FittedSecondStage, register_second_stage
+from nbn_timm.second_stages.second_stage import FLAG, FitData, FitReport, FittedSecondStage, register_second_stage
 
 CURVE_FILE = 'tau_curve.csv'
+_LARGEST_TAU, _MOST_VALUES = 100, 1000  # beyond these there is nothing to see, and lengths to that power overflow
 
 
 def tau_normalize(model: nn.Module, tau: float, keep_bias: bool | None = None) -> None:
@@ -76,12 +78,15 @@ class TauNormalization(FittedSecondStage):
             max_tau: float = 2.0,
             step: float = 0.1,
     ) -> None:
-        if holdout is not None and (not isinstance(holdout, int) or holdout < 1):
-            raise InputError(f'holdout is {holdout}: give a whole number of training images per class from 1 on')
+        what = '--stage tau_norm'
+        if holdout is not None:
+            check_number(what, FLAG, 'holdout', holdout, low=1, whole=True)
+        if tau is not None:
+            check_number(what, FLAG, 'tau', tau, high=_LARGEST_TAU)
+        check_number(what, FLAG, 'max_tau', max_tau, high=_LARGEST_TAU, above=True)
+        check_number(what, FLAG, 'step', step, low=max_tau / _MOST_VALUES, high=max_tau)
         if tau is not None and holdout is not None:
             raise InputError('tau is given by hand, so there is nothing to choose on a holdout: give one of both')
-        if not 0 < step <= max_tau:
-            raise InputError(f'max_tau is {max_tau} and step is {step}: give a step above 0 and up to max_tau')
         self.tau = tau
         self.holdout = holdout
         self.keep_bias = keep_bias

@@ -202,7 +202,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         'the architecture with it')
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = restore_second_stages(create_model(name, num_classes, nbn=nbn, **kwargs), weights)
+    network: Any = restore_second_stages(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), weights)
     load_weights(network, path, use_ema)
     if all_experts:
         if not isinstance(network, RoutedExperts):
@@ -222,7 +222,8 @@ def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | 
 
 
 def _from_name(name: str, asked: _Asked) -> TrainedModel:
-    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn), **asked.model_kwargs)
+    network: Any = create_model(name, asked.num_classes, pretrained=True, nbn=bool(asked.add_nbn),
+                                model_kwargs=asked.model_kwargs)
     record = published_record(name)
     if len(network.pretrained_cfg.get('label_names') or ()) != network.num_classes:
         network.pretrained_cfg.pop('label_names', None)  # of other weights, or there are none

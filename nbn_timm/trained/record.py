@@ -63,9 +63,14 @@ class NetworkRecord:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> 'NetworkRecord':
-        """The record in a checkpoint of this package or of timm, as `read_checkpoint` gives it."""
+        """The record in a checkpoint of this package or of timm, as `read_checkpoint` gives it.
+
+        timm keeps a Namespace, in which a flag that was not given may be None, '' or {}; these are left out.
+        """
         arguments, classes, epoch = (checkpoint.get(key) for key in ('args', 'class_counts', 'epoch'))
-        arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+        if isinstance(arguments, argparse.Namespace):
+            arguments = {name: value for name, value in vars(arguments).items()
+                         if value is not None and value not in ('', {})}
         return cls(
             arguments if isinstance(arguments, dict) else {}, checkpoint.get('arch'),
             classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,

@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_features, takes_soft_targets
+from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_features
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
@@ -22,6 +22,7 @@ from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
+from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
@@ -67,7 +68,7 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     with world.primary_first():
         model = create_model(
             of_model.model, num_classes, start.pretrained, start.drop, start.drop_path, start.bn_momentum,
-            of_model.add_nbn, **of_model.model_kwargs)
+            of_model.add_nbn, of_model.model_kwargs)
     if start.initial_checkpoint:
         load_weights(model, start.initial_checkpoint)
     if isinstance(stage, TrainedSecondStage):
@@ -120,23 +121,13 @@ def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | No
         InputError: Two methods are on, or one cannot be had on this run.
     """
     settings = plan.settings
-    chosen = {name: method for name, method in MIXINGS.items() if method.switched_on(settings.methods[name])}
-    if not chosen or (stage is not None and not stage.takes_mixing):
+    name = chosen_mixing(settings, stage)
+    if name is None:
         return None
-    switches = [flag(method.switched_on(settings.methods[name])[0]) for name, method in chosen.items()]
-    if len(chosen) > 1:
-        raise InputError(f'{switches[0]} and {switches[1]} cannot mix the same batch: leave one of them out')
-    if not takes_soft_targets(settings.loss.loss):
-        raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
-                         'give another --loss')
-    if number_of_views(settings.loss.loss) > 1:
-        raise InputError(f"loss '{settings.loss.loss}' takes several views of an image, which are not mixed: leave out "
-                         f'{switches[0]}, or give another --loss')
     run = MixingRun(settings.mixing, plan.num_classes, settings.loss.smoothing, settings.schedule.epochs,
                     plan.batch.size, plan.splits, loader, plan.train_loader, plan.world.device, settings.run.seed,
                     plan.world.rank, plan.world.size)
-    (name, method), = chosen.items()
-    return method.create(settings.methods[name], run)
+    return MIXINGS[name].create(settings.methods[name], run)
 
 
 def build_task(
@@ -149,15 +140,9 @@ def build_task(
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
     teacher_file = settings.distillation.kd_checkpoint
-    loss_name = settings.loss.loss
-    features, views = takes_features(loss_name), number_of_views(loss_name) > 1
-    for other, given in (('--stage', stage), ('--kd-checkpoint', teacher_file)):
-        if given and (features or views):
-            raise InputError(f"loss '{loss_name}' takes {'features' if features else 'several views of an image'}, "
-                             f'which training with {other} does not hand on: leave out {other}, or give another --loss')
-    if features:
+    if takes_features(settings.loss.loss):
         model = WithFeatures(model)
-    if views:
+    if number_of_views(settings.loss.loss) > 1:
         model = WithViews(model)
     if stage is not None:
         return SecondStageTask(model, loss, stage, settings.second_stage.freeze_bn, device)
@@ -173,15 +158,8 @@ def build_task(
 
 def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
-    name, own = settings.loss.loss, dict(settings.loss.loss_kwargs)
-    if settings.loss.smoothing and mixing is None:
-        if 'smoothing' in own:
-            raise InputError('the label smoothing is given twice, as --smoothing and in --loss-kwargs: keep one')
-        own['smoothing'] = settings.loss.smoothing
-    for key in ('name', 'class_counts'):
-        if key in own:
-            raise InputError(f"--loss-kwargs has '{key}', which is no setting of a loss: use --loss and --class-counts")
-    loss = create_loss(name, splits.class_counts, **own)
+    name = settings.loss.loss
+    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixing is not None))
     if isinstance(loss, DeferredLoss) and loss.start_epoch >= settings.schedule.epochs:
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)

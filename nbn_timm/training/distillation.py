@@ -159,9 +159,9 @@ def build_teacher(
     assert settings.kd_checkpoint is not None
     record = checkpoint_record(settings.kd_checkpoint)
     name, nbn, kwargs = record.model_settings(
-        settings.kd_model_name, None, settings.kd_model_kwargs, '--kd-model-name')
+        settings.kd_model_name, None, dict(settings.kd_model_kwargs), '--kd-model-name')
     theirs = record.classes
-    teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, **kwargs)
+    teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs)
     load_weights(teacher, settings.kd_checkpoint)
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")

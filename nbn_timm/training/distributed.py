@@ -13,6 +13,7 @@ from timm.utils.distributed import init_distributed_device_so
 
 from nbn_timm.data import epoch_seed
 from nbn_timm.errors import InputError
+from nbn_timm.key_values import reason_of
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,23 @@ def init_world(device: str | None = None) -> World:
         if torch.cuda.device_count() < needed:
             raise InputError(f"--device '{device}' needs {needed} GPUs here and there are {torch.cuda.device_count()}: "
                              'give --device cpu, or start fewer processes per node')
+    else:
+        _try_device(device)
     info = init_distributed_device_so(device)
     return World(torch.device(info['device']), info['global_rank'], info['local_rank'], info['world_size'])
+
+
+def _try_device(device: str) -> None:
+    """Refuse a device that cannot compute.
+
+    Raises:
+        InputError: It cannot.
+    """
+    try:
+        torch.ones(1, device=device).add(1).item()
+    except Exception as error:  # of torch, which raises anything about devices that it was not built for
+        raise InputError(f"--device '{device}' cannot be computed on ({reason_of(error)}): give cpu, cuda or cuda:N"
+                         ) from error
 
 
 def close_world(world: World) -> None:

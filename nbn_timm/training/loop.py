@@ -1,7 +1,7 @@
 """One epoch of training."""
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -20,6 +20,8 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import check_finite
+
+_ONE_VALUE = 'Expected more than 1 value per channel'  # of torch.nn.functional.batch_norm
 
 T = TypeVar('T')
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -190,7 +192,8 @@ def compute_loss(
     if settings.channels_last:
         rows = images.flatten(0, -4)  # of several views, if there are
         images = rows.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:-3])
-    with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
+    with (torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None),
+          enough_values(images)):
         return task(images, target)['loss']
 
 
@@ -209,6 +212,26 @@ def graph_backward(task: TrainingTask, settings: LoopSettings, device: torch.dev
     if settings.amp_dtype is torch.float16:
         raise InputError('--cuda-graphs does not go with float16: give --amp-dtype bfloat16, or leave it out')
     return GraphedBackward(partial(compute_loss, task, settings=settings, device=device), task)
+
+
+@contextmanager
+def enough_values(images: torch.Tensor) -> Iterator[None]:
+    """Say what to do where torch's BatchNorm has a single value per channel, of which there is no variance.
+
+    Any other error of the body stays what it is.
+
+    Raises:
+        InputError: That is so.
+    """
+    try:
+        yield
+    except Exception as error:  # a ValueError, which a compiler may have wrapped
+        if _ONE_VALUE not in str(error):
+            raise
+        raise InputError(
+            f'a BatchNorm layer is left with one value per channel of {len(images)} image{"s" * (len(images) > 1)} of '
+            f'{images.shape[-2]}x{images.shape[-1]}, which has no variance: give a larger --batch-size or --img-size'
+        ) from error
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -1,15 +1,18 @@
 """Optimizer and learning-rate schedule by name, both timm's."""
+import copy
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
+from nbn_timm.key_values import KeyValue, call, check_types, key_values, reason_of, refuse_owned, refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -18,6 +21,7 @@ from nbn_timm.settings import (
     Settings,
     Values,
     all_of,
+    flag,
     only_with,
     setting,
 )
@@ -99,20 +103,78 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
     With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
     bias never turns away from the direction of its first step.
 
+    What an optimizer refuses only when it steps is found by a step on stand-ins of the parameters.
+
     Raises:
-        InputError: Unknown optimizer or setting.
+        InputError: Unknown optimizer or setting, a value that it cannot take, or an optimizer that cannot be had here.
     """
-    name = settings.opt
+    what, own = f"optimizer '{settings.opt}'", key_values('--opt-kwargs', settings.opt_kwargs)
+    refuse_owned(own, _OWNERS)
+    known = _parameters(settings.opt)
+    if known is not None:
+        refuse_unknown(what, settings.opt_kwargs, known, sorted(known.keys() - _OWNERS.keys()))
+        check_types(what, own, known)
+
+    def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
+        optimizer = create_optimizer_v2(model, opt, filter_bias_and_bn=not settings.decay_1d, **given)
+        step_on_stand_ins(optimizer)
+        return optimizer
+
+    flags = [KeyValue(name, value, f'{flag(name)} {value}') for name, value in (
+        ('lr', settings.lr), ('weight_decay', settings.weight_decay), ('momentum', settings.momentum),
+        ('opt', settings.opt))]
+    return call(make, [*own, *flags], what)
+
+
+_OWNERS = {
+    'opt': 'give --opt',
+    'lr': 'give --lr',
+    'weight_decay': 'give --weight-decay',
+    'momentum': 'give --momentum',
+    'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
+    'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
+    'model_or_params': 'the parameters are those of the model, so leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d and layer_decay, so leave it out',
+}
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
+    """What can be set of an optimizer; None if it takes anything.
+
+    Raises:
+        InputError: It is unknown, cannot be had here, or needs what this training does not compute.
+    """
     known = [str(optimizer) for optimizer in list_optimizers()]
     if name.lower() not in known:
         raise InputError(f"unknown --opt '{name}' (timm.optim.list_optimizers() lists them){nearest(name, known)}")
+    if get_optimizer_info(name.lower()).second_order:
+        raise InputError(f'--opt {name} needs second derivatives, which this training does not compute: give another '
+                         '--opt')
     try:
-        return create_optimizer_v2(
-            model, name, lr=settings.lr, weight_decay=settings.weight_decay, momentum=settings.momentum,
-            filter_bias_and_bn=not settings.decay_1d, **settings.opt_kwargs)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer '{name}' does not take these settings ({error}): check --opt-kwargs, --lr, "
-                         '--momentum and --weight-decay') from error
+        optimizer_class: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+    except Exception as error:  # of importing somebody's package, which may not be there or not fit this machine
+        raise InputError(f'--opt {name} cannot be had here ({reason_of(error)}): install what it needs, or give '
+                         'another --opt') from error
+    found = {**inspect.signature(create_optimizer_v2).parameters, **inspect.signature(optimizer_class).parameters}
+    kinds = {parameter.kind for parameter in inspect.signature(optimizer_class).parameters.values()}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        return None
+    return {key: parameter for key, parameter in found.items() if key not in ('kwargs', 'params')}
+
+
+def step_on_stand_ins(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:
+    """Let a copy of an optimizer take a step with gradients of zero on zeros in place of the parameters.
+
+    Returns:
+        The state that it then has, by the number of the parameter as in `state_dict`.
+    """
+    stand_ins = {id(parameter): torch.zeros_like(parameter).requires_grad_(parameter.requires_grad)
+                 for group in optimizer.param_groups for parameter in group['params']}
+    trial = copy.deepcopy(optimizer, dict(stand_ins))
+    for stand_in in stand_ins.values():
+        stand_in.grad = torch.zeros_like(stand_in)
+    trial.step()
+    return trial.state_dict()['state']
 
 
 def create_scheduler(

@@ -13,6 +13,7 @@ from nbn_timm.training.build import (
     build_train_loader,
     connect_second_stage,
 )
+from nbn_timm.training.combinations import check_combinations
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.gpu import prepare_gpu
@@ -37,6 +38,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     prepare_gpu(settings.gpu, world.device)
 
     stage = build_second_stage(settings)
+    check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),

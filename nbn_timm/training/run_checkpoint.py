@@ -17,11 +17,13 @@ from timm.utils import NativeScaler
 from torch import nn
 
 from nbn_timm.data import ClassCounts, Classes
+from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write, file_sha256
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.distributed import World
+from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
 
 LAST = 'last.pth.tar'
@@ -325,19 +327,52 @@ def resume_run(
         # A run that only now turns EMA on starts the average from its weights.
         averaged = '_ema' if 'state_dict_ema' in state else ''
         task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
-    groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state['optimizer'])
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
-        raise InputError(f"the optimizer state of '{path}' does not fit ({reason}): keep --opt and --decay-1d as they "
-                         'were, or start anew with --initial-checkpoint') from error
-    for group, settings_now in zip(optimizer.param_groups, groups, strict=True):
-        group.update(settings_now)  # today's flags win over those of the checkpoint
+    _load_optimizer(path, state, optimizer)
     if scaler is not None and scaler.state_dict_key in state:
         scaler.load_state_dict(state[scaler.state_dict_key])
     best = state.get('best')
     return state['epoch'] + 1, None if best is None else Best(**best)
+
+
+def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Put an optimizer into the state of a checkpoint; today's settings win over those of the checkpoint.
+
+    Raises:
+        InputError: The state is of another optimizer, or of parameters in other groups or another order.
+    """
+    needed = step_on_stand_ins(optimizer)
+    groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state['optimizer'])
+        for number, saved in state['optimizer']['state'].items():
+            _check_parameter_state(needed.get(number, {}), saved)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = ' '.join(str(error).split()) or type(error).__name__
+        before = NetworkRecord.of_checkpoint(state).arguments.get('opt')
+        raise InputError(
+            f"the optimizer state of '{path}' does not fit ({reason}): keep --opt{f' {before}' if before else ''}, "
+            '--opt-kwargs and --decay-1d as they were, or start anew with --initial-checkpoint') from error
+    for group, settings_now in zip(optimizer.param_groups, groups, strict=True):
+        group.update(settings_now)
+
+
+def _check_parameter_state(needed: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compare what an optimizer keeps of a parameter with what it is given; an empty state fits any.
+
+    Raises:
+        ValueError: They are of different kinds or shapes.
+    """
+    needed, saved = ({key: value for key, value in kept.items() if value is not None} for kept in (needed, saved))
+    if not needed or not saved:
+        return
+    if needed.keys() != saved.keys():
+        raise ValueError(f'it has {", ".join(map(str, saved))} of a parameter, where this optimizer has '
+                         f'{", ".join(map(str, needed))}')
+    for key, value in needed.items():
+        if isinstance(value, torch.Tensor) and isinstance(saved[key], torch.Tensor) and (
+                value.shape != saved[key].shape):
+            raise ValueError(f'the {key} of a parameter has the shape {list(saved[key].shape)} there and '
+                             f'{list(value.shape)} here, so its groups of parameters are others')
 
 
 def load_best(folder: Path, model: nn.Module) -> int:
@@ -456,7 +491,8 @@ def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingT
 
 
 def _warn_of_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    changes = TrainSettings.changed(old, new)
+    not_recorded = {name: new.get(name) for name in INPUT_FORMAT if old.get(name) is None}  # as in timm's checkpoints
+    changes = TrainSettings.changed({**old, **not_recorded}, new)
     if changes:
         told = ', '.join(f'{name} {before} -> {now}' for name, (before, now) in sorted(changes.items()))
         _logger.warning("settings differ from those of '%s': %s", path, told)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
-from nbn_timm.datasets import dataset_choices, reason_unused
+from nbn_timm.datasets import dataset_choices, find_dataset, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
@@ -105,17 +105,31 @@ class TrainSettings(SettingGroups):
         return {name: method.settings for name, method in MIXINGS.items()}
 
     def idle(self, name: str, values: Values) -> str | None:
-        """What the data set, the loss and the second stage declare to leave unused."""
+        """What the data set, the loss, the second stage and the number of processes leave unused."""
         if name == 'other_views' and number_of_views(values.loss) == 1:
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
+        if name == 'dist_bn' and values.world_size == 1:
+            return Tolerated('has no effect on one process')  # one command line serves for one and for many
         stage = SECOND_STAGES.get(values.stage) if values.stage else None
         if stage is None:
-            return reason_unused(name, self.data)
+            return reason_unused(name, self.data) or self._unwatched(name)
         if issubclass(stage, FittedSecondStage) and self.group_of(name).of_training:
             return Tolerated(f'--stage {values.stage} trains nothing')
         if name in stage.unused or not stage.takes_mixing and name in mixing_settings():
             return f'would have no effect on --stage {values.stage}'
-        return reason_unused(name, self.data)
+        fitted = issubclass(stage, FittedSecondStage)  # it has uses of its own for a metric and a test split
+        return reason_unused(name, self.data) or (None if fitted else self._unwatched(name))
+
+    def _unwatched(self, name: str) -> str | None:
+        """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
+        if name not in ('watch_test', 'eval_metric') or not self.data.dataset:
+            return None
+        validated = find_dataset(self.data.dataset).validates(self.data)
+        if name == 'watch_test' and validated:
+            return 'has no effect where there is a validation split'
+        if name == 'eval_metric' and validated is False:
+            return 'has no effect without a validation split to choose a checkpoint by'
+        return None
 
     def default_experiment(self) -> str:
         """Name of a run by what it trains: model, data, what is unusual about it, seed."""

@@ -1,0 +1,72 @@
+"""What cannot go together, as far as the settings tell: refused before any data are read."""
+from typing import Any
+
+from nbn_timm.errors import InputError
+from nbn_timm.losses import number_of_views, takes_features, takes_soft_targets
+from nbn_timm.losses.loss import check_loss_settings
+from nbn_timm.mixing import MIXINGS
+from nbn_timm.samplers.sampler import check_sampler_settings
+from nbn_timm.second_stages import FittedSecondStage, SecondStage, TrainedSecondStage
+from nbn_timm.settings import flag
+from nbn_timm.training.settings import TrainSettings
+
+
+def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> None:
+    """Refuse settings of which one excludes the other, or that their loss or sampler does not have.
+
+    Args:
+        settings: Of the run.
+        stage: The second stage, if there is one.
+
+    Raises:
+        InputError: There are some.
+    """
+    if isinstance(stage, FittedSecondStage):  # nothing is trained
+        return
+    assert stage is None or isinstance(stage, TrainedSecondStage)
+    check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
+    mixing = chosen_mixing(settings, stage)
+    name = settings.loss.loss
+    if stage is None or stage.loss() is None:
+        check_loss_settings(name, loss_settings(settings, mixing is not None))
+    features, views = takes_features(name), number_of_views(name) > 1
+    for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
+        if given and (features or views):
+            raise InputError(f"loss '{name}' takes {'features' if features else 'several views of an image'}, which "
+                             f'training with {other} does not hand on: leave out {other}, or give another --loss')
+
+
+def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = None) -> str | None:
+    """Name of the mixing method that is on, None without.
+
+    Raises:
+        InputError: Two are on, or the loss takes labels alone.
+    """
+    chosen = {name: method.switched_on(settings.methods[name]) for name, method in MIXINGS.items()}
+    chosen = {name: switches for name, switches in chosen.items() if switches}
+    if not chosen or (stage is not None and not stage.takes_mixing):
+        return None
+    switches = [flag(on[0]) for on in chosen.values()]
+    if len(chosen) > 1:
+        raise InputError(f'{switches[0]} and {switches[1]} cannot mix the same batch: leave one of them out')
+    if not takes_soft_targets(settings.loss.loss):
+        raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
+                         'give another --loss')
+    if number_of_views(settings.loss.loss) > 1:
+        raise InputError(f"loss '{settings.loss.loss}' takes several views of an image, which are not mixed: leave out "
+                         f'{switches[0]}, or give another --loss')
+    return next(iter(chosen))
+
+
+def loss_settings(settings: TrainSettings, mixed: bool) -> dict[str, Any]:
+    """The loss's own settings; where targets are mixed, they come smoothed.
+
+    Raises:
+        InputError: The label smoothing is given twice.
+    """
+    own = dict(settings.loss.loss_kwargs)
+    if settings.loss.smoothing and not mixed:
+        if 'smoothing' in own:
+            raise InputError('the label smoothing is given twice, as --smoothing and in --loss-kwargs: keep one')
+        own['smoothing'] = settings.loss.smoothing
+    return own
