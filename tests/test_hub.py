@@ -2,13 +2,12 @@
 huggingface_hub reads its environment when it is imported."""
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from forks import run_python
 from hub_server import READ_ONLY_TOKEN, TOKEN, hub_server
 from safetensors.torch import load
 
@@ -42,8 +41,7 @@ def hub(tmp_path):
                      'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', **environment}
             known |= {'HF_TOKEN': token} if token else {}
             kept = {key: value for key, value in os.environ.items() if not key.startswith(('HF_', 'NBN_'))}
-            return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=300,
-                                  cwd=tmp_path, env={**kept, **known})
+            return run_python(*arguments, cwd=tmp_path, environment={**kept, **known})
         yield client, content
 
 
@@ -137,7 +135,7 @@ def test_a_mirror_of_the_zoo_is_one_variable(hub, tmp_path):
     assert ('GET', f'/someone/mirror/resolve/main/{name}.safetensors') in content.seen
     record = f'from nbn_timm.models._pretrained import weights_record; print(weights_record({name!r}))'
     described = json.dumps({'epoch': 7, DIGEST: weights_digest(load(Path(shipped_file(name)).read_bytes()))}).encode()
-    for commit, known in (None, 'None'), ({f'{name}.json': described}, "{'epoch': 7}"):
+    for commit, known in (None, 'None'), ({f'{name}.json': described}, str(json.loads(described))):
         content.commit('someone/mirror', 'main', {**content.find('someone/mirror', 'main')[1], **(commit or {})})
         done = client('-c', record, NBN_TIMM_WEIGHTS=mirror, TORCH_HOME=str(tmp_path / 'torch'))
         assert done.stdout.strip() == known, done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import run_python
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -259,8 +260,8 @@ def test_odd_names_are_printed(work, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b'caf\xe9.png')
     with open(path, 'wb') as file:
         file.write((work / 'test' / 'ant' / '0.png').read_bytes())
-    done = subprocess.run([sys.executable, '-m', 'nbn_timm.cli.predict', *flags(work), path], cwd=ROOT,
-                          env={**os.environ, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, text=True, timeout=300)
+    done = run_python('-m', 'nbn_timm.cli.predict', *flags(work), os.fsdecode(path),
+                      environment={**os.environ, 'PYTHONIOENCODING': 'ascii'})
     assert done.returncode == 0, done.stderr
     assert r'caf\udce9.png' in done.stdout
 

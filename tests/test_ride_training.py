@@ -1,9 +1,6 @@
 """RIDE's losses, routing and distillation: formulas against plain computations, and whole runs."""
 import json
 import math
-import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +10,8 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from forks import run_killed_at, run_ranks
 from test_train_run import (
-    ENVIRONMENT,
-    ROOT,
     assert_same,
     data_flags,
     images,  # noqa: F401  (a fixture)
@@ -333,13 +329,7 @@ def first_stage(images, tmp_path_factory):  # noqa: F811
     flags = [*data_flags(images), *RIDE, '--epochs', '3', '-b', '4', '--loss', 'ride', '--loss-kwargs',
              'reweight_epoch=1', '--rotation', '15', '--opt', 'sgd', '--log-interval', '1', '--output', str(folder)]
     train.main([*flags, '--experiment', 'whole'])
-    command = [sys.executable, '-u', str(ROOT / 'train.py'), *flags, '--experiment', 'killed']
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith('epoch 3/3  step 2/5'):
-                process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    run_killed_at('epoch 3/3  step 2/5', train.main, [*flags, '--experiment', 'killed'])
     train.main([*flags, '--experiment', 'killed', '--resume', 'auto'])
     return folder
 
@@ -368,20 +358,17 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
     data = [*data_flags(images), '--img-size', '8', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)]
     routing = [*data, '--stage', 'routing', '--stage-kwargs', 'top_k=3', 'pos_weight=2', '--initial-checkpoint',
                str(teacher), '--sampler', 'class_balanced', '--epochs', '2', '-b', '4', '--lr', '0.01']
-    run_two_processes(tmp_path, [*routing, '--experiment', 'routing'])
+    run_two_processes([*routing, '--experiment', 'routing'])
     assert_same({key.removeprefix('network.'): value for key, value in weights(tmp_path / 'routing').items()
                  if key.startswith('network.')}, weights(first_stage / 'whole'))
 
     distilled = [*data, *RIDE[:4], '--loss', 'ride', '--kd-checkpoint', str(teacher), '--epochs', '1', '-b', '4']
-    run_two_processes(tmp_path, [*distilled, '--experiment', 'distilled'])
+    run_two_processes([*distilled, '--experiment', 'distilled'])
 
     for run in ('routing', 'distilled'):
         flags = ['--checkpoint', str(tmp_path / run / LAST), '--workers', '0', '--device', 'cpu', '-b', '3']
         validate.main([*flags, '--results-file', str(tmp_path / f'{run}1.json')])
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-                   str(ROOT / 'validate.py'), *flags, '--results-file', str(tmp_path / f'{run}2.json')]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        run_ranks(validate.main, [*flags, '--results-file', str(tmp_path / f'{run}2.json')])
         one, two = (json.loads((tmp_path / f'{run}{processes}.json').read_text()) for processes in (1, 2))
         # Batches of another size round the float32 logits otherwise, and this loss is in the thousands.
         assert one.pop('loss') == pytest.approx(two.pop('loss'), rel=1e-5)

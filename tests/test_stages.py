@@ -1,9 +1,6 @@
 """Second stages against independent computations, and whole runs of them through train.py and validate.py."""
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +9,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from forks import run_ranks
 from PIL import Image
 from stage_flags import FITTED, TRAINED, stage_flags, takes_network
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
+import nbn_timm.training.fit as fit
+import nbn_timm.training.report as reports
 from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
@@ -29,7 +29,6 @@ from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import SecondStageTask
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
 COUNTS = (10, 6, 3, 1)
 CLASSES = len(COUNTS)
 
@@ -444,34 +443,26 @@ def test_tau_without_a_validation_split(images, first_stages, tmp_path):
     assert '2 training images per class' in (tmp_path / 'held' / 'tau_curve.csv').read_text()
 
 
-RANK_SCRIPT = '''
-import json, os, sys, torch
-import nbn_timm.cli.train as train
-import nbn_timm.training.fit as fit
-import nbn_timm.training.report as reports
-original = reports.report_on
+def run_stages(stages: dict[str, list[str]], flags: list[str]) -> None:
+    """A rank that runs second stages in one group after the other, and leaves each one's weights in its folder."""
+    original = reports.report_on
 
-def report_on(plan, model, *rest):
-    torch.save(model.state_dict(), plan.folder / f"rank{os.environ['RANK']}.pt")
-    original(plan, model, *rest)
+    def report_on(plan, model, *rest):
+        torch.save(model.state_dict(), plan.folder / f'rank{plan.world.rank}.pt')
+        original(plan, model, *rest)
 
-fit.report_on = reports.report_on = report_on
-world = train.init_world('cpu')
-train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
-for stage, flags in json.loads(sys.argv[1]).items():
-    train.main([*sys.argv[2:], '--stage', stage, '--experiment', stage, *flags])
-'''
+    fit.report_on = reports.report_on = report_on
+    world = train.init_world('cpu')
+    train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
+    for stage, own in stages.items():
+        train.main([*flags, '--stage', stage, '--experiment', stage, *own])
 
 
 def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_stages, tmp_path):
-    (tmp_path / 'script.py').write_text(RANK_SCRIPT)
     first = first_stages['resnet32_ride']
     stages = [name for name in SECOND_STAGES if takes_network(name, 'resnet32_ride')]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(tmp_path / 'script.py'), json.dumps({stage: stage_flags(stage) for stage in stages}),
-               *flags(images, tmp_path), '--initial-checkpoint', str(first)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(run_stages, {stage: stage_flags(stage) for stage in stages},
+              [*flags(images, tmp_path), '--initial-checkpoint', str(first)])
     before = torch.load(first, weights_only=True)['state_dict']
     for stage in stages:
         ranks = [torch.load(tmp_path / stage / f'rank{rank}.pt') for rank in (0, 1)]
