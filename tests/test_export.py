@@ -275,6 +275,7 @@ def test_preprocessing_inside_the_graphs(work, reference, tmp_path):
     assert np.abs(found.detach().numpy() - logits).max() < 1e-4
 
 
+@pytest.mark.fast
 def test_images_of_a_folder(work, tmp_path, capsys):
     arguments = [str(work / 'last.pth.tar'), str(tmp_path / 'out'), *QUICK, '--formats', 'timm']
     command.main([*arguments, '--images', str(work)])

@@ -83,6 +83,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(hub, tmp_path, name, kwargs):
     assert back.keys() == weights.keys() and all(torch.equal(back[key], weights[key]) for key in weights)
 
 
+@pytest.mark.fast
 def test_the_card_and_the_config_say_what_it_is(hub, tmp_path):
     client, content = hub
     checkpoint(tmp_path)
@@ -246,6 +247,7 @@ def test_a_result_beside_a_checkpoint_counts_if_it_is_of_that_checkpoint(tmp_pat
     assert ('61.25' in (tmp_path / 'out' / 'README.md').read_text()) == known
 
 
+@pytest.mark.fast
 def test_a_folder_is_written_without_any_hub(tmp_path, capsys):
     weights = checkpoint(tmp_path)
     push([str(tmp_path / 'last.pth.tar'), '--output', str(tmp_path / 'out')])

@@ -16,6 +16,7 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, logit_offset, shifted_accuracy
 
+pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
 COUNTS = (400, 3, 100, 20, 19, 150)  # not in label order
 

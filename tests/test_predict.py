@@ -86,6 +86,7 @@ def fails(arguments, monkeypatch, capsys) -> str:
     return error
 
 
+@pytest.mark.fast
 def test_probabilities_are_those_of_the_model(work, tmp_path):
     """Against a plain loop with its own preprocessing: 16x20 images to 16 pixels is their centre."""
     found = records([*flags(work), '--topk', 6, work / 'test' / 'bee'], tmp_path)
@@ -337,6 +338,7 @@ def numbered(size: int) -> ClassCounts:
     return ClassCounts((1,) * size, tuple(map(str, range(size))), 'a list file')
 
 
+@pytest.mark.fast
 def test_names_of_classes():
     assert named('resnet20', 6, COUNTS) == COUNTS.names
     assert named('resnet20', 6, numbered(6)) == ('0', '1', '2', '3', '4', '5')

@@ -71,6 +71,7 @@ def test_nothing_to_be_had_is_one_message_with_the_command(weights_cache):
     assert '\n' not in message
 
 
+@pytest.mark.fast
 def test_cache_then_folder_of_the_user(weights_cache, model, tmp_path, monkeypatch):
     weights_cache.mkdir(parents=True)
     save_file(model.state_dict(), weights_cache / f'{NAME}.safetensors')
@@ -428,6 +429,7 @@ def test_convert_command_on_the_other_released_networks(arch, tmp_path):
     assert not alpha or loaded[alpha[0]] == weights['scale_factor'][0]
 
 
+@pytest.mark.fast
 def test_convert_command_refuses_what_is_no_checkpoint(tmp_path):
     torch.save({'weights': torch.ones(3)}, tmp_path / 'other.pth')
     run = run_convert(str(tmp_path / 'other.pth'), str(tmp_path / 'out.safetensors'))

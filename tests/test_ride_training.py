@@ -32,7 +32,7 @@ from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import begin_epoch
 
 FIGURES = json.loads((released.REFERENCE / 'ride_loss.json').read_text())
-RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', '--img-size', '8', '--device', 'cpu',
+RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', 'num_blocks=1', '--img-size', '8', '--device', 'cpu',
         '--workers', '0']
 
 
@@ -48,6 +48,7 @@ def counts_of(counts) -> ClassCounts:
 COUNTS = counts_of((300, 40, 9, 2))
 
 
+@pytest.mark.fast
 def test_the_loss_gives_the_released_figures():
     """RIDELoss of the NBN release (commit 7365e21) in epoch 161, with reweighting after 160."""
     experts = torch.tensor(FIGURES['experts'], requires_grad=True)  # [E, B, C]
@@ -362,7 +363,7 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
     assert_same({key.removeprefix('network.'): value for key, value in weights(tmp_path / 'routing').items()
                  if key.startswith('network.')}, weights(first_stage / 'whole'))
 
-    distilled = [*data, *RIDE[:4], '--loss', 'ride', '--kd-checkpoint', str(teacher), '--epochs', '1', '-b', '4']
+    distilled = [*data, *RIDE[:5], '--loss', 'ride', '--kd-checkpoint', str(teacher), '--epochs', '1', '-b', '4']
     run_two_processes([*distilled, '--experiment', 'distilled'])
 
     for run in ('routing', 'distilled'):
@@ -387,17 +388,17 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
 
 @pytest.mark.parametrize('flags, message', [
     (['--model', 'resnet20', '--loss', 'ride'], "loss 'ride' is for the experts.*'resnet20' has none"),
-    ([*RIDE[:4], '--loss', 'ride', '--mixup', '0.2'], "loss 'ride' takes labels and no mixed targets"),
-    ([*RIDE[:4], '--loss', 'ride', '--loss-kwargs', 'diversty=1'], "no setting 'diversty'.*did you mean 'diversity'"),
-    ([*RIDE[:4], '--stage', 'routing'], '--initial-checkpoint'),
-    ([*RIDE[:4], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
+    ([*RIDE[:5], '--loss', 'ride', '--mixup', '0.2'], "loss 'ride' takes labels and no mixed targets"),
+    ([*RIDE[:5], '--loss', 'ride', '--loss-kwargs', 'diversty=1'], "no setting 'diversty'.*did you mean 'diversity'"),
+    ([*RIDE[:5], '--stage', 'routing'], '--initial-checkpoint'),
+    ([*RIDE[:5], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
     (['--config', 'cifar100_lt/resnet32_ride_distilled', '--epochs', '1'],
      'asks for --kd-checkpoint: give one'),
-    ([*RIDE[:4], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
+    ([*RIDE[:5], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
 ])
 def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message):  # noqa: F811
     with pytest.raises(InputError, match=message):
-        train.main([*data_flags(images), *RIDE[4:], *flags, '--output', str(tmp_path)])
+        train.main([*data_flags(images), *RIDE[5:], *flags, '--output', str(tmp_path)])
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -407,7 +408,7 @@ def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message): 
 def test_wrong_settings_of_routing_are_one_sentence(images, first_stage, tmp_path, flags, message):  # noqa: F811
     given = ['--stage', 'routing', '--initial-checkpoint', str(first_stage / 'whole' / LAST)]
     with pytest.raises(InputError, match=message):
-        train.main([*data_flags(images), *RIDE[4:], *given, *flags, '--output', str(tmp_path)])
+        train.main([*data_flags(images), *RIDE[5:], *given, *flags, '--output', str(tmp_path)])
 
 
 def test_a_teacher_of_other_classes_or_pixels_is_refused(images, first_stage, tmp_path):  # noqa: F811

@@ -62,6 +62,7 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> np.ndarray:
 
 # tau-normalisation
 
+@pytest.mark.fast
 @pytest.mark.parametrize('tau', [0.0, 0.5, 1.0, 1.7])
 @pytest.mark.parametrize('keep_bias', [True, False])
 def test_tau_normalisation_in_numpy(tau, keep_bias):
@@ -108,6 +109,7 @@ def test_a_convolution_is_a_linear_classifier():
 
 # LWS
 
+@pytest.mark.fast
 @pytest.mark.parametrize('name, size', [
     ('resnet20', 16), ('resnet20_nbn_lr', 16), ('resnet32_ride', 16), ('resnet32_ride_nbn_lr', 16), ('dla46x_c', 64)])
 def test_folded_scales_are_scaled_logits(name, size):
@@ -146,7 +148,7 @@ def fit_data(images: torch.Tensor, target: torch.Tensor) -> FitData:
         return inputs_of(model, modules, list(zip(images.split(7), target.split(7), strict=True)))
 
     splits = SimpleNamespace(train='train', val=None, test=None, class_counts=None)
-    return FitData(splits, classifier_inputs, lambda: LongTailEvaluator(CLASSES), torch.device('cpu'))
+    return FitData(splits, classifier_inputs, lambda: LongTailEvaluator(CLASSES), torch.device('cpu'), metric='top1')
 
 
 def in_form(features: np.ndarray, form: str, mean: np.ndarray) -> np.ndarray:
@@ -207,6 +209,7 @@ def test_a_class_without_images_has_no_centroid():
 
 # cRT and what all stages share
 
+@pytest.mark.fast
 def test_a_new_classifier_and_nothing_else():
     model, before = network('resnet20_nbn_lr'), network('resnet20_nbn_lr').state_dict()
     create_second_stage('crt').prepare(model)
@@ -288,7 +291,8 @@ def first_stages(images, tmp_path_factory) -> dict[str, Path]:
     output = tmp_path_factory.mktemp('first')
     torch.set_num_threads(1)
     for model in ('resnet20_nbn_lr', 'resnet20', 'resnet32_ride'):
-        train.main([*flags(images, output), '--epochs', '1', '--model', model, '--experiment', model])
+        train.main([*flags(images, output), '--epochs', '1', '--model', model, '--model-kwargs', 'num_blocks=1',
+                    '--experiment', model])
     return {folder.name: folder / LAST for folder in output.iterdir()}
 
 
@@ -328,7 +332,7 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
     if stage == 'ncm':
         assert extra == {key.replace('weight', 'mean') for key in before if key.startswith('fc.') and 'weight' in key}
     if not extra:
-        timm.create_model(model, num_classes=CLASSES).load_state_dict(after)
+        timm.create_model(model, num_classes=CLASSES, num_blocks=1).load_state_dict(after)
 
 
 @pytest.mark.parametrize('stage', [stage for stage in TRAINED if takes_network(stage, 'resnet20')])
@@ -406,7 +410,7 @@ def test_the_curve_is_what_validate_measures_and_its_best_is_taken(images, first
     best = max(float(row['top1']) for row in rows)
     chosen = next(row for row in rows if float(row['top1']) == best)
     assert [row['tau'] for row in rows if row['chosen'] == '1'] == [chosen['tau']]
-    expected = timm.create_model('resnet20', num_classes=CLASSES)
+    expected = timm.create_model('resnet20', num_classes=CLASSES, num_blocks=1)
     expected.load_state_dict(torch.load(first, weights_only=True)['state_dict'])
     tau_normalize(expected, float(chosen['tau']))
     assert torch.equal(checkpoint(folder)['state_dict']['fc.weight'], expected.fc.weight)

@@ -42,6 +42,7 @@ from nbn_timm.training.run_checkpoint import (
 )
 from nbn_timm.training.task import evaluation_model, prepare_task
 
+pytestmark = pytest.mark.fast
 CPU = torch.device('cpu')
 WORLD = World(CPU)
 COUNTS = ClassCounts((5, 3, 2), ('a', 'b', 'c'), 'a test')

@@ -150,6 +150,7 @@ def run_two_processes(flags: list[str]) -> None:
     run_ranks(train_and_keep_the_state, flags)
 
 
+@pytest.mark.fast
 def test_two_processes_share_everything_batch_norm_included(images, tmp_path):
     flags = [*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '-b', '4', '--output', str(tmp_path),
              '--cmo', '1', '--cmo-skip-first', '0', '--cmo-skip-last', '0']
@@ -181,6 +182,7 @@ def test_processes_and_accumulation_are_one_large_batch(images, tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.fast
 def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     flags = [*data_flags(images), *MODEL, '--epochs', '2', '--output', str(tmp_path)]
     train.main(flags)

@@ -78,6 +78,7 @@ def fails(arguments, monkeypatch, capsys) -> str:
     return error
 
 
+@pytest.mark.fast
 def test_numbers_are_those_of_the_model(work, tmp_path, capsys):
     """Against a plain loop with its own preprocessing: the centre 16x16 of each 16x20 image."""
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
