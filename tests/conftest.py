@@ -1,6 +1,5 @@
 """Settings of all tests: two threads at most, no network but loopback, caches in a temporary folder."""
 import os
-import socket
 
 # Two processes of one thread, or one of two.
 os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
@@ -23,11 +22,3 @@ def weights_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)
     return tmp_path / 'torch' / 'hub' / 'checkpoints' / 'nbn_timm'
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A TCP port on the loopback address that nobody uses."""
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return server.getsockname()[1]

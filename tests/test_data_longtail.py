@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR10, CIFAR100
 from nbn_timm.data import DataSettings
 from nbn_timm.data.longtail import draw_long_tail, profile_counts
 from nbn_timm.datasets import create_splits
-from nbn_timm.datasets.digits_lt import load_digits_splits
+from nbn_timm.datasets.digits_lt import load_digit_images, load_digits_splits
 from nbn_timm.errors import InputError
 
 pytestmark = pytest.mark.fast
@@ -183,6 +183,7 @@ def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
         return real_import(name, *args, **kwargs)
 
     real_import = builtins.__import__
+    load_digit_images.cache_clear()
     monkeypatch.setattr(builtins, '__import__', refuse)
     with pytest.raises(InputError, match='pip install scikit-learn'):
         load_digits_splits()

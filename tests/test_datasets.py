@@ -37,6 +37,7 @@ from nbn_timm.registry import Registry, import_modules
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.settings import TrainSettings
 
+pytestmark = pytest.mark.fast
 ROOT = Path(nbn_timm.__file__).parent  # the package, which may be installed elsewhere
 CHECKOUT = Path(__file__).parents[1]
 

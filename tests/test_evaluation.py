@@ -2,8 +2,6 @@
 import csv
 import json
 import math
-import os
-import socket
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -11,8 +9,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-import torch.multiprocessing as mp
 import torch.nn as nn
+from forks import run_ranks
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from timm.task import ClassificationEvaluator
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +19,8 @@ from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
 from nbn_timm.evaluation.evaluator import ExactSum
+
+pytestmark = pytest.mark.fast
 
 # 12 classes: four many (>100), four medium (20..100, both ends included), four few (<20).
 COUNTS = (500, 300, 150, 101, 100, 60, 30, 20, 19, 10, 5, 1)
@@ -253,16 +253,9 @@ def test_evaluate_twice_with_one_evaluator_counts_once():
     assert evaluate(Scores(), loader, evaluator, torch.device('cpu')) == first
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
-
-
-def distributed_worker(rank, port, folder):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+def distributed_worker(folder):
+    torch.distributed.init_process_group('gloo')
+    rank = torch.distributed.get_rank()
     try:
         result = evaluate_images(image_set(), rank, 2)
         # A label that only one rank sees as wrong must be reported by both, or the other would wait for ever.
@@ -276,7 +269,7 @@ def distributed_worker(rank, port, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(distributed_worker, args=(free_port(), tmp_path), nprocs=2)
+    run_ranks(distributed_worker, tmp_path)
     expected = evaluate_images(image_set()).to_dict()
     assert [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)] == [expected, expected]
 

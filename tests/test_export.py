@@ -185,32 +185,37 @@ def test_report_and_labels(exported):
         'config.json', 'model.safetensors', 'model.pt', 'model.pt2', 'model.onnx', 'labels.json', 'report.json'}
 
 
-@pytest.mark.parametrize(('name', 'nbn', 'kwargs', 'architecture'), [
+FOLDED = [
     ('resnet10_nbn', False, {}, 'resnet18'),
     ('resnext50_nbn_lr', False, {}, 'resnext50_32x4d'),
     ('regnety_002', True, {}, 'regnety_002'),
     ('resnet18', True, {'stem_type': 'deep', 'stem_width': 32}, 'resnet18'),
-])
-def test_timm_loads_the_folder_alone(name, nbn, kwargs, architecture, tmp_path):
+]
+
+
+def test_timm_loads_the_folders_alone(tmp_path):
     """In a process without this package, and to the original's logits."""
-    model = trained_like(name, 32, nbn, **kwargs)
-    trained = opened(model, name, 32, nbn, **kwargs)
-    settings = ExportSettings(('timm',), repeats=1)
-    report = export_model(trained, tmp_path / 'out', generated_images(4, trained.input), settings)
-    assert report.about['architecture'] == architecture and report.plain is not None
-    images = torch.randn(3, 3, 32, 32)
-    with torch.no_grad():
-        np.savez(tmp_path / 'expected.npz', images=images.numpy(), logits=model(images).numpy())
+    for name, nbn, kwargs, architecture in FOLDED:
+        model = trained_like(name, 32, nbn, **kwargs)
+        trained = opened(model, name, 32, nbn, **kwargs)
+        settings = ExportSettings(('timm',), repeats=1)
+        report = export_model(trained, tmp_path / name, generated_images(4, trained.input), settings)
+        assert report.about['architecture'] == architecture and report.plain is not None
+        images = torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            np.savez(tmp_path / f'{name}.npz', images=images.numpy(), logits=model(images).numpy())
     without_package('''
 import numpy, timm, torch
-expected = numpy.load(sys.argv[2])
-model = timm.create_model('local-dir:' + sys.argv[1], pretrained=True).eval()
-assert model.pretrained_cfg['label_names'][1] == 'bee', model.pretrained_cfg
-with torch.no_grad():
-    found = model(torch.from_numpy(expected['images'])).numpy()
-assert abs(expected['logits']).max() > 0.01
-assert abs(found - expected['logits']).max() < 1e-4 * abs(expected['logits']).max()
-''', tmp_path / 'out', tmp_path / 'expected.npz')
+place, *names = sys.argv[1:]
+for name in names:
+    expected = numpy.load(f'{place}/{name}.npz')
+    model = timm.create_model(f'local-dir:{place}/{name}', pretrained=True).eval()
+    assert model.pretrained_cfg['label_names'][1] == 'bee', model.pretrained_cfg
+    with torch.no_grad():
+        found = model(torch.from_numpy(expected['images'])).numpy()
+    assert abs(expected['logits']).max() > 0.01
+    assert abs(found - expected['logits']).max() < 1e-4 * abs(expected['logits']).max(), name
+''', tmp_path, *(name for name, *_ in FOLDED))
 
 
 @pytest.mark.parametrize('name', [
@@ -228,7 +233,8 @@ def test_every_224_pixel_network_folds_to_one_of_timms(name):
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
-    ('resnet10_ride_nbn_lr', {}), ('resnet32_ride_nbn', {'num_experts': 2}), ('resnet32_ride', {'head': 'cosine'})])
+    ('resnet10_ride_nbn_lr', {'num_experts': 2}), ('resnet32_ride_nbn', {'num_experts': 2, 'num_blocks': 1}),
+    ('resnet32_ride', {'head': 'cosine', 'num_blocks': 1})])
 def test_experts_become_one_network(name, kwargs, tmp_path):
     model = trained_like(name, 32, **kwargs)
     trained = opened(model, name, 32, **kwargs)
@@ -269,6 +275,7 @@ def test_preprocessing_inside_the_graphs(work, reference, tmp_path):
     assert np.abs(found.detach().numpy() - logits).max() < 1e-4
 
 
+@pytest.mark.fast
 def test_images_of_a_folder(work, tmp_path, capsys):
     arguments = [str(work / 'last.pth.tar'), str(tmp_path / 'out'), *QUICK, '--formats', 'timm']
     command.main([*arguments, '--images', str(work)])

@@ -1,14 +1,14 @@
 """NBN into timm's models, folded out again, synchronised, and protected from converters that would drop it."""
 import copy
-import multiprocessing
-import os
 import pickle
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+from forks import run_ranks
 from timm.layers import convert_splitbn_model, freeze_batch_norm_2d
 from timm.layers import convert_sync_batchnorm as timm_convert_sync_batchnorm
 from timm.models import reparameterize_model
@@ -172,10 +172,9 @@ def test_sync_conversion_keeps_nbn():
     assert expected.isfinite().all()
 
 
-def _sync_worker(rank: int, world: int, port: int, result) -> None:
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(1)
+def _sync_worker(folder: Path) -> None:
     dist.init_process_group('gloo')
+    rank = dist.get_rank()
     layer, x = _sync_problem()
     layer = convert_sync_batchnorm(layer)
     # Parts of unequal size: the statistics must weigh samples, not processes.
@@ -186,8 +185,7 @@ def _sync_worker(rank: int, world: int, port: int, result) -> None:
     gradients = [parameter.grad for parameter in layer.parameters()]
     for gradient in gradients:
         dist.all_reduce(gradient)
-    result[rank] = [tensor.detach().numpy() for tensor in (
-        out, part.grad, layer.running_mean, layer.running_var, *gradients)]
+    torch.save([out.detach(), part.grad, layer.running_mean, layer.running_var, *gradients], folder / f'{rank}.pt')
     dist.destroy_process_group()
 
 
@@ -197,13 +195,9 @@ def _sync_problem() -> tuple[NormalizedBatchNorm2d, torch.Tensor]:
     return layer, torch.randn(8, 6, 3, 4) * 2 + 5
 
 
-def test_synchronised_nbn_on_two_processes_is_nbn_on_the_whole_batch(free_port):
-    with multiprocessing.get_context('spawn').Manager() as manager:
-        result = manager.dict()
-        context = torch.multiprocessing.spawn(_sync_worker, (2, free_port, result), nprocs=2, join=False)
-        while not context.join():
-            pass
-        ranks = [[torch.from_numpy(array) for array in result[rank]] for rank in range(2)]
+def test_synchronised_nbn_on_two_processes_is_nbn_on_the_whole_batch(tmp_path):
+    run_ranks(_sync_worker, tmp_path)
+    ranks = [torch.load(tmp_path / f'{rank}.pt') for rank in range(2)]
     layer, x = _sync_problem()
     x.requires_grad_()
     out = layer(x)

@@ -107,7 +107,7 @@ def test_processes_are_one_large_batch(images, tmp_path):  # noqa: F811
              '32', '--device', 'cpu', '--workers', '0', '--no-aug', '--global-batch-size', '8', '--epochs', '2',
              '--loss', LOSS, '--loss-kwargs', 'alpha=10', '--lr', '0.001', '--output', str(tmp_path)]
     train.main([*flags, '--experiment', 'one'])
-    run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
+    run_two_processes([*flags, '--experiment', 'two'])
     expected = weights(tmp_path / 'one')
     for key, value in weights(tmp_path / 'two').items():
         torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-5, msg=key)

@@ -1,15 +1,13 @@
 """Post-hoc methods of validate.py against independent computations, on one process and two."""
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from forks import run_ranks
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -18,6 +16,7 @@ from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, logit_offset, shifted_accuracy
 
+pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
 COUNTS = (400, 3, 100, 20, 19, 150)  # not in label order
 
@@ -136,13 +135,7 @@ def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
     written = []
     for processes in (1, 2):
         path = tmp_path / f'{processes}.json'
-        launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'] if processes > 1 else []
-        command = [sys.executable, *launcher, str(ROOT / 'validate.py'), *arguments(work, *flags)]
-        done = subprocess.run(
-            [*command, '--results-file', str(path)], cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'},
-            capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count('Backward 50') == 1
+        run_ranks(validate.main, arguments(work, *flags, '--results-file', str(path)), size=processes)
         written.append(path.read_bytes())
     assert written[0] == written[1]
     result = json.loads(written[0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import run_python
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -85,6 +86,7 @@ def fails(arguments, monkeypatch, capsys) -> str:
     return error
 
 
+@pytest.mark.fast
 def test_probabilities_are_those_of_the_model(work, tmp_path):
     """Against a plain loop with its own preprocessing: 16x20 images to 16 pixels is their centre."""
     found = records([*flags(work), '--topk', 6, work / 'test' / 'bee'], tmp_path)
@@ -259,8 +261,8 @@ def test_odd_names_are_printed(work, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), b'caf\xe9.png')
     with open(path, 'wb') as file:
         file.write((work / 'test' / 'ant' / '0.png').read_bytes())
-    done = subprocess.run([sys.executable, '-m', 'nbn_timm.cli.predict', *flags(work), path], cwd=ROOT,
-                          env={**os.environ, 'PYTHONIOENCODING': 'ascii'}, capture_output=True, text=True, timeout=300)
+    done = run_python('-m', 'nbn_timm.cli.predict', *flags(work), os.fsdecode(path),
+                      environment={**os.environ, 'PYTHONIOENCODING': 'ascii'})
     assert done.returncode == 0, done.stderr
     assert r'caf\udce9.png' in done.stdout
 
@@ -336,6 +338,7 @@ def numbered(size: int) -> ClassCounts:
     return ClassCounts((1,) * size, tuple(map(str, range(size))), 'a list file')
 
 
+@pytest.mark.fast
 def test_names_of_classes():
     assert named('resnet20', 6, COUNTS) == COUNTS.names
     assert named('resnet20', 6, numbered(6)) == ('0', '1', '2', '3', '4', '5')

@@ -3,8 +3,6 @@ import base64
 import http.server
 import json
 import os
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -15,6 +13,7 @@ import pytest
 import released
 import timm
 import torch
+from forks import Ended, run_python
 from safetensors.torch import load_file, save_file
 
 import nbn_timm  # noqa: F401
@@ -72,6 +71,7 @@ def test_nothing_to_be_had_is_one_message_with_the_command(weights_cache):
     assert '\n' not in message
 
 
+@pytest.mark.fast
 def test_cache_then_folder_of_the_user(weights_cache, model, tmp_path, monkeypatch):
     weights_cache.mkdir(parents=True)
     save_file(model.state_dict(), weights_cache / f'{NAME}.safetensors')
@@ -295,8 +295,7 @@ def test_hub_file_is_fetched_and_checked(weights_cache, model, tmp_path, digest)
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
         environment = {**os.environ, 'HF_ENDPOINT': f'http://127.0.0.1:{httpd.server_port}',
                        'HF_HOME': str(tmp_path / 'hf'), 'HF_HUB_DISABLE_XET': '1', 'HF_HUB_OFFLINE': '0'}
-        run = subprocess.run([sys.executable, '-c', HUB_SCRIPT, sha256], env=environment, capture_output=True,
-                             text=True, cwd=Path(__file__).parent.parent)
+        run = run_python('-c', HUB_SCRIPT, sha256, environment=environment)
         httpd.shutdown()
     if digest == 'right':
         assert float(run.stdout) == pytest.approx(model.fc.weight.double().sum().item(), abs=1e-9), run.stderr
@@ -399,9 +398,8 @@ def test_plain_weights_are_not_loaded_into_nbn(tmp_path):
                           pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.safetensors')))
 
 
-def run_convert(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'nbn_timm.cli.convert', *arguments], capture_output=True, text=True,
-                          cwd=Path(__file__).parent.parent)
+def run_convert(*arguments: str) -> Ended:
+    return run_python('-m', 'nbn_timm.cli.convert', *arguments)
 
 
 def test_convert_command_says_what_it_recognised(weights_cache, model, tmp_path):
@@ -431,6 +429,7 @@ def test_convert_command_on_the_other_released_networks(arch, tmp_path):
     assert not alpha or loaded[alpha[0]] == weights['scale_factor'][0]
 
 
+@pytest.mark.fast
 def test_convert_command_refuses_what_is_no_checkpoint(tmp_path):
     torch.save({'weights': torch.ones(3)}, tmp_path / 'other.pth')
     run = run_convert(str(tmp_path / 'other.pth'), str(tmp_path / 'out.safetensors'))

@@ -146,6 +146,7 @@ def test_widths_and_heads_have_the_published_sizes():
     assert parameters('resnet50_ride_nbn', num_experts=4, reduced=True) == 57_758_828 - 140 + 4
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize('experts', [1, 2, 3, 4, 6])
 def test_any_number_of_experts(experts):
     model = timm.create_model('resnet32_ride_nbn', num_experts=experts, num_classes=5)
@@ -196,6 +197,7 @@ def test_pooling_keeps_the_experts_apart(pool):
 
 @pytest.mark.parametrize('name', ['resnet32_ride', 'resnet32_ride_nbn_lr', 'resnet10_ride_nbn'])
 @torch.no_grad()
+@pytest.mark.fast
 def test_heads_merge_into_one_linear(name):
     torch.manual_seed(0)
     model = randomize(timm.create_model(name, num_classes=7)).eval()

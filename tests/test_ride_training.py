@@ -1,9 +1,6 @@
 """RIDE's losses, routing and distillation: formulas against plain computations, and whole runs."""
 import json
 import math
-import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +10,8 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from forks import run_killed_at, run_ranks
 from test_train_run import (
-    ENVIRONMENT,
-    ROOT,
     assert_same,
     data_flags,
     images,  # noqa: F401  (a fixture)
@@ -36,7 +32,7 @@ from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import begin_epoch
 
 FIGURES = json.loads((released.REFERENCE / 'ride_loss.json').read_text())
-RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', '--img-size', '8', '--device', 'cpu',
+RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', 'num_blocks=1', '--img-size', '8', '--device', 'cpu',
         '--workers', '0']
 
 
@@ -52,6 +48,7 @@ def counts_of(counts) -> ClassCounts:
 COUNTS = counts_of((300, 40, 9, 2))
 
 
+@pytest.mark.fast
 def test_the_loss_gives_the_released_figures():
     """RIDELoss of the NBN release (commit 7365e21) in epoch 161, with reweighting after 160."""
     experts = torch.tensor(FIGURES['experts'], requires_grad=True)  # [E, B, C]
@@ -332,13 +329,7 @@ def first_stage(images, tmp_path_factory):  # noqa: F811
     flags = [*data_flags(images), *RIDE, '--epochs', '3', '-b', '4', '--loss', 'ride', '--loss-kwargs',
              'reweight_epoch=1', '--rotation', '15', '--opt', 'sgd', '--log-interval', '1', '--output', str(folder)]
     train.main([*flags, '--experiment', 'whole'])
-    command = [sys.executable, '-u', str(ROOT / 'train.py'), *flags, '--experiment', 'killed']
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith('epoch 3/3  step 2/5'):
-                process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    run_killed_at('epoch 3/3  step 2/5', train.main, [*flags, '--experiment', 'killed'])
     train.main([*flags, '--experiment', 'killed', '--resume', 'auto'])
     return folder
 
@@ -367,20 +358,17 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
     data = [*data_flags(images), '--img-size', '8', '--device', 'cpu', '--workers', '0', '--output', str(tmp_path)]
     routing = [*data, '--stage', 'routing', '--stage-kwargs', 'top_k=3', 'pos_weight=2', '--initial-checkpoint',
                str(teacher), '--sampler', 'class_balanced', '--epochs', '2', '-b', '4', '--lr', '0.01']
-    run_two_processes(tmp_path, [*routing, '--experiment', 'routing'])
+    run_two_processes([*routing, '--experiment', 'routing'])
     assert_same({key.removeprefix('network.'): value for key, value in weights(tmp_path / 'routing').items()
                  if key.startswith('network.')}, weights(first_stage / 'whole'))
 
-    distilled = [*data, *RIDE[:4], '--loss', 'ride', '--kd-checkpoint', str(teacher), '--epochs', '1', '-b', '4']
-    run_two_processes(tmp_path, [*distilled, '--experiment', 'distilled'])
+    distilled = [*data, *RIDE[:5], '--loss', 'ride', '--kd-checkpoint', str(teacher), '--epochs', '1', '-b', '4']
+    run_two_processes([*distilled, '--experiment', 'distilled'])
 
     for run in ('routing', 'distilled'):
         flags = ['--checkpoint', str(tmp_path / run / LAST), '--workers', '0', '--device', 'cpu', '-b', '3']
         validate.main([*flags, '--results-file', str(tmp_path / f'{run}1.json')])
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-                   str(ROOT / 'validate.py'), *flags, '--results-file', str(tmp_path / f'{run}2.json')]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
+        run_ranks(validate.main, [*flags, '--results-file', str(tmp_path / f'{run}2.json')])
         one, two = (json.loads((tmp_path / f'{run}{processes}.json').read_text()) for processes in (1, 2))
         # Batches of another size round the float32 logits otherwise, and this loss is in the thousands.
         assert one.pop('loss') == pytest.approx(two.pop('loss'), rel=1e-5)
@@ -399,17 +387,17 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
 
 @pytest.mark.parametrize('flags, message', [
     (['--model', 'resnet20', '--loss', 'ride'], "loss 'ride' is for the experts.*'resnet20' has none"),
-    ([*RIDE[:4], '--loss', 'seql', '--mixup', '0.2'], "loss 'seql' takes labels and no mixed targets"),
-    ([*RIDE[:4], '--loss', 'ride', '--loss-kwargs', 'diversty=1'], "no setting 'diversty'.*did you mean 'diversity'"),
-    ([*RIDE[:4], '--stage', 'routing'], '--initial-checkpoint'),
-    ([*RIDE[:4], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
+    ([*RIDE[:5], '--loss', 'seql', '--mixup', '0.2'], "loss 'seql' takes labels and no mixed targets"),
+    ([*RIDE[:5], '--loss', 'ride', '--loss-kwargs', 'diversty=1'], "no setting 'diversty'.*did you mean 'diversity'"),
+    ([*RIDE[:5], '--stage', 'routing'], '--initial-checkpoint'),
+    ([*RIDE[:5], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),
     (['--config', 'cifar100_lt/resnet32_ride_distilled', '--epochs', '1'],
      'asks for --kd-checkpoint: give one'),
-    ([*RIDE[:4], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
+    ([*RIDE[:5], '--kd-checkpoint', 'missing.pth'], "'missing.pth' does not exist"),
 ])
 def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message):  # noqa: F811
     with pytest.raises(InputError, match=message):
-        train.main([*data_flags(images), *RIDE[4:], *flags, '--output', str(tmp_path)])
+        train.main([*data_flags(images), *RIDE[5:], *flags, '--output', str(tmp_path)])
 
 
 @pytest.mark.parametrize('flags, message', [
@@ -419,7 +407,7 @@ def test_wrong_combinations_are_one_sentence(images, tmp_path, flags, message): 
 def test_wrong_settings_of_routing_are_one_sentence(images, first_stage, tmp_path, flags, message):  # noqa: F811
     given = ['--stage', 'routing', '--initial-checkpoint', str(first_stage / 'whole' / LAST)]
     with pytest.raises(InputError, match=message):
-        train.main([*data_flags(images), *RIDE[4:], *given, *flags, '--output', str(tmp_path)])
+        train.main([*data_flags(images), *RIDE[5:], *given, *flags, '--output', str(tmp_path)])
 
 
 def test_a_teacher_of_other_classes_or_pixels_is_refused(images, first_stage, tmp_path):  # noqa: F811

@@ -35,6 +35,8 @@ from nbn_timm.training.plan import Plan, input_format
 from nbn_timm.training.run_checkpoint import BEST, LAST
 from nbn_timm.training.task import share_statistics
 
+pytestmark = pytest.mark.fast
+
 MEAN, STD = 0.4, 0.3
 LR, DECAY, EMA, SMOOTHING, CLIP, EPOCHS, SEED = 0.2, 1e-2, 0.7, 0.2, 0.8, 4, 7
 FLAGS = ['--model', 'resnet20_nbn', '--img-size', '8', '--crop-pct', '1', '--mean', *['0.4'] * 3, '--std', *['0.3'] * 3,

@@ -1,9 +1,6 @@
 """Second stages against independent computations, and whole runs of them through train.py and validate.py."""
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,11 +9,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from forks import run_ranks
 from PIL import Image
 from stage_flags import FITTED, TRAINED, stage_flags, takes_network
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
+import nbn_timm.training.fit as fit
+import nbn_timm.training.report as reports
 from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
@@ -29,7 +29,6 @@ from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import SecondStageTask
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
 COUNTS = (10, 6, 3, 1)
 CLASSES = len(COUNTS)
 
@@ -63,6 +62,7 @@ def logits_of(model: nn.Module, x: torch.Tensor) -> np.ndarray:
 
 # tau-normalisation
 
+@pytest.mark.fast
 @pytest.mark.parametrize('tau', [0.0, 0.5, 1.0, 1.7])
 @pytest.mark.parametrize('keep_bias', [True, False])
 def test_tau_normalisation_in_numpy(tau, keep_bias):
@@ -109,6 +109,7 @@ def test_a_convolution_is_a_linear_classifier():
 
 # LWS
 
+@pytest.mark.fast
 @pytest.mark.parametrize('name, size', [
     ('resnet20', 16), ('resnet20_nbn_lr', 16), ('resnet32_ride', 16), ('resnet32_ride_nbn_lr', 16), ('dla46x_c', 64)])
 def test_folded_scales_are_scaled_logits(name, size):
@@ -147,7 +148,7 @@ def fit_data(images: torch.Tensor, target: torch.Tensor) -> FitData:
         return inputs_of(model, modules, list(zip(images.split(7), target.split(7), strict=True)))
 
     splits = SimpleNamespace(train='train', val=None, test=None, class_counts=None)
-    return FitData(splits, classifier_inputs, lambda: LongTailEvaluator(CLASSES), torch.device('cpu'))
+    return FitData(splits, classifier_inputs, lambda: LongTailEvaluator(CLASSES), torch.device('cpu'), metric='top1')
 
 
 def in_form(features: np.ndarray, form: str, mean: np.ndarray) -> np.ndarray:
@@ -208,6 +209,7 @@ def test_a_class_without_images_has_no_centroid():
 
 # cRT and what all stages share
 
+@pytest.mark.fast
 def test_a_new_classifier_and_nothing_else():
     model, before = network('resnet20_nbn_lr'), network('resnet20_nbn_lr').state_dict()
     create_second_stage('crt').prepare(model)
@@ -289,7 +291,8 @@ def first_stages(images, tmp_path_factory) -> dict[str, Path]:
     output = tmp_path_factory.mktemp('first')
     torch.set_num_threads(1)
     for model in ('resnet20_nbn_lr', 'resnet20', 'resnet32_ride'):
-        train.main([*flags(images, output), '--epochs', '1', '--model', model, '--experiment', model])
+        train.main([*flags(images, output), '--epochs', '1', '--model', model, '--model-kwargs', 'num_blocks=1',
+                    '--experiment', model])
     return {folder.name: folder / LAST for folder in output.iterdir()}
 
 
@@ -329,7 +332,7 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
     if stage == 'ncm':
         assert extra == {key.replace('weight', 'mean') for key in before if key.startswith('fc.') and 'weight' in key}
     if not extra:
-        timm.create_model(model, num_classes=CLASSES).load_state_dict(after)
+        timm.create_model(model, num_classes=CLASSES, num_blocks=1).load_state_dict(after)
 
 
 @pytest.mark.parametrize('stage', [stage for stage in TRAINED if takes_network(stage, 'resnet20')])
@@ -407,7 +410,7 @@ def test_the_curve_is_what_validate_measures_and_its_best_is_taken(images, first
     best = max(float(row['top1']) for row in rows)
     chosen = next(row for row in rows if float(row['top1']) == best)
     assert [row['tau'] for row in rows if row['chosen'] == '1'] == [chosen['tau']]
-    expected = timm.create_model('resnet20', num_classes=CLASSES)
+    expected = timm.create_model('resnet20', num_classes=CLASSES, num_blocks=1)
     expected.load_state_dict(torch.load(first, weights_only=True)['state_dict'])
     tau_normalize(expected, float(chosen['tau']))
     assert torch.equal(checkpoint(folder)['state_dict']['fc.weight'], expected.fc.weight)
@@ -444,34 +447,26 @@ def test_tau_without_a_validation_split(images, first_stages, tmp_path):
     assert '2 training images per class' in (tmp_path / 'held' / 'tau_curve.csv').read_text()
 
 
-RANK_SCRIPT = '''
-import json, os, sys, torch
-import nbn_timm.cli.train as train
-import nbn_timm.training.fit as fit
-import nbn_timm.training.report as reports
-original = reports.report_on
+def run_stages(stages: dict[str, list[str]], flags: list[str]) -> None:
+    """A rank that runs second stages in one group after the other, and leaves each one's weights in its folder."""
+    original = reports.report_on
 
-def report_on(plan, model, *rest):
-    torch.save(model.state_dict(), plan.folder / f"rank{os.environ['RANK']}.pt")
-    original(plan, model, *rest)
+    def report_on(plan, model, *rest):
+        torch.save(model.state_dict(), plan.folder / f'rank{plan.world.rank}.pt')
+        original(plan, model, *rest)
 
-fit.report_on = reports.report_on = report_on
-world = train.init_world('cpu')
-train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
-for stage, flags in json.loads(sys.argv[1]).items():
-    train.main([*sys.argv[2:], '--stage', stage, '--experiment', stage, *flags])
-'''
+    fit.report_on = reports.report_on = report_on
+    world = train.init_world('cpu')
+    train.init_world, train.close_world = lambda device: world, lambda world: None  # one group for all runs
+    for stage, own in stages.items():
+        train.main([*flags, '--stage', stage, '--experiment', stage, *own])
 
 
 def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_stages, tmp_path):
-    (tmp_path / 'script.py').write_text(RANK_SCRIPT)
     first = first_stages['resnet32_ride']
     stages = [name for name in SECOND_STAGES if takes_network(name, 'resnet32_ride')]
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(tmp_path / 'script.py'), json.dumps({stage: stage_flags(stage) for stage in stages}),
-               *flags(images, tmp_path), '--initial-checkpoint', str(first)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(run_stages, {stage: stage_flags(stage) for stage in stages},
+              [*flags(images, tmp_path), '--initial-checkpoint', str(first)])
     before = torch.load(first, weights_only=True)['state_dict']
     for stage in stages:
         ranks = [torch.load(tmp_path / stage / f'rank{rank}.pt') for rank in (0, 1)]

@@ -1,8 +1,4 @@
 """BALMS's second stage: what teaches the rates, against plain autograd, and whole runs of it."""
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +6,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from forks import run_killed_at, run_ranks
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
+import nbn_timm.training.run as run
 from nbn_timm.cli import train
 from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
@@ -24,7 +22,6 @@ from nbn_timm.second_stages.balms import BalancedMetaSoftmax, MetaBatches
 from nbn_timm.training.run_checkpoint import LAST
 
 ROOT = Path(__file__).parent.parent
-ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''}
 COUNTS = (10, 6, 3, 1)
 
 
@@ -248,13 +245,7 @@ def test_a_killed_stage_that_resumes_ends_where_the_uninterrupted_one_does(image
                          '--reprob', '0.3', '--log-interval', '1', '--stage-kwargs', 'meta_lr=0.1', '--sampler-kwargs',
                          'init_pow=0.3')
     train.main([*common, '--experiment', 'whole'])
-    command = [sys.executable, '-u', str(ROOT / 'train.py'), *common, '--experiment', 'killed']
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith('epoch 3/4  step 2/5'):
-                process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    run_killed_at('epoch 3/4  step 2/5', train.main, [*common, '--experiment', 'killed'])
     assert checkpoint(tmp_path / 'killed')['epoch'] == 1
     train.main([*common, '--experiment', 'killed', '--resume', 'auto'])
     whole, killed = checkpoint(tmp_path / 'whole'), checkpoint(tmp_path / 'killed')
@@ -273,33 +264,25 @@ def test_statistics_drift_if_asked_and_half_precision_trains(images, first, tmp_
     assert all(step[5].isfinite().all() for step in steps)
 
 
-RANK_SCRIPT = '''
-import os, sys, torch
-import nbn_timm.cli.train as train
-import nbn_timm.training.run as run
-from nbn_timm.second_stages.balms import BalancedMetaSoftmax
-original, report, steps = BalancedMetaSoftmax.learn, run.report_run, []
+def watched_rank(flags: list[str]) -> None:
+    """A rank that leaves what it learned from, and what it ends with, beside the checkpoints."""
+    original, report, steps = BalancedMetaSoftmax.learn, run.report_run, []
 
-def learn(self, classifier, *batch):
-    steps.append([*(part.clone() for part in batch), self.generator.get_state()])
-    original(self, classifier, *batch)
-    steps[-1].append(self.sampler.rate_logits.detach().clone())
+    def learn(self, classifier, *batch):
+        steps.append([*(part.clone() for part in batch), self.generator.get_state()])
+        original(self, classifier, *batch)
+        steps[-1].append(self.sampler.rate_logits.detach().clone())
 
-def keep(plan, task, *rest):
-    torch.save((steps, task.get_checkpoint_state()), plan.folder / f"rank{os.environ['RANK']}.pt")
-    report(plan, task, *rest)
+    def keep(plan, task, *rest):
+        torch.save((steps, task.get_checkpoint_state()), plan.folder / f'rank{plan.world.rank}.pt')
+        report(plan, task, *rest)
 
-BalancedMetaSoftmax.learn, run.report_run = learn, keep
-train.main(sys.argv[1:])
-'''
+    BalancedMetaSoftmax.learn, run.report_run = learn, keep
+    train.main(flags)
 
 
 def test_two_processes_learn_the_same_rates_from_the_batches_of_both(images, first, tmp_path):
-    (tmp_path / 'script.py').write_text(RANK_SCRIPT)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-               str(tmp_path / 'script.py'), *balms_flags(images, tmp_path, first), '--experiment', 'two']
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_ranks(watched_rank, [*balms_flags(images, tmp_path, first), '--experiment', 'two'])
     one, other = (torch.load(tmp_path / 'two' / f'rank{rank}.pt') for rank in (0, 1))
     assert_same(one[0], other[0])
     assert_same(one[1], other[1])

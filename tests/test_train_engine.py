@@ -2,7 +2,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import run_ranks
 from formats import DIGITS_LT
 from timm.task import ClassificationTask
 from torch import nn
@@ -24,7 +24,7 @@ from nbn_timm.mixing import Mixing, TimmMixup
 from nbn_timm.models.create import create_model
 from nbn_timm.training.batch import BatchPlan, BatchSettings, plan_batch
 from nbn_timm.training.build import build_train_loader
-from nbn_timm.training.distributed import World, init_world, seed_everything
+from nbn_timm.training.distributed import World, close_world, init_world, seed_everything
 from nbn_timm.training.log import RunLog, setup_logging
 from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, create_optimizer
@@ -35,12 +35,14 @@ from nbn_timm.training.run_checkpoint import (
     LAST,
     Best,
     checkpoint_state,
+    find_common_resume,
     find_resume,
     resume_run,
     save_checkpoint,
 )
 from nbn_timm.training.task import evaluation_model, prepare_task
 
+pytestmark = pytest.mark.fast
 CPU = torch.device('cpu')
 WORLD = World(CPU)
 COUNTS = ClassCounts((5, 3, 2), ('a', 'b', 'c'), 'a test')
@@ -488,37 +490,28 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, files, g
         assert find_resume(resume, tmp_path) is None
 
 
-TOGETHER = '''
-import sys
-from pathlib import Path
-from nbn_timm.errors import InputError
-from nbn_timm.training.distributed import close_world, init_world
-from nbn_timm.training.run_checkpoint import find_common_resume, save_checkpoint
-world = init_world('cpu')
-shared, own = Path(sys.argv[1], 'shared'), Path(sys.argv[1], f'node{world.rank}')
-own.mkdir()
-save_checkpoint(own, {'epoch': world.rank})
-if world.is_primary:
-    save_checkpoint(shared, {'epoch': 3})
-world.barrier()
-said = []
-for folder in (shared, own):
-    try:
-        said.append(str(find_common_resume('auto', folder, world)))
-    except InputError as error:
-        said.append(str(error))
-Path(sys.argv[1], f'said{world.rank}').write_text('|'.join(said))
-world.barrier()
-close_world(world)
-'''
+def look_for_a_checkpoint(folder: Path) -> None:
+    """A rank that looks into a folder that both see, and into one of its own."""
+    world = init_world('cpu')
+    shared, own = folder / 'shared', folder / f'node{world.rank}'
+    own.mkdir()
+    save_checkpoint(own, {'epoch': world.rank})
+    if world.is_primary:
+        save_checkpoint(shared, {'epoch': 3})
+    world.barrier()
+    said = []
+    for place in (shared, own):
+        try:
+            said.append(str(find_common_resume('auto', place, world)))
+        except InputError as error:
+            said.append(str(error))
+    (folder / f'said{world.rank}').write_text('|'.join(said))
+    world.barrier()
+    close_world(world)
 
 
 def test_processes_that_see_different_folders_all_stop(tmp_path):
-    (tmp_path / 'script.py').write_text(TOGETHER)
-    done = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2',
-         str(tmp_path / 'script.py'), str(tmp_path)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_ranks(look_for_a_checkpoint, tmp_path)
     for rank in range(2):
         path, said = (tmp_path / f'said{rank}').read_text().split('|')
         assert path == str(tmp_path / 'shared' / LAST)

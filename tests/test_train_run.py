@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from forks import run_ranks
 from PIL import Image
 
 import nbn_timm.cli.train as train
@@ -133,33 +134,27 @@ def test_a_mixed_run_resumes_in_the_middle_as_if_nothing_had_happened(images, tm
     assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
-RANK_SCRIPT = '''
-import os, sys, torch
-import nbn_timm.cli.train as train
-import nbn_timm.training.run as run
-original = run.report_run
+def train_and_keep_the_state(flags: list[str]) -> None:
+    """A rank of `run_two_processes`, which leaves what it ends with beside the checkpoints."""
+    original = run.report_run
 
-def report(plan, task, *rest):
-    torch.save(task.get_checkpoint_state(), plan.folder / f"rank{os.environ['RANK']}.pt")
-    original(plan, task, *rest)
+    def report(plan, task, *rest):
+        torch.save(task.get_checkpoint_state(), plan.folder / f'rank{plan.world.rank}.pt')
+        original(plan, task, *rest)
 
-run.report_run = report
-train.main(sys.argv[1:])
-'''
+    run.report_run = report
+    train.main(flags)
 
 
-def run_two_processes(tmp_path: Path, flags: list[str]) -> None:
-    script = tmp_path / 'script.py'
-    script.write_text(RANK_SCRIPT)
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(script)]
-    done = subprocess.run([*command, *flags], env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+def run_two_processes(flags: list[str]) -> None:
+    run_ranks(train_and_keep_the_state, flags)
 
 
+@pytest.mark.fast
 def test_two_processes_share_everything_batch_norm_included(images, tmp_path):
     flags = [*data_flags(images, 'train', 'test'), *MODEL, '--epochs', '2', '-b', '4', '--output', str(tmp_path),
              '--cmo', '1', '--cmo-skip-first', '0', '--cmo-skip-last', '0']
-    run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
+    run_two_processes([*flags, '--experiment', 'two'])
     folder = tmp_path / 'two'
     first, second = (torch.load(folder / f'rank{rank}.pt')['state_dict'] for rank in (0, 1))
     assert_same(first, second)
@@ -177,7 +172,7 @@ def test_processes_and_accumulation_are_one_large_batch(images, tmp_path):
              '--lr', '0.05', '--output', str(tmp_path)]
     train.main([*flags, '--experiment', 'one'])
     train.main([*flags, '--experiment', 'halves', '-b', '4'])
-    run_two_processes(tmp_path, [*flags, '--experiment', 'two'])
+    run_two_processes([*flags, '--experiment', 'two'])
     expected = weights(tmp_path / 'one')
     for other in ('halves', 'two'):
         for key, value in weights(tmp_path / other).items():
@@ -187,6 +182,7 @@ def test_processes_and_accumulation_are_one_large_batch(images, tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.fast
 def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     flags = [*data_flags(images), *MODEL, '--epochs', '2', '--output', str(tmp_path)]
     train.main(flags)

@@ -21,6 +21,7 @@ from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.trained.results import Results
 from nbn_timm.training.optim import OptimizerSettings
 
+pytestmark = pytest.mark.fast
 IMAGES = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from forks import Ended, run_python
 from pictures import write_test_list
 from PIL import Image
 
@@ -77,6 +78,7 @@ def fails(arguments, monkeypatch, capsys) -> str:
     return error
 
 
+@pytest.mark.fast
 def test_numbers_are_those_of_the_model(work, tmp_path, capsys):
     """Against a plain loop with its own preprocessing: the centre 16x16 of each 16x20 image."""
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
@@ -171,12 +173,13 @@ def test_config_gives_defaults(work, tmp_path):
     assert result['input_size'] == [3, 16, 16]
 
 
-def run_script(*arguments, processes=1) -> subprocess.CompletedProcess:
-    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}'] if processes > 1 else []
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+def run_script(*arguments, processes=1) -> subprocess.CompletedProcess | Ended:
+    if processes == 1:
+        return run_python(ROOT / 'validate.py', *arguments)
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}']
     return subprocess.run(
         [sys.executable, *launcher, str(ROOT / 'validate.py'), *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        cwd=ROOT, env={**os.environ, 'OMP_NUM_THREADS': '1'}, capture_output=True, text=True, timeout=300)
 
 
 def test_two_processes_write_the_same_file_as_one(work, tmp_path):

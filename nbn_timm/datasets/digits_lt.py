@@ -1,4 +1,6 @@
 """Handwritten digits that come with scikit-learn: real images for a first run without any download."""
+from functools import cache
+
 import numpy as np
 from PIL import Image
 
@@ -54,10 +56,9 @@ class DigitsLT(DrawnBenchmark):
         return frozenset()
 
 
-def load_digits_splits() -> dict[str, ArraySamples]:
-    """The 8x8 digits of UCI's optical recognition test set as 32x32 RGB images, in three balanced splits.
-
-    Images are assigned by a fixed permutation of each class: 140 per class to 'train', 14 to 'val', 20 to 'test'.
+@cache
+def load_digit_images() -> tuple[np.ndarray, np.ndarray]:
+    """All images, uint8 [N, 32, 32, 3], and their labels.
 
     Raises:
         InputError: scikit-learn is not installed.
@@ -68,9 +69,21 @@ def load_digits_splits() -> dict[str, ArraySamples]:
         raise InputError(
             'the digits_lt dataset needs scikit-learn, which is not installed: pip install scikit-learn') from error
     digits = load_digits()
-    everything = ArraySamples(np.stack([_enlarge(image) for image in digits.images]), digits.target)
+    return np.stack([_enlarge(image) for image in digits.images]), digits.target
+
+
+def load_digits_splits() -> dict[str, ArraySamples]:
+    """The 8x8 digits of UCI's optical recognition test set as 32x32 RGB images, in three balanced splits.
+
+    Images are assigned by a fixed permutation of each class: 140 per class to 'train', 14 to 'val', 20 to 'test'.
+
+    Raises:
+        InputError: scikit-learn is not installed.
+    """
+    images, targets = load_digit_images()
+    everything = ArraySamples(images, targets)
     random = np.random.RandomState(0)
-    shuffled = [random.permutation(np.flatnonzero(digits.target == label)) for label in range(10)]
+    shuffled = [random.permutation(np.flatnonzero(targets == label)) for label in range(10)]
     borders = {'train': (0, TRAIN), 'val': (TRAIN, TRAIN + VAL), 'test': (TRAIN + VAL, TRAIN + VAL + TEST)}
     return {
         split: everything.select(np.concatenate([indices[first:last] for indices in shuffled]))

@@ -76,6 +76,7 @@ class RoutedExperts(nn.Module):
             raise InputError(f'top_k is {top_k}, but there are {network.num_classes} classes: give a number from 1 to '
                              f'{network.num_classes}')
         self.network = network.requires_grad_(False).eval()
+        self._counted: dict[tuple[int, int, int], tuple[int, ...]] = {}
         self.num_experts = network.num_experts
         self.num_classes = network.num_classes
         self.pretrained_cfg = getattr(network, 'pretrained_cfg', {})
@@ -125,15 +126,17 @@ class RoutedExperts(nn.Module):
         return total / num_experts
 
     def multiply_adds(self, input_size: tuple[int, int, int]) -> tuple[int, ...]:
-        """Multiply-adds of one image [C, H, W] that is given 1, 2, ..., E experts."""
-        meta = deepcopy(self).to('meta').eval()
-        image = torch.zeros(1, *input_size, device='meta')
-        amounts = []
-        for num_experts in range(1, self.num_experts + 1):
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                meta.forward_first(image, num_experts)
-            amounts.append(counter.get_total_flops() // 2)  # it counts a multiply-add as two
-        return tuple(amounts)
+        """Multiply-adds of one image [C, H, W] that is given 1, 2, ..., E experts; counted once for each size."""
+        if input_size not in self._counted:
+            meta = deepcopy(self).to('meta').eval()
+            image = torch.zeros(1, *input_size, device='meta')
+            amounts = []
+            for num_experts in range(1, self.num_experts + 1):
+                with FlopCounterMode(display=False) as counter, torch.no_grad():
+                    meta.forward_first(image, num_experts)
+                amounts.append(counter.get_total_flops() // 2)  # it counts a multiply-add as two
+            self._counted[input_size] = tuple(amounts)
+        return self._counted[input_size]
 
     def _all_decisions(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
