@@ -1,6 +1,7 @@
 """Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
 import logging
+import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -94,15 +95,18 @@ def _as_given(declared: Field) -> Any:
 
 
 def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], Any]:
-    """An argument type: a finite number of `kind` within limits."""
+    """An argument type: a finite number of `kind` within limits, a whole one of 64 bits."""
+    largest = 2 ** 63 if kind is int else math.inf
+
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or abs(value) == float('inf') or value != value or not (limits is None or value in limits):
+        if value is None or not abs(value) < largest or not (limits is None or value in limits):
             allowed = '' if limits is None else f' {limits}'
-            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number{allowed}")
+            what = 'whole number' if kind is int else 'number'
+            raise argparse.ArgumentTypeError(f"'{text[:40]}' is no {what}{allowed}")
         return value
     return parse
 

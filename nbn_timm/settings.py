@@ -210,7 +210,8 @@ class Field:
 
     def _check_one(self, value: Any) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        kinds = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number,
+        whole = number and (value == int(value) if abs(value) < 2 ** 63 else False)
+        kinds = {bool: isinstance(value, bool), int: whole, float: number,
                  str: isinstance(value, str | os.PathLike), dict: isinstance(value, Mapping)}
         if not kinds[self.type]:
             wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',
