@@ -1,8 +1,9 @@
 """Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
+import difflib
 import logging
 import math
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -216,9 +217,16 @@ def parse_flags(
     """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = list(map(flag, known if known is not None else vars(args)))
-        parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")
+        parser.error(f"unknown argument '{unknown[0]}'{_nearest_flag(unknown[0], known or vars(args))}")
     return args
+
+
+def _nearest_flag(word: str, known: Iterable[str]) -> str:
+    """What `nearest` says of a flag, where the dashes that all of them have make none of them near."""
+    bare, *_ = word.lstrip('-').partition('=')
+    flags = {flag(name).lstrip('-'): flag(name) for name in known}
+    found = difflib.get_close_matches(bare, flags, n=1, cutoff=0.6) if word.startswith('-') else []
+    return f"; did you mean '{flags[found[0]]}'?" if found else ': --help lists the flags'
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -262,8 +270,8 @@ def config_path(name: str) -> Path:
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')
     if key not in shipped:
-        raise InputError(f"there is no config file '{name}' and none of that name is shipped "
-                         f"(shipped are {', '.join(shipped)}){nearest(key, shipped)}")
+        known = nearest(key, shipped) or f": give a file, or one of {', '.join(shipped)}"
+        raise InputError(f"there is no config file '{name}' and none of that name is shipped{known}")
     return shipped[key]
 
 

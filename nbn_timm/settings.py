@@ -217,6 +217,8 @@ class Field:
             wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',
                       dict: 'a mapping of settings to values'}[self.type]
             raise InputError(f"setting '{self.name}' is {value!r}: give {wanted}")
+        if isinstance(value, str) and '\0' in value:
+            raise InputError(f"setting '{self.name}' holds a null character, which no name has: take it out")
         if self.declaration.limits is not None and value not in self.declaration.limits:
             raise InputError(f"setting '{self.name}' is {value!r}: give a number {self.declaration.limits}")
         choices = self.choices

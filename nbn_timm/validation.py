@@ -109,6 +109,9 @@ def complete(settings: ValidateSettings, given: Mapping[str, Any]) -> ValidateSe
     weights = settings.weights
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
+    if weights.pretrained and not settings.model.model:
+        raise InputError('there is no --model whose published weights --pretrained takes: give one '
+                         '(timm.list_pretrained() lists them)')
     checkpoint = read_checkpoint(weights.checkpoint) if weights.checkpoint else recorded_training(settings.model.model)
     recorded = recorded_settings(checkpoint)
     values = {**inherited_settings(ValidateSettings, recorded, given), **given}
