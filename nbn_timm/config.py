@@ -327,8 +327,17 @@ def read_config(parser: argparse.ArgumentParser, groups: type[SettingGroups], pa
             values[name] = _parse_value(parser, known[name], value)
         except (argparse.ArgumentError, ValueError) as error:
             reason = error.message if isinstance(error, argparse.ArgumentError) else error
-            raise InputError(f"config '{path}' sets '{name}' to {value!r}: {reason}") from error
+            raise InputError(f"config '{path}' sets '{name}' to {told(value)}: {reason}") from error
     return values
+
+
+def told(value: Any) -> str:
+    """A value of a config for a sentence, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number of more digits than Python writes
+        return 'a number of thousands of digits'
+    return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def _parse_value(parser: argparse.ArgumentParser, declared: Field, value: Any) -> Any:

@@ -10,6 +10,7 @@ from timm.models import split_model_name_tag
 from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import METRICS
+from nbn_timm.files import open_regular
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 
@@ -98,8 +99,9 @@ def summarize_results(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        results = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            results = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"the results file '{path}' cannot be read ({error}): give a file of validate.py "
                          '--results-file, or a test.json of train.py') from error
     needed = ('top1', 'num_samples', 'num_classes')

@@ -19,7 +19,7 @@ from torch import nn
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write, file_sha256
+from nbn_timm.files import atomic_write, file_sha256, open_regular
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import recorded_classes, training_arguments
 from nbn_timm.training.distributed import World
@@ -287,8 +287,8 @@ def _trace(folder: Path) -> str | None:
         if (folder / name).exists():
             return f'it has left {name}'
     for name, before in (('log.jsonl', 0), ('summary.csv', 1)):
-        with suppress(OSError):
-            rows = (folder / name).read_bytes().count(b'\n') - before
+        with suppress(OSError), open_regular(folder / name) as file:
+            rows = file.read().count(b'\n') - before
             if rows > 1:
                 return f'{name} has {rows} epochs'
     return None
