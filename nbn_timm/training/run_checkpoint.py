@@ -343,9 +343,13 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
     needed = step_on_stand_ins(optimizer)
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state['optimizer'])
+        there, here = ([len(group['params']) for group in given] for given in (
+            state['optimizer']['param_groups'], optimizer.param_groups))
+        if there != here:
+            raise ValueError(f'it has groups of {there} parameters, where this optimizer has groups of {here}')
         for number, saved in state['optimizer']['state'].items():
             _check_parameter_state(needed.get(number, {}), saved)
+        optimizer.load_state_dict(state['optimizer'])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         before = training_arguments(state).get('opt')
