@@ -1,7 +1,9 @@
 """Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
+import difflib
 import logging
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -94,15 +96,18 @@ def _as_given(declared: Field) -> Any:
 
 
 def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], Any]:
-    """An argument type: a finite number of `kind` within limits."""
+    """An argument type: a finite number of `kind` within limits, a whole one of 64 bits."""
+    largest = 2 ** 63 if kind is int else math.inf
+
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or abs(value) == float('inf') or value != value or not (limits is None or value in limits):
+        if value is None or not abs(value) < largest or not (limits is None or value in limits):
             allowed = '' if limits is None else f' {limits}'
-            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' if kind is int else ''}number{allowed}")
+            what = 'whole number' if kind is int else 'number'
+            raise argparse.ArgumentTypeError(f"'{text[:40]}' is no {what}{allowed}")
         return value
     return parse
 
@@ -212,9 +217,16 @@ def parse_flags(
     """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = list(map(flag, known if known is not None else vars(args)))
-        parser.error(f"unknown argument '{unknown[0]}'{nearest(unknown[0].partition('=')[0], flags)}")
+        parser.error(f"unknown argument '{unknown[0]}'{_nearest_flag(unknown[0], known or vars(args))}")
     return args
+
+
+def _nearest_flag(word: str, known: Iterable[str]) -> str:
+    """What `nearest` says of a flag, where the dashes that all of them have make none of them near."""
+    bare, *_ = word.lstrip('-').partition('=')
+    flags = {flag(name).lstrip('-'): flag(name) for name in known}
+    found = difflib.get_close_matches(bare, flags, n=1, cutoff=0.6) if word.startswith('-') else []
+    return f"; did you mean '{flags[found[0]]}'?" if found else ': --help lists the flags'
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -258,8 +270,8 @@ def config_path(name: str) -> Path:
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')
     if key not in shipped:
-        raise InputError(f"there is no config file '{name}' and none of that name is shipped "
-                         f"(shipped are {', '.join(shipped)}){nearest(key, shipped)}")
+        known = nearest(key, shipped) or f": give a file, or one of {', '.join(shipped)}"
+        raise InputError(f"there is no config file '{name}' and none of that name is shipped{known}")
     return shipped[key]
 
 
@@ -315,8 +327,17 @@ def read_config(parser: argparse.ArgumentParser, groups: type[SettingGroups], pa
             values[name] = _parse_value(parser, known[name], value)
         except (argparse.ArgumentError, ValueError) as error:
             reason = error.message if isinstance(error, argparse.ArgumentError) else error
-            raise InputError(f"config '{path}' sets '{name}' to {value!r}: {reason}") from error
+            raise InputError(f"config '{path}' sets '{name}' to {told(value)}: {reason}") from error
     return values
+
+
+def told(value: Any) -> str:
+    """A value of a config for a sentence, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of a whole number of more digits than Python writes
+        return 'a number of thousands of digits'
+    return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def _parse_value(parser: argparse.ArgumentParser, declared: Field, value: Any) -> Any:

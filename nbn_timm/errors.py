@@ -20,6 +20,9 @@ class InputError(ValueError):
         super().__init__(without_password(message))
 
 
+_LONGEST_NAME = 400
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -37,7 +40,9 @@ def one_line(text: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name in quotes for a sentence, on one line."""
+    """A name in quotes for a sentence, on one line; the middle of a very long one is left out."""
+    if len(name) > _LONGEST_NAME:
+        name = f'{name[:_LONGEST_NAME // 2]}...{name[-_LONGEST_NAME // 2:]}'
     return f"'{one_line(name)}'"
 
 

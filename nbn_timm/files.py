@@ -9,10 +9,11 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from nbn_timm.errors import InputError
 
 _LOCK = '.nbn_timm-lock'  # in a folder of unfinished files; held as long as the process that writes them lives
+_SLOWEST = 10_000  # bytes per second that a server has to keep up
 _DESCRIPTOR = re.compile(r'/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)')
 
 
@@ -221,6 +223,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def copy_download(response: Any, file: BinaryIO, patience: float) -> int:
+    """Copy a response of a server, which must not only trickle, and return its number of bytes.
+
+    Args:
+        response: Of `urlopen`, with a time limit for each read.
+        file: To write.
+        patience: Seconds that the whole may take beyond what a slow connection needs.
+
+    Raises:
+        TimeoutError: It takes longer.
+    """
+    begun, got = time.monotonic(), 0
+    while block := response.read1(1 << 20):
+        file.write(block)
+        got += len(block)
+        if time.monotonic() - begun > patience + got / _SLOWEST:
+            raise TimeoutError(f'it is slower than {_SLOWEST / 1000:g} kB/s')
+    return got
 
 
 def file_sha256(path: str | Path) -> str:

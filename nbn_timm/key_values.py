@@ -12,6 +12,7 @@ import ast
 import collections.abc
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -50,7 +51,10 @@ def key_values(flag: str, given: Mapping[str, Any]) -> list[KeyValue]:
 
 def shown(value: Any) -> str:
     """A value as it was typed: text that reads as something else is in quotes, and what is long is cut."""
-    text = one_line(str(value))
+    try:
+        text = one_line(str(value))
+    except ValueError:  # of a whole number of more digits than Python writes
+        return f'a number of {math.log10(abs(value)):.0f} digits'
     if isinstance(value, str):
         with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             ast.literal_eval(value)
@@ -147,7 +151,7 @@ def _is_a(value: Any, kind: Any) -> bool:
     if kind is int:
         return number and isinstance(value, int)
     if kind is float:
-        return number and math.isfinite(value)
+        return number and abs(value) <= sys.float_info.max
     if kind is list:
         return isinstance(value, Sequence) and not isinstance(value, str)
     return isinstance(value, Mapping if kind is dict else kind)
@@ -171,7 +175,8 @@ def check_number(
     Raises:
         InputError: It is not.
     """
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    number = number and abs(value) <= sys.float_info.max
     if not number or not low <= value <= high or (above and value == low) or (below and value == high):
         limits = f"{'above' if above else 'from'} {low:g}"
         limits += '' if high == math.inf else f" to {'less than ' if below else ''}{high:g}"

@@ -210,12 +210,15 @@ class Field:
 
     def _check_one(self, value: Any) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        kinds = {bool: isinstance(value, bool), int: number and float(value).is_integer(), float: number,
+        whole = number and (value == int(value) if abs(value) < 2 ** 63 else False)
+        kinds = {bool: isinstance(value, bool), int: whole, float: number,
                  str: isinstance(value, str | os.PathLike), dict: isinstance(value, Mapping)}
         if not kinds[self.type]:
             wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',
                       dict: 'a mapping of settings to values'}[self.type]
             raise InputError(f"setting '{self.name}' is {value!r}: give {wanted}")
+        if isinstance(value, str) and '\0' in value:
+            raise InputError(f"setting '{self.name}' holds a null character, which no name has: take it out")
         if self.declaration.limits is not None and value not in self.declaration.limits:
             raise InputError(f"setting '{self.name}' is {value!r}: give a number {self.declaration.limits}")
         choices = self.choices

@@ -113,6 +113,9 @@ def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) ->
     weights = settings.weights
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
+    if weights.pretrained and not settings.model.model:
+        raise InputError('there is no --model whose published weights --pretrained takes: give one '
+                         '(timm.list_pretrained() lists them)')
     record = checkpoint_record(weights.checkpoint) if weights.checkpoint else published_record(settings.model.model)
     values = {**record.inherited(ValidateSettings, given), **given}
     if not values.get('dataset'):

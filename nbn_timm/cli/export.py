@@ -8,6 +8,7 @@ import torch
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import DataSettings
+from nbn_timm.data.settings import SIDE
 from nbn_timm.deploy import (
     CheckImages,
     ExportSettings,
@@ -17,7 +18,7 @@ from nbn_timm.deploy import (
     training_data_images,
 )
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, SettingGroups, Settings, setting
+from nbn_timm.settings import Limits, SettingGroups, Settings, setting
 from nbn_timm.trained.opening import CheckpointSettings, SourceSettings, TrainedModel, open_trained
 
 
@@ -27,12 +28,12 @@ class ComparisonSettings(Settings):
 
     title = 'comparison'
 
-    img_size: int | None = setting(None, 'pixels of a side', limits=AT_LEAST_1, unset="the network's own")
+    img_size: int | None = setting(None, 'pixels of a side', limits=SIDE, unset="the network's own")
     images: str | None = setting(
         None, 'folder of images, with subfolders or not', metavar='DIR',
         unset="the test images that the checkpoint's record names, else generated ones")
-    num_images: int = setting(32, 'images to compare with', limits=AT_LEAST_1)
-    threads: int = setting(0, "of torch; 0 is torch's own number", limits=NOT_NEGATIVE, kind='machine')
+    num_images: int = setting(32, 'images to compare with', limits=Limits(1, 10_000))
+    threads: int = setting(0, "of torch; 0 is torch's own number", limits=Limits(0, 1024), kind='machine')
 
 
 @dataclass(frozen=True)

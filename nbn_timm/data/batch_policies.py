@@ -91,8 +91,10 @@ class ColorJitter(PlannedPolicy):
 
     def plan(self, count: int) -> Operations:
         order = torch.rand(count, len(self.ranges)).argsort(1)
-        factors = torch.stack([torch.empty(count).uniform_(*limits) for limits in self.ranges.values()], 1)
-        return torch.tensor(list(self.ranges))[order], factors.gather(1, order).double()
+        factors = torch.empty(count, len(self.ranges))  # none of too small a strength
+        for column, limits in enumerate(self.ranges.values()):
+            factors[:, column] = torch.empty(count).uniform_(*limits)
+        return torch.tensor(list(self.ranges), dtype=torch.int64)[order], factors.gather(1, order).double()
 
 
 class AutoAugment(PlannedPolicy):

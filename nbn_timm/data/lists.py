@@ -29,9 +29,11 @@ class ImageList:
         """Class names by label, from the folder of each class's first image; None if these do not tell them apart."""
         labels, first = np.unique(self.targets, return_index=True)
         folders = [os.path.dirname(self.paths[index]) for index in first]
-        if len(set(folders)) < len(folders) or len(folders) < 2:
+        if len(set(folders)) < len(folders) or len(folders) < 2 or '' in folders:
             return None
-        common = os.path.commonpath(folders) if len({os.path.isabs(folder) for folder in folders}) == 1 else ''
+        if len({os.path.isabs(folder) for folder in folders}) > 1:
+            return None
+        common = os.path.commonpath(folders)
         return dict(zip(labels.tolist(), (os.path.relpath(folder, common or '.') for folder in folders), strict=True))
 
 

@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.longtail import PROFILES
 from nbn_timm.key_values import refuse_unknown
 from nbn_timm.settings import (
@@ -10,6 +11,7 @@ from nbn_timm.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
+    Limits,
     Settings,
     Values,
     all_of,
@@ -18,6 +20,8 @@ from nbn_timm.settings import (
     only_with,
     setting,
 )
+
+SIDE = Limits(1, 10_000)  # pixels; a larger image takes gigabytes
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class DataSettings(Settings):
     train_split: str = setting('train', "of timm's dataset types", metavar='NAME', inherited=True)
     val_split: str | None = setting(None, "of timm's dataset types", metavar='NAME', inherited=True)
     test_split: str = setting('validation', "of timm's dataset types", metavar='NAME', inherited=True)
-    num_classes: int | None = setting(None, 'number of classes', limits=AT_LEAST_1, inherited=True,
+    num_classes: int | None = setting(None, 'number of classes', limits=Limits(1, MAX_CLASSES), inherited=True,
                                       unset='as the dataset has')
     imbalance_factor: float | None = setting(
         None, 'make training long-tailed: largest / smallest class', limits=AT_LEAST_1, inherited=True,
@@ -90,12 +94,12 @@ class InputSettings(Settings):
     title = 'input format'
     about = "Default: as published for the benchmark, else that of the finished network or the model's own."
 
-    img_size: int | None = setting(None, 'pixels of a side', limits=AT_LEAST_1, inherited=True, unset='see above',
+    img_size: int | None = setting(None, 'pixels of a side', limits=SIDE, inherited=True, unset='see above',
                                    effect=not_with('input_size'))
-    input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=AT_LEAST_1, nargs=3,
+    input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=SIDE, nargs=3,
                                                  metavar='N', inherited=True, unset='see above')
-    crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps', limits=POSITIVE,
-                                     inherited=True, unset='see above')
+    crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
+                                     limits=Limits(0.1, 2), inherited=True, unset='see above')
     interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
                                         unset='see above')
     mean: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=PROBABILITY, nargs=0, metavar='F',
@@ -110,7 +114,7 @@ class LoaderSettings(Settings):
 
     title = 'loading'
 
-    workers: int = setting(4, 'loading processes per process', limits=NOT_NEGATIVE, short='-j', kind='machine')
+    workers: int = setting(4, 'loading processes per process', limits=Limits(0, 1024), short='-j', kind='machine')
     pin_mem: bool = setting(False, 'page-locked memory, for faster copies to a GPU', kind='machine')
 
 
@@ -157,7 +161,7 @@ class AugmentSettings(Settings):
                                   unset="the benchmark's", effect=not_with('no_aug'))
     vflip: float = setting(0.0, 'probability of a vertical flip', limits=PROBABILITY, metavar='P',
                            effect=not_with('no_aug'))
-    rotation: float = setting(0.0, 'rotate by up to so many degrees; corners turn black', limits=NOT_NEGATIVE,
+    rotation: float = setting(0.0, 'rotate by up to so many degrees; corners turn black', limits=Limits(0, 180),
                               metavar='DEG', effect=not_with('no_aug'))
     color_jitter: float | None = setting(
         None, 'strength of brightness, contrast and saturation jitter', limits=NOT_NEGATIVE, unset="the benchmark's",
@@ -174,9 +178,9 @@ class AugmentSettings(Settings):
                             effect=not_with('no_aug'))
     remode: str = setting('pixel', 'what random erasing fills in', choices=('const', 'rand', 'pixel'),
                           effect=all_of(not_with('no_aug'), only_with('reprob')))
-    recount: int = setting(1, 'rectangles of random erasing', limits=AT_LEAST_1,
+    recount: int = setting(1, 'rectangles of random erasing', limits=Limits(1, 1000),
                            effect=all_of(not_with('no_aug'), only_with('reprob')))
-    cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=NOT_NEGATIVE,
+    cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=Limits(0, SIDE.high),
                           effect=not_with('no_aug'))
 
     other_views: Mapping[str, Any] = setting(

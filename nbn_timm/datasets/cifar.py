@@ -8,7 +8,7 @@ from nbn_timm.data.dataset import ArraySamples
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
-from nbn_timm.datasets.fetching import fetch_archive, locate
+from nbn_timm.datasets.fetching import fetch_archive, locate, with_timeout
 from nbn_timm.datasets.named_dataset import image_root
 from nbn_timm.errors import InputError
 
@@ -43,7 +43,8 @@ class CifarLT(DrawnBenchmark):
         data_dir = image_root(settings)
         download = settings.download and train  # which fetches both splits
         try:
-            dataset = cifar(str(data_dir), train=train, download=download)
+            with with_timeout():
+                dataset = cifar(str(data_dir), train=train, download=download)
         except (RuntimeError, OSError) as error:
             if download:
                 raise InputError(

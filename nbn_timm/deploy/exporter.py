@@ -13,7 +13,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Limits, Settings, Values, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.settings import public_record
@@ -51,7 +51,7 @@ class ExportSettings(Settings):
         False, 'TorchScript, torch.export and ONNX take uint8 pixels and normalise them', effect=_graphs)
     overwrite: bool = setting(False, 'replace an earlier export of the same folder')
     tolerance: float = setting(1e-4, "greatest difference from the original's logits", limits=NOT_NEGATIVE)
-    batch_size: int = setting(1, 'of the timing', limits=AT_LEAST_1, short='-b')
+    batch_size: int = setting(1, 'of the timing', limits=Limits(1, 10_000), short='-b')
     repeats: int = setting(20, 'rounds of the timing', limits=AT_LEAST_1)
 
 

@@ -8,7 +8,6 @@ import os
 import sys
 import tarfile
 import textwrap
-import time
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -34,7 +33,7 @@ from timm.models import (
 from torch.hub import get_dir
 
 from nbn_timm.errors import InputError, without_password
-from nbn_timm.files import atomic_write, file_sha256, write_text_atomic
+from nbn_timm.files import atomic_write, copy_download, file_sha256, write_text_atomic
 
 from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
 from .weight_files import DIGEST, read_state_dict, save_weights, weights_digest
@@ -65,7 +64,6 @@ HUB_FILES: dict[str, HubFile] = {}
 _SHIPPED = Path(__file__).parents[1] / 'weights'
 
 _PATIENCE = 20.0  # seconds without a byte until a mirror is given up
-_SLOWEST = 10_000  # bytes per second that a mirror has to keep up beyond that
 
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
@@ -349,7 +347,7 @@ def _fetch(place: str, filename: str, target: Path) -> None:
     try:
         with urlopen(_request(f'{place}/{filename}'), timeout=_PATIENCE) as response, open(target, 'wb') as file:
             length = response.headers.get('Content-Length')
-            got = _copy(response, file)
+            got = copy_download(response, file, _PATIENCE)
     except HTTPError as error:
         if error.code in (404, 410):
             raise _NoSuchFile(_first_line(error)) from error
@@ -374,17 +372,6 @@ def _request(url: str) -> Request:
         token = base64.b64encode(unquote(user).encode()).decode()
         request.add_unredirected_header('Authorization', f'Basic {token}')
     return request
-
-
-def _copy(response: Any, file: Any) -> int:
-    """Copy a response, which must not only trickle, and return its number of bytes."""
-    begun, got = time.monotonic(), 0
-    while block := response.read1(1 << 20):
-        file.write(block)
-        got += len(block)
-        if time.monotonic() - begun > _PATIENCE + got / _SLOWEST:
-            raise TimeoutError(f'it is slower than {_SLOWEST / 1000:g} kB/s')
-    return got
 
 
 def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:

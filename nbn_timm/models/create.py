@@ -44,6 +44,7 @@ def create_model(
         bn_momentum: float | None = None,
         nbn: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
+        flags: tuple[str, str] = ('--model', '--model-kwargs'),
 ) -> nn.Module:
     """Create a registered model; a wrong name or argument is an error that says so in one sentence.
 
@@ -56,6 +57,7 @@ def create_model(
         bn_momentum: Momentum of all BatchNorm layers.
         nbn: Put NBN into the last stage, see `add_nbn`; pretrained weights are loaded before.
         model_kwargs: Further arguments of the model.
+        flags: Which give name and arguments, for messages.
 
     Raises:
         InputError: Unknown model, tag or argument, or a value that the model cannot take; no pretrained weights to be
@@ -63,13 +65,13 @@ def create_model(
     """
     name = name.removeprefix('timm/')  # as on the Hub
     if ':' not in name and not timm.is_model(name):
-        raise InputError(f"unknown --model '{name}'{nearest(name, timm.list_models())} "
+        raise InputError(f"unknown {flags[0]} '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
     if is_model_folder(name):
         read_folder_config(name)
         if pretrained:
             read_weights(name)  # timm would look at no checksum
-    own = key_values('--model-kwargs', model_kwargs or {})
+    own = key_values(flags[1], model_kwargs or {})
     refuse_owned(own, _OWNERS)
     given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
         ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path')) if value is not None)]
@@ -77,7 +79,7 @@ def create_model(
     for one in own:
         if one.key.endswith(('drop_rate', 'drop_path_rate')) and one.value is not None:
             # Of some models these are used, and refused, in the first step of training alone.
-            check_number(what, '--model-kwargs', one.key, one.value, high=1)
+            check_number(what, flags[1], one.key, one.value, high=1)
 
     def make(weights: bool = False, **settings: Any) -> nn.Module:
         return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)

@@ -138,7 +138,8 @@ class ResultsFile:
         """
         hint = 'give a file of validate.py --results-file, or a test.json of train.py'
         try:
-            data = json.loads(path.read_text(encoding='utf-8'))
+            with open_regular(path) as file:
+                data = json.load(file)
         except (OSError, ValueError) as error:
             raise InputError(f"the results file '{path}' cannot be read ({error}): {hint}") from error
         needed = ('top1', 'num_samples', 'num_classes')

@@ -161,7 +161,8 @@ def build_teacher(
     name, nbn, kwargs = record.model_settings(
         settings.kd_model_name, None, dict(settings.kd_model_kwargs), '--kd-model-name')
     theirs = record.classes
-    teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs)
+    teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs,
+                           flags=('--kd-model-name', '--kd-model-kwargs'))
     load_weights(teacher, settings.kd_checkpoint)
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")

@@ -72,6 +72,9 @@ class RunLog:
             self.wandb = _import('wandb', 'wandb', '--log-wandb')
             self.wandb.init(project=wandb_project, name=folder.name, id=folder.name, resume='allow',
                             config=dict(settings or {}))
+        for path in (self.summary, self.lines):
+            if path.exists() and not path.is_file():
+                raise InputError(f"the log '{path}' is no file: remove it, or give another --experiment")
         with _writing(folder):
             trim_summary(str(self.summary), start_epoch)
             self._trim_lines(start_epoch)

@@ -19,7 +19,7 @@ from torch import nn
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write, file_sha256
+from nbn_timm.files import atomic_write, file_sha256, open_regular
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.distributed import World
@@ -287,8 +287,8 @@ def _trace(folder: Path) -> str | None:
         if (folder / name).exists():
             return f'it has left {name}'
     for name, before in (('log.jsonl', 0), ('summary.csv', 1)):
-        with suppress(OSError):
-            rows = (folder / name).read_bytes().count(b'\n') - before
+        with suppress(OSError), open_regular(folder / name) as file:
+            rows = file.read().count(b'\n') - before
             if rows > 1:
                 return f'{name} has {rows} epochs'
     return None
@@ -343,9 +343,13 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
     needed = step_on_stand_ins(optimizer)
     groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(state['optimizer'])
+        there, here = ([len(group['params']) for group in given] for given in (
+            state['optimizer']['param_groups'], optimizer.param_groups))
+        if there != here:
+            raise ValueError(f'it has groups of {there} parameters, where this optimizer has groups of {here}')
         for number, saved in state['optimizer']['state'].items():
             _check_parameter_state(needed.get(number, {}), saved)
+        optimizer.load_state_dict(state['optimizer'])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         before = NetworkRecord.of_checkpoint(state).arguments.get('opt')

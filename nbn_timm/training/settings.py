@@ -17,6 +17,7 @@ from nbn_timm.second_stages.settings import SecondStageSettings
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
+    Limits,
     SettingGroups,
     Settings,
     Tolerated,
@@ -58,7 +59,7 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
     resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
                                  metavar='FILE', kind='place')
-    checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=AT_LEAST_1,
+    checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
                                    kind='machine')
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '

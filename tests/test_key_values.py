@@ -1,0 +1,217 @@
+"""Settings that are handed on: which value is to blame for a refusal, and what is no value's fault."""
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+import nbn_timm.models.resnet_cifar
+import nbn_timm.training.optim
+from nbn_timm.errors import InputError
+from nbn_timm.key_values import KeyValue, call, check_number, check_types, key_values, shown
+from nbn_timm.models.create import check_input_size, create_model
+from nbn_timm.training.optim import OptimizerSettings, create_optimizer, step_on_stand_ins
+
+pytestmark = pytest.mark.fast
+
+
+def given(**values: Any) -> list[KeyValue]:
+    return key_values('--thing-kwargs', values)
+
+
+def test_the_setting_without_which_it_would_go_is_to_blame():
+    def make(a: int = 1, b: int = 1, c: int = 1) -> int:
+        if b == 0:
+            raise ValueError('b is 0')
+        return a + b + c
+
+    assert call(make, given(a=1, b=2), 'the thing') == 4
+    with pytest.raises(InputError, match=r"^the thing cannot take --thing-kwargs b=0 \(b is 0\): correct it"):
+        call(make, given(a=1, b=0, c=3), 'the thing')
+    with pytest.raises(InputError, match=r"--thing-kwargs d=1 \(TypeError: .*unexpected keyword argument 'd'\)"):
+        call(make, given(a=1, d=1), 'the thing')
+
+
+def test_of_two_settings_that_are_wrong_each_both_are_named():
+    def make(a: int = 1, b: int = 1) -> None:
+        if 0 in (a, b):
+            raise ValueError('there is a 0')
+
+    with pytest.raises(InputError, match=r'cannot take --thing-kwargs a=0 with --thing-kwargs b=0 \(there is a 0\)'):
+        call(make, given(a=0, b=0), 'the thing')
+
+
+def test_what_fails_whatever_the_settings_are_stays_what_it_is():
+    def make(a: int = 1) -> None:
+        raise OSError('the network is down')
+
+    with pytest.raises(OSError, match='^the network is down$'):
+        call(make, given(a=0), 'the thing')
+
+    def download(a: int = 1) -> None:
+        raise ValueError('no such file')
+
+    with pytest.raises(ValueError, match='^no such file$') as error:  # without the download it can be made
+        call(download, given(a=0), 'the thing', retry=lambda a=1: None)
+    assert not isinstance(error.value, InputError)
+
+
+def test_the_same_thing_said_twice_is_refused():
+    with pytest.raises(InputError, match='^--a 1 and --thing-kwargs a=2 say the same of the thing: keep one$'):
+        call(dict, [KeyValue('a', 1, '--a 1'), *given(a=2)], 'the thing')
+
+
+@pytest.mark.parametrize('bug', [AttributeError, IndexError, KeyError, AssertionError, RuntimeError, NameError])
+def test_a_bug_of_this_package_keeps_its_traceback_also_where_a_setting_brings_it_out(bug, monkeypatch):
+    source = ('def broken(self, *args, gradient="capped", **kwargs):\n'
+              '    if gradient == "released":\n        raise error\n')
+    scope = {'error': bug('a bug')}
+    exec(compile(source, nbn_timm.models.resnet_cifar.__file__, 'exec'), scope)  # a line of this package
+    monkeypatch.setattr(nbn_timm.models.resnet_cifar.ResNetCifar, '__init__', scope['broken'])
+    with pytest.raises(bug, match='a bug'):
+        create_model('resnet20_nbn', model_kwargs={'gradient': 'released'})
+
+
+def annotated(number: float = 1.0, whole: int = 1, switch: bool = False, text: str = '', maybe: int | None = None,
+              pair: tuple[float, float] = (1, 2), mapping: Mapping[str, Any] | None = None, several: Sequence[int] = (),
+              anything=None, other: torch.Tensor | float = 0.0) -> None:
+    """Parameters of all types that settings have."""
+
+
+@pytest.mark.parametrize('values', [
+    {'number': 1, 'whole': 2, 'switch': 1, 'text': 'x', 'maybe': None, 'pair': [1, 2], 'mapping': {}, 'several': (1,)},
+    {'number': 0.5, 'switch': True, 'maybe': 3, 'mapping': None, 'anything': object(), 'other': 'x'},
+    {'not_a_parameter': 'x'}])
+def test_values_of_the_right_type_pass(values):
+    check_types('the thing', given(**values), inspect.signature(annotated).parameters)
+
+
+@pytest.mark.parametrize(('values', 'wanted'), [
+    ({'number': 'abc'}, 'number=abc: give a number'), ({'number': '2'}, "number='2': give a number"),
+    ({'number': True}, 'number=True: give a number'), ({'number': float('inf')}, 'number=inf: give a number'),
+    ({'number': 10 ** 400}, 'give a number'), ({'whole': 1.5}, 'whole=1.5: give a whole number'),
+    ({'switch': 'false'}, 'switch=false: give True or False'), ({'switch': 2}, 'switch=2: give True or False'),
+    ({'text': 1}, 'text=1: give text'), ({'maybe': 'x'}, 'maybe=x: give a whole number or None'),
+    ({'pair': 0.9}, 'pair=0.9: give several values'), ({'pair': 'ab'}, 'pair=ab: give several values'),
+    ({'mapping': 3}, 'mapping=3: give a mapping or None'), ({'whole': None}, 'whole=None: give a whole number')])
+def test_values_of_another_type_are_named(values, wanted):
+    with pytest.raises(InputError, match=f'^the thing cannot take --thing-kwargs .*{wanted}'):
+        check_types('the thing', given(**values), inspect.signature(annotated).parameters)
+
+
+def test_numbers_out_of_range_are_told_the_range():
+    assert check_number('the thing', '--x', 'a', 0.5, high=1) == 0.5
+    for value, limits, wanted in (
+            (2, dict(high=1), 'a number from 0 to 1'), (1, dict(high=1, below=True), 'a number from 0 to less than 1'),
+            (0, dict(above=True), 'a number above 0'), (1.5, dict(low=1, whole=True), 'a whole number from 1'),
+            (float('nan'), {}, 'a number from 0'), (10 ** 400, {}, 'a number from 0')):
+        with pytest.raises(InputError, match=f'the thing cannot take --x a=.*: give {wanted}$'):
+            check_number('the thing', '--x', 'a', value, **limits)
+
+
+def test_long_values_are_cut():
+    assert shown('x' * 1000) == 'x' * 60 + '...'
+    assert shown(10 ** 5000) == 'a number of 5000 digits'
+    assert len(shown(json.dumps(list(range(10_000))))) < 70
+
+
+# Models
+
+
+@pytest.mark.parametrize(('name', 'arguments', 'message'), [
+    ('resnet20_nbn', {'model_kwargs': {'gradient': 'release'}},
+     r"--model-kwargs gradient=release \(gradient 'release' is unknown.*did you mean 'released'"),
+    ('resnet20_nbn', {'model_kwargs': {'drop_rate': 'abc'}}, '--model-kwargs drop_rate=abc: give a number from 0 to 1'),
+    ('resnet20_nbn', {'model_kwargs': {'drop_rate': 2}}, '--model-kwargs drop_rate=2: give a number from 0 to 1'),
+    ('resnet20_nbn', {'drop': 0.1, 'model_kwargs': {'drop_rate': 0.2}}, 'drop_rate=0.2 and --drop 0.1 say the same'),
+    ('resnet20_nbn', {'drop_path': 0.1}, 'cannot take --drop-path 0.1 .TypeError: .*drop_path_rate'),
+    ('resnet20_nbn', {'model_kwargs': {'num_classes': 3}}, 'num_classes=3 cannot be set in this way: give --num-class'),
+    ('resnet20_nbn', {'model_kwargs': {'pretrained': True}}, 'give --pretrained'),
+    ('resnet20_nbn', {'model_kwargs': {'checkpoint_path': 'x'}}, 'give --initial-checkpoint'),
+    ('resnet20_nbn', {'model_kwargs': {'features_only': True}}, 'without a classifier'),
+    ('resnet20_nbn', {'model_kwargs': {'global_pool': 'nosuch'}}, 'global_pool=nosuch .Invalid pool type: nosuch.'),
+    ('test_resnet', {'model_kwargs': {'output_stride': 3}}, 'cannot take --model-kwargs output_stride=3'),
+    ('test_vit', {'model_kwargs': {'class_token': 'false'}}, 'class_token=false: give True or False'),
+    ('test_vit', {'model_kwargs': {'foo': 1}, 'flags': ('--kd-model-name', '--kd-model-kwargs')},
+     '--kd-model-kwargs foo=1')])
+def test_a_model_that_cannot_be_made_names_flag_key_and_value(name, arguments, message):
+    with pytest.raises(InputError, match=message):
+        create_model(name, 4, **arguments)
+
+
+def test_a_constructor_argument_that_has_a_flag_too_is_taken():
+    assert create_model('resnet20_nbn', 4, model_kwargs={'drop_rate': 0.25}).drop_rate == 0.25
+
+
+@pytest.mark.parametrize(('name', 'size', 'message'), [
+    ('test_convnext', 8, r"cannot take images of 8x8 \(.*ernel size.*\): give another --img-size, such as its own 160"),
+    ('test_vit2', 20, 'cannot take images of 20x20 .*divisible by patch size')])
+def test_images_that_a_network_cannot_take_are_told_by_trying_one(name, size, message):
+    model = timm.create_model(name, num_classes=4).train()
+    frozen = next(module for module in model.modules() if not list(module.children())).eval()
+    with pytest.raises(InputError, match=message):
+        check_input_size(model, name, (3, size, size))
+    assert model.training and not frozen.training  # all modes are as they were
+
+
+def test_a_network_without_logits_is_refused_and_a_broken_one_is_no_fault_of_the_size(monkeypatch):
+    with pytest.raises(InputError, match=r'gives an output of \[1, 64, 2, 2\] for an image, and no logits'):
+        check_input_size(timm.create_model('resnet20', num_classes=0, global_pool=''), 'resnet20', (3, 8, 8))
+    model = timm.create_model('resnet20', num_classes=4)
+    monkeypatch.setattr(model, 'forward', lambda x: torch.zeros(1)[3])
+    with pytest.raises(IndexError):
+        check_input_size(model, 'resnet20', (3, 8, 8))
+
+
+# Optimizers
+
+
+def optimizer(opt: str = 'momentum', device: str = 'cpu', **settings: Any) -> torch.optim.Optimizer:
+    flags = {key: settings.pop(key) for key in ('lr', 'weight_decay', 'momentum') if key in settings}
+    return create_optimizer(torch.nn.Linear(3, 2, device=device), OptimizerSettings(opt, opt_kwargs=settings, **flags))
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'weight_decay_exclude_1d': True}, 'cannot be set in this way: give --decay-1d'),
+    ({'foo': 1}, "optimizer 'momentum' has no setting 'foo' .it has dampening"),
+    ({'nesterov': 'false'}, 'nesterov=false: give True or False'), ({'dampening': 'x'}, 'dampening=x: give a number'),
+    ({'differentiable': True}, 'cannot take --opt-kwargs differentiable=True'),  # seen in a step alone
+    ({'eps': 1e-8}, "'momentum' has no setting 'eps'"),  # timm would drop it without a word
+    ({'opt': 'adamw', 'betas': 0.5}, 'betas=0.5: give several values'),
+    ({'opt': 'adamw', 'betas': (0.9,)}, r'cannot take --opt-kwargs betas=\(0.9,\)'),
+    ({'opt': 'adamw', 'betas': (0.9, 2)}, r'betas=\(0.9, 2\) \(Invalid beta parameter'),
+    ({'opt': 'adamw', 'capturable': True}, 'cannot take --opt-kwargs capturable=True'),
+    ({'opt': 'adahessian'}, 'needs second derivatives'),
+    ({'weight_decay': 1e308}, 'cannot take --weight-decay 1e.308 .*overflow')])
+def test_an_optimizer_that_cannot_be_had_names_flag_key_and_value(settings, message):
+    with pytest.raises(InputError, match=message):
+        optimizer(**settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='they may be there')
+@pytest.mark.parametrize('name', ['bnbadam8bit', 'fusedadam'])
+def test_an_optimizer_for_gpus_is_refused_without_one(name):
+    with pytest.raises(InputError, match=f'^--opt {name} cannot be had here .*give another --opt'):
+        optimizer(name)
+
+
+def test_settings_of_an_optimizer_reach_it():
+    made = optimizer('adamw', betas=(0.8, 0.9), eps=1e-3)
+    assert made.param_groups[0]['betas'] == (0.8, 0.9) and made.param_groups[0]['eps'] == 1e-3
+
+
+def test_the_step_on_stand_ins_changes_nothing():
+    model = torch.nn.Linear(3, 2)
+    made, before = torch.optim.AdamW(model.parameters()), model.weight.detach().clone()
+    state = step_on_stand_ins(made)
+    assert {number: kept['exp_avg'].shape for number, kept in state.items()} == {0: (2, 3), 1: (2,)}
+    assert not made.state and model.weight.grad is None and torch.equal(model.weight, before)
+
+
+def test_a_bug_in_making_an_optimizer_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(nbn_timm.training.optim, 'step_on_stand_ins', lambda optimizer: optimizer.nosuch)
+    with pytest.raises(AttributeError, match='nosuch'):
+        optimizer(dampening=0.5)
