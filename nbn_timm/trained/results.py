@@ -10,6 +10,7 @@ from timm.models import split_model_name_tag
 
 from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
+from nbn_timm.files import open_regular
 from nbn_timm.evaluation.result import METRICS
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
@@ -140,7 +141,7 @@ class ResultsFile:
         try:
             with open_regular(path) as file:
                 data = json.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"the results file '{path}' cannot be read ({error}): {hint}") from error
         needed = ('top1', 'num_samples', 'num_classes')
         if not isinstance(data, dict) or not all(isinstance(data.get(key), int | float) for key in needed):
