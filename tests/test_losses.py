@@ -31,8 +31,9 @@ EVERY = sorted(LOSSES)
 SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
-LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'focal',
-          'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal', 'sade', 'vs'}
+LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_bce', 'class_balanced_focal', 'cross_entropy',
+          'focal', 'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal', 'sade',
+          'vs'}
 
 
 def class_counts(*counts: int) -> ClassCounts:

@@ -516,3 +516,24 @@ def test_a_fitted_stage_says_which_settings_of_a_config_it_leaves(images, first_
     printed = capsys.readouterr().out
     assert 'Settings without effect here: lr, epochs (--stage ncm trains nothing).' in printed
     assert 'centroids of 20 training images (un features, euclidean similarity)' in printed
+
+
+@pytest.mark.parametrize('model', ['resnet20', 'resnet32_ride'])
+def test_weight_vectors_are_within_the_radius_of_the_first_stage(model, images, first_stages, tmp_path):
+    """However much they grow: of the lengths that the first stage left, the radius is here the shortest one."""
+    folder = run_stage('weight_balancing', first_stages[model], images, tmp_path, '--stage-kwargs', 'share=0',
+                       '--weight-decay', '0', '--lr', '1')
+    before, after = torch.load(first_stages[model], weights_only=True)['state_dict'], checkpoint(folder)['state_dict']
+    for key in (key for key in before if key.startswith('fc.') and key.endswith('weight')):
+        lengths = after[key].norm(dim=1)
+        assert lengths.max() <= before[key].norm(dim=1).min() * (1 + 1e-6)
+        assert not torch.equal(before[key], after[key])
+
+
+def test_weight_balancing_needs_lengths_that_matter():
+    for head in ('cosine', 'rectified'):
+        with pytest.raises(InputError, match='use another stage'):
+            create_stage('weight_balancing').prepare(timm.create_model('resnet20', head=head))
+    for share in (-0.1, 1.5, True, '0.1'):
+        with pytest.raises(InputError, match=r'share=.*from 0 to 1'):
+            create_stage('weight_balancing', share=share)
