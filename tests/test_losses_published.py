@@ -13,6 +13,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.sade import reversed_order
+from nbn_timm.second_stages.expert_aggregation import agreement_loss
 from nbn_timm.second_stages.weight_balancing import radius, shorten
 
 pytestmark = pytest.mark.fast
@@ -126,6 +127,15 @@ def test_max_norm_is_that_of_weight_balancing():
     shorten(weight, bound)
     assert weight.norm(dim=1).tolist() == pytest.approx([bound] * 9 + [0.4419], rel=1e-4)
     assert weight.sum().item() == pytest.approx(0.10675146, rel=1e-6)
+
+
+def test_aggregation_is_that_of_sade():
+    """The second view has 1.2 in the place of 1 in the sine, and the experts have equal weights."""
+    v = torch.full((3,), 1 / 3, requires_grad=True)
+    loss = agreement_loss(expert_logits().float(), expert_logits(1.2).float(), v)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.98858835, rel=1e-6)
+    assert v.grad.tolist() == pytest.approx([1.8998713e-4, 3.8356311e-3, -4.0256183e-3], rel=1e-4)
 
 
 @pytest.mark.parametrize('name, settings', [
