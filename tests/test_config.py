@@ -404,6 +404,32 @@ def test_a_cosine_after_the_warm_up_begins_at_its_highest_rate_and_still_ends_wi
             recipe('resnext50_nbn', '--warmup-prefix', *others)
 
 
+def test_rates_that_fall_to_zero():
+    """Epoch e of E, from 0: with two epochs of warm-up, 1 at the third, then evenly to 1 / n of n falling ones."""
+    flags = ('--epochs', '10', '--lr', '0.3', '--warmup-epochs', '2')
+    linear = schedule('quickstart', *flags, '--sched', 'linear')
+    assert linear == pytest.approx([0.1, 0.2] + [0.3 * (8 - epoch) / 8 for epoch in range(8)])
+    wsd = schedule('quickstart', *flags, '--sched', 'wsd')
+    assert wsd == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.3, 0.225, 0.15, 0.075])
+    short = schedule('quickstart', *flags, '--sched', 'wsd', '--wsd-cooldown', '0.2')
+    assert short == pytest.approx([0.1, 0.2] + [0.3] * 6 + [0.3, 0.15])
+    begin = schedule('quickstart', *flags, '--sched', 'wsd', '--sched-on-updates')  # of each epoch's ten updates
+    assert begin == pytest.approx([0.3 / 21, 0.3 * 11 / 21] + [0.3] * 4 + [0.3, 0.225, 0.15, 0.075])
+    with pytest.raises(InputError, match='--warmup-epochs 10 leaves --sched linear none of the 10 epochs'):
+        schedule('quickstart', *flags[:4], '--warmup-epochs', '10', '--sched', 'linear')
+
+
+def test_a_linear_rate_changes_at_every_update():
+    settings = recipe('quickstart', '--epochs', '2', '--warmup-epochs', '0', '--lr', '1', '--sched', 'linear',
+                      '--sched-on-updates')
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
+    scheduler, rates = create_scheduler(optimizer, settings.schedule, 2), []
+    for update in range(4):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]['lr'])
+    assert rates == pytest.approx([1, 0.75, 0.5, 0.25])
+
+
 def test_warm_up_begins_above_zero_and_loses_no_epoch():
     rates = schedule('resnext50_nbn', '--warmup-epochs', '4', '--sched', 'constant')
     assert rates[:6] == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2, 0.2])

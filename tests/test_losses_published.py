@@ -1,8 +1,8 @@
 """Losses against values and gradients of their authors' code on one set of logits.
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
-emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
-commit cba11b8; MDCS fistyee/MDCS, commit 1a1d54e; VS orparask/VS-Loss, commit 7ade9c9.
+emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT, cba11b8; MDCS fistyee/MDCS, 1a1d54e; VS
+orparask/VS-Loss, 7ade9c9; weight balancing ShadeAlsha/LTR-weight-balancing, e89f292.
 """
 import pytest
 import torch
@@ -13,6 +13,8 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.sade import reversed_order
+from nbn_timm.second_stages.expert_aggregation import agreement_loss
+from nbn_timm.second_stages.weight_balancing import radius, shorten
 
 pytestmark = pytest.mark.fast
 
@@ -109,6 +111,31 @@ def test_mdcs_distils_from_images_that_are_right_alone():
 ])
 def test_vs_is_its_authors(settings, value, norm, first):
     check(create_loss('vs', COUNTS, **settings), expert_logits()[:, 0], LABELS, value, norm, first)
+
+
+def test_class_balanced_bce_is_that_of_weight_balancing():
+    check(create_loss('class_balanced_bce', COUNTS), expert_logits()[:, 0], LABELS, 0.6927866, 0.06918333, -0.000436197)
+
+
+def test_max_norm_is_that_of_weight_balancing():
+    """All weight vectors but the last are longer than the radius when they have grown by half."""
+    label, feature = torch.arange(10, dtype=torch.float64)[:, None], torch.arange(16, dtype=torch.float64)
+    weight = torch.sin(1 + 2 * label + 3 * feature) * (10 - label) / 10
+    bound = radius(weight, 0.1)
+    assert bound == pytest.approx(0.55003643, rel=1e-7)
+    weight *= 1.5
+    shorten(weight, bound)
+    assert weight.norm(dim=1).tolist() == pytest.approx([bound] * 9 + [0.4419], rel=1e-4)
+    assert weight.sum().item() == pytest.approx(0.10675146, rel=1e-6)
+
+
+def test_aggregation_is_that_of_sade():
+    """The second view has 1.2 in the place of 1 in the sine, and the experts have equal weights."""
+    v = torch.full((3,), 1 / 3, requires_grad=True)
+    loss = agreement_loss(expert_logits().float(), expert_logits(1.2).float(), v)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.98858835, rel=1e-6)
+    assert v.grad.tolist() == pytest.approx([1.8998713e-4, 3.8356311e-3, -4.0256183e-3], rel=1e-4)
 
 
 @pytest.mark.parametrize('name, settings', [

@@ -68,6 +68,7 @@ def create_train_loader(
         collate_fn: Callable[[list], Any] = fast_collate,
         views: int = 1,
         other_views: AugmentSettings | None = None,
+        transform: Callable[[Any], Any] | None = None,
 ) -> TrainLoader:
     """Build the training loader; sets `dataset.transform`.
 
@@ -89,17 +90,18 @@ def create_train_loader(
         views: How often each image is augmented, each time by draws of its own.
         other_views: Augmentation of all views but the first; None is that of the first. Random erasing, which happens
             on the device, is that of the first for all.
+        transform: PIL image to uint8 tensor, in the place of all augmentation; images are then taken one at a time.
 
     Raises:
         InputError: No batch would be left.
     """
     augment = augment or AugmentSettings()
     augments = [augment, *[other_views or augment] * (views - 1)]
-    steps = [create_transform(defaults, is_training=True, augment=each) for each in augments]
+    steps = [transform or create_transform(defaults, is_training=True, augment=each) for each in augments]
     dataset.transform = Views(steps) if views > 1 else steps[0]  # type: ignore[attr-defined]
     batches = _batches(sampler, batch_size, _drops_last(sampler, batch_size) if drop_last is None else drop_last)
     loader: DataLoader
-    in_batches = [batch_augment(defaults, each) for each in augments] if isinstance(dataset, MemoryImages) else [None]
+    in_batches = [None if transform else batch_augment(defaults, each) for each in augments]
     if isinstance(dataset, MemoryImages) and None not in in_batches:
         loader = MemoryLoader(BatchedImages(dataset, in_batches[0], device, in_batches[1:]), **batches)
     else:

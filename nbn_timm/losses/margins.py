@@ -27,14 +27,14 @@ def margin_cross_entropy(
     """
     if not target.is_floating_point():
         return F.cross_entropy(subtract_margin(logits, target, margins), target, weight)
-    losses = F.softplus(_log_sum_of_others(logits) - (logits - margins))  # L(c) of every class
+    losses = F.softplus(log_sum_of_others(logits) - (logits - margins))  # L(c) of every class
     if weight is None:
         return (target * losses).sum() / len(logits)
     weighted = target * weight
     return (weighted * losses).sum() / weighted.sum()
 
 
-def _log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
+def log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
     """log of the sum of exp z_k over k != c, for each class c, [B, C].
 
     log(1 - p_c) loses all digits where p_c is nearly 1, which only the highest class can have: its sum is written out.

@@ -10,8 +10,8 @@ from timm.models import split_model_name_tag
 
 from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
-from nbn_timm.files import open_regular
 from nbn_timm.evaluation.result import METRICS
+from nbn_timm.files import open_regular
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 

@@ -44,7 +44,8 @@ def fit(plan: Plan, stage: FittedSecondStage, model: Any) -> None:
 
     data = FitData(
         splits, classifier_inputs, plan.evaluator,
-        world.device, settings.run.eval_metric, world.distributed, settings.run.watch_test, settings.run.seed)
+        world.device, settings.run.eval_metric, world.distributed, settings.run.watch_test, settings.run.seed,
+        plan.two_views)
     found = stage.fit(model.eval(), data)
     if world.is_primary:
         for file, text in found.files.items():
