@@ -332,7 +332,9 @@ def test_schedule_of_shike(form, stage, first, highest, epochs):
     ('mixup', dict(mixup=1.0, epochs=400)),
     ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
     ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
+    ('ldam_drw_cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='ldam')),
     ('balpoe', dict(loss='balpoe', mixup=0.4, rotation=15, aa=None, cutout=0, epochs=200, weight_decay=5e-4)),
+    ('sade', dict(loss='sade', rotation=15, aa=None, cutout=0, mixup=0.0, epochs=200, weight_decay=5e-4)),
     ('balpoe_long', dict(loss='balpoe', mixup=0.4, rotation=0, aa='cifar10', cutout=0, epochs=400)),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
     ('shike', dict(aa='cifar10', cutout=16, global_batch_size=128, loss='shike')),
@@ -342,9 +344,9 @@ def test_augmentation_recipes_are_the_published_ones(name, expected):
     assert {key: values[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize('name, warmup, decays', [('balpoe', 5, (160, 180)), ('balpoe_nbn', 5, (160, 180)),
-                                                  ('balpoe_long', 10, (320, 360))])
-def test_schedule_of_balpoe(name, warmup, decays):
+@pytest.mark.parametrize('name, warmup, decays', [
+    ('balpoe', 5, (160, 180)), ('balpoe_nbn', 5, (160, 180)), ('balpoe_long', 10, (320, 360)), ('sade', 5, (160, 180))])
+def test_schedule_of_balpoe_and_sade(name, warmup, decays):
     """lr (1 + e) / W up to epoch W - 1, then times 0.1 and 0.01 from the decays on, with e counted from 0."""
     def theirs(epoch: int) -> float:
         return 0.1 * min(1, (1 + epoch) / warmup) * 0.1 ** sum(epoch >= decay for decay in decays)

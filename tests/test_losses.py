@@ -24,7 +24,8 @@ SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
 LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'expert_balanced_softmax',
-          'focal', 'label_aware_smoothing', 'logit_adjusted', 'ride_balanced_softmax'}
+          'focal', 'gcl', 'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal',
+          'sade', 'vs'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -60,9 +61,9 @@ def test_balanced_softmax_is_the_softmax_weighted_by_counts():
 
 
 @pytest.mark.parametrize('name, settings', [
-    ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('weighted_cross_entropy', {}),
+    ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('vs', {}), ('weighted_cross_entropy', {}),
     ('label_aware_smoothing', {'tail': 0.0}), ('ldam', {'max_margin': 0.0}), ('hcm', {'hard_weight': 0.0}),
-    ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}),
+    ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}), ('gcl', {}),
 ])
 def test_equal_counts_make_it_plain(name, settings):
     plain = create_loss('cross_entropy')(LOGITS, TARGET)
@@ -73,7 +74,7 @@ def test_equal_counts_make_it_plain(name, settings):
     ('weighted_cross_entropy', {'exponent': 0.0}), ('logit_adjusted', {'tau': 0.0}), ('cdt', {'gamma': 0.0}),
     ('focal', {'gamma': 0.0}), ('class_balanced_focal', {'gamma': 0.0, 'exponent': 0.0}), ('seql', {'gamma': 0.0}),
     ('seql', {'threshold': 0.0}), ('label_aware_smoothing', {'head': 0.0, 'tail': 0.0}),
-    ('robal', {'margin': 0.0, 'tau_b': 0.0, 'tau_m': 0.0}),
+    ('robal', {'margin': 0.0, 'tau_b': 0.0, 'tau_m': 0.0}), ('gcl', {'noise': 0.0}),
 ])
 def test_settings_that_make_it_plain(name, settings):
     plain = create_loss('cross_entropy')(LOGITS, TARGET)
@@ -202,10 +203,15 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('class_balanced_focal', {'gamma': math.nan}, 'gamma=nan'),
     ('logit_adjusted', {'tau': math.inf}, 'tau=inf'),
     ('cdt', {'gamma': True}, 'gamma=True'),
+    ('sade', {'tau': -1}, 'tau=-1'),
+    ('vs', {'gamma': -0.1}, 'gamma=-0.1'),
+    ('vs', {'tau': '1'}, "tau='1'"),
     ('ldam', {'scale': 0}, 'scale=0: give a number above 0'),
     ('ldam', {'beta': 0.9}, 'no class weights'),
     ('ldam', {'exponent': 0.5}, 'no class weights'),
     ('seql', {'gamma': 2}, 'gamma=2'),
+    ('gcl', {'noise': -1}, 'noise=-1: give a number from 0'),
+    ('gcl', {'loss_scale': 0}, 'loss_scale=0: give a number above 0'),
     ('label_aware_smoothing', {'shape': 'power'}, 'power=None: give a number above 0'),
     ('label_aware_smoothing', {'power': 2.0}, "shape 'concave' does not use"),
     ('label_aware_smoothing', {'head': 1.1}, 'head=1.1'),

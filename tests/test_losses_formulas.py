@@ -189,6 +189,8 @@ CASES = [
     ('ldam', {'weighting': 'effective_number'}, weighted_ldam),
     ('cdt', {}, shifted(lambda y, c, z: z / (max(COUNTS) / COUNTS[c]) ** 0.2)),
     ('cdt', {'gamma': 1.0}, shifted(lambda y, c, z: z * COUNTS[c] / max(COUNTS))),
+    ('vs', {}, shifted(lambda y, c, z: z / (max(COUNTS) / COUNTS[c]) ** 0.3 + math.log(COUNTS[c] / sum(COUNTS)))),
+    ('vs', {'gamma': 0.1, 'tau': 0.0}, shifted(lambda y, c, z: z / (max(COUNTS) / COUNTS[c]) ** 0.1)),
     ('seql', {'gamma': 1.0, 'threshold': 0.05}, seql),
     ('label_aware_smoothing', {}, label_aware(0.4, 0.1, lambda r: math.sin(math.pi * r / 2))),
     ('label_aware_smoothing', {'shape': 'linear', 'head': 0.3}, label_aware(0.3, 0.1, lambda r: r)),

@@ -1,7 +1,8 @@
 """Losses against values and gradients of their authors' code on one set of logits.
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
-emasa/BalPoE-CalibratedLT, commit ca607ae.
+emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
+commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9.
 """
 import pytest
 import torch
@@ -10,6 +11,8 @@ from test_losses import class_counts
 
 from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
+from nbn_timm.losses.prior import log_prior
+from nbn_timm.losses.sade import reversed_order
 
 pytestmark = pytest.mark.fast
 
@@ -60,3 +63,56 @@ def test_balpoe_spreads_tau_evenly_with_mean_one():
         torch.testing.assert_close(create_loss('balpoe', COUNTS)(some, LABELS), torch.stack(each).mean())
     with pytest.raises(InputError, match='2 numbers for tau, and the network 3 experts'):
         create_loss('balpoe', COUNTS, tau=[0, 2])(logits, LABELS)
+
+
+def test_sade_is_its_authors():
+    check(create_loss('sade', COUNTS), expert_logits(), LABELS, 15.5994045, 0.68870629, -0.071881265)
+
+
+def test_sade_reverses_the_prior_by_rank():
+    """Whatever the order of the classes: the most frequent one has the smallest share."""
+    counts = (10, 1000, 1, 100)
+    prior = torch.tensor(counts) / sum(counts)
+    reverse = torch.tensor((100, 1, 1000, 10)) / sum(counts)
+    logits, target = expert_logits()[:4, :, :4].float(), torch.tensor([0, 1, 2, 3])
+    expected = (F.cross_entropy(logits[:, 0], target) + F.cross_entropy(logits[:, 1] + prior.log(), target)
+                + F.cross_entropy(logits[:, 2] + prior.log() - 2 * reverse.log(), target))
+    torch.testing.assert_close(create_loss('sade', class_counts(*counts))(logits, target), expected, rtol=1e-5, atol=0)
+    falling = log_prior(class_counts(9, 5, 5, 5, 1, 1))
+    assert torch.equal(reversed_order(falling), falling.flip(0))
+    with pytest.raises(InputError, match='three experts, and the network has 2'):
+        create_loss('sade', COUNTS)(expert_logits()[:, :2], LABELS)
+
+
+@pytest.mark.parametrize('settings, value, norm, first', [
+    ({'gamma': 0.3, 'tau': 1.0}, 3.9791168, 0.26137560, -0.017974516),
+    ({'gamma': 0.05, 'tau': 0.75}, 4.1354497, 0.33559216, -0.031417463),
+])
+def test_vs_is_its_authors(settings, value, norm, first):
+    check(create_loss('vs', COUNTS, **settings), expert_logits()[:, 0], LABELS, value, norm, first)
+
+
+@pytest.mark.parametrize('name, settings', [
+    ('ldam', {}), ('ldam', {'max_margin': 0.1, 'scale': 3.0}), ('robal', {}), ('robal', {'tau_m': 2.0}), ('ride', {})])
+@pytest.mark.parametrize('scale', [1.0, 30.0])
+def test_margin_losses_of_mixed_targets_are_two_calls(name, settings, scale):
+    """lambda L(y) + (1 - lambda) L(y'), as the code of CMO has it, and its gradient; with logits of 90 too."""
+    loss = create_loss(name, COUNTS, **settings)
+    logits = scale * (expert_logits() if name == 'ride' else expert_logits()[:, 0]).float()
+    logits.requires_grad_()
+    calls = 0.3 * loss(logits, LABELS) + 0.7 * loss(logits, LABELS.flip(0))
+    mixture = loss(logits, mixed().float())
+    torch.testing.assert_close(mixture, calls)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in (mixture, calls)))
+
+
+def test_class_weights_divide_by_those_of_the_mixed_targets():
+    loss = create_loss('ldam', COUNTS, weighting='effective_number')
+    weight, logits, plain = loss.class_weights, expert_logits()[:, 0].float(), create_loss('ldam', COUNTS)
+    total = weights = 0.0
+    for image, labels in enumerate(zip(LABELS.tolist(), LABELS.flip(0).tolist(), strict=True)):
+        for share, label in zip((0.3, 0.7), labels, strict=True):
+            own = plain(logits[image:image + 1], torch.tensor([label])).item()
+            total += share * weight[label].item() * own
+            weights += share * weight[label].item()
+    assert loss(logits, mixed().float()).item() == pytest.approx(total / weights, rel=1e-6)

@@ -138,13 +138,12 @@ def test_without_diversity_the_mean_learns(name):
 
 def test_what_the_losses_take():
     assert takes_experts('ride') and takes_experts('ride_balanced_softmax') and not takes_experts('ldam')
-    assert not takes_soft_targets('ride') and takes_soft_targets('ride_balanced_softmax')
+    assert takes_soft_targets('ride') and takes_soft_targets('ride_balanced_softmax')
     experts, target = torch.randn(4, 3, 4), torch.tensor([0, 1, 2, 3])
     soft = F.one_hot(target, 4).float()
-    loss = create_loss('ride_balanced_softmax', COUNTS)
-    torch.testing.assert_close(loss(experts, soft), loss(experts, target))
-    with pytest.raises(InputError, match="loss 'ride'.*--mixup"):
-        create_loss('ride', COUNTS)(experts, soft)
+    for name in ('ride', 'ride_balanced_softmax'):
+        loss = create_loss(name, COUNTS)
+        torch.testing.assert_close(loss(experts, soft), loss(experts, target))
     for name in ('ride', 'ride_balanced_softmax'):
         with pytest.raises(InputError, match='--class-counts'):
             create_loss(name, None)
@@ -400,7 +399,7 @@ def test_routing_and_distillation_run_and_validate_on_one_and_two_processes(imag
 
 @pytest.mark.parametrize('flags, message', [
     (['--model', 'resnet20', '--loss', 'ride'], "loss 'ride' is for the experts.*'resnet20' has none"),
-    ([*RIDE[:4], '--loss', 'ride', '--mixup', '0.2'], "loss 'ride' takes labels and no mixed targets"),
+    ([*RIDE[:4], '--loss', 'seql', '--mixup', '0.2'], "loss 'seql' takes labels and no mixed targets"),
     ([*RIDE[:4], '--loss', 'ride', '--loss-kwargs', 'diversty=1'], "no setting 'diversty'.*did you mean 'diversity'"),
     ([*RIDE[:4], '--stage', 'routing'], '--initial-checkpoint'),
     ([*RIDE[:4], '--stage-kwargs', 'top_k=3'], '--stage-kwargs'),

@@ -2,7 +2,6 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
@@ -10,6 +9,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
+from nbn_timm.losses.shifts import shifted_cross_entropy
 
 
 @register_loss('balpoe', experts=True)
@@ -48,13 +48,11 @@ class BalPoE(nn.Module):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         num_experts = logits.shape[1]
-        tau = torch.tensor(self.tau or _spread(num_experts), device=logits.device, dtype=torch.float32)
+        tau = self.tau or _spread(num_experts)
         if len(tau) != num_experts:
-            raise InputError(f"loss 'balpoe' has {len(tau)} numbers for tau, and the network {num_experts} experts: give "
-                             'one for each, or leave tau out')
-        shifted = logits.float() + tau[:, None] * self.log_prior
-        return F.cross_entropy(shifted.flatten(0, 1), target.repeat_interleave(num_experts, dim=0),
-                               label_smoothing=self.smoothing)
+            raise InputError(f"loss 'balpoe' has {len(tau)} numbers for tau, and the network {num_experts} experts: "
+                             'give one for each, or leave tau out')
+        return shifted_cross_entropy(logits, target, [value * self.log_prior for value in tau], self.smoothing)
 
 
 def _spread(num_experts: int) -> list[float]:

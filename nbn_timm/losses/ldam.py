@@ -2,14 +2,13 @@
 from copy import deepcopy
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
-from nbn_timm.losses.targets import refuse_soft_targets
+from nbn_timm.losses.margins import margin_cross_entropy
 from nbn_timm.losses.weights import class_weights
 
 
@@ -22,12 +21,7 @@ def ldam_margins(class_counts: ClassCounts, max_margin: float = 0.5) -> torch.Te
     return margins * (max_margin / margins.max())
 
 
-def subtract_margin(logits: torch.Tensor, target: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
-    """Logits [B, C] whose entry of the target class [B] is lowered by that class's margin."""
-    return logits - F.one_hot(target, logits.shape[1]) * margins
-
-
-@register_loss('ldam', soft_targets=False)
+@register_loss('ldam')
 class LDAM(nn.Module):
     """Cross-entropy of logits whose target entry is lowered by `scale` times the class's margin.
 
@@ -38,6 +32,9 @@ class LDAM(nn.Module):
     LDAM-DRW is `weighting='effective_number'` with `start_epoch=160` of 200 epochs: the class weights, which divide by
     their sum over the batch, come in epoch 161 of 200, and before that the loss is LDAM without weights.
 
+    Soft targets mix the losses of their classes, see `margin_cross_entropy`. Class weights then divide by those of the
+    mixed targets, where code that calls the loss once for each of two labels divides each value by its own.
+
     Args:
         class_counts: Training images per class.
         max_margin: Of the rarest class, as a difference of cosines.
@@ -46,7 +43,7 @@ class LDAM(nn.Module):
         exponent, beta: Of the class weights.
 
     Raises:
-        InputError: No class counts, a setting out of range or without effect, or soft targets in training.
+        InputError: No class counts, or a setting out of range or without effect.
     """
 
     margins: torch.Tensor
@@ -86,5 +83,4 @@ class LDAM(nn.Module):
         return loss
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        refuse_soft_targets(target, 'ldam')
-        return F.cross_entropy(subtract_margin(logits.float(), target, self.margins), target, self.class_weights)
+        return margin_cross_entropy(logits.float(), target, self.margins, self.class_weights)

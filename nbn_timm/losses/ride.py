@@ -17,9 +17,9 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses.ldam import ldam_margins, subtract_margin
+from nbn_timm.losses.ldam import ldam_margins
 from nbn_timm.losses.loss import register_loss, require_counts
-from nbn_timm.losses.targets import refuse_soft_targets
+from nbn_timm.losses.margins import margin_cross_entropy
 from nbn_timm.losses.weights import effective_number_weights
 
 
@@ -63,7 +63,7 @@ class _RideLoss(nn.Module):
         return num_experts * base - self.diversity * temperature.mean() ** 2 * divergence
 
 
-@register_loss('ride', experts=True, soft_targets=False)
+@register_loss('ride', experts=True)
 class Ride(_RideLoss):
     """RIDE's loss with LDAM as each expert's base loss, for the logits of each expert [B, E, C].
 
@@ -79,7 +79,7 @@ class Ride(_RideLoss):
         temperature: Factor of T.
 
     Raises:
-        InputError: No class counts, a setting out of range, or soft targets in training.
+        InputError: No class counts, or a setting out of range.
     """
 
     margins: torch.Tensor
@@ -113,9 +113,7 @@ class Ride(_RideLoss):
         self.reweighting = self.reweight_epoch is not None and epoch >= self.reweight_epoch
 
     def base_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        refuse_soft_targets(target, 'ride')
-        weight = self.class_weights if self.reweighting else None
-        return F.cross_entropy(subtract_margin(logits, target, self.margins), target, weight)
+        return margin_cross_entropy(logits, target, self.margins, self.class_weights if self.reweighting else None)
 
     def temperature(self, logits: torch.Tensor) -> torch.Tensor:
         return self.class_temperatures if self.reweighting else super().temperature(logits)
@@ -125,7 +123,7 @@ class Ride(_RideLoss):
 class RideBalancedSoftmax(_RideLoss):
     """RIDE's loss with balanced softmax as each expert's base loss, for the logits of each expert [B, E, C].
 
-    It has no margins and no reweighting, and takes soft targets.
+    It has no margins and no reweighting.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.

@@ -1,16 +1,14 @@
 """RoBal's margins (Wu et al., "Adversarial Robustness under Long-Tailed Distribution", CVPR 2021)."""
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number
-from nbn_timm.losses.ldam import subtract_margin
 from nbn_timm.losses.loss import register_loss, require_counts
-from nbn_timm.losses.targets import refuse_soft_targets
+from nbn_timm.losses.margins import margin_cross_entropy
 
 
-@register_loss('robal', soft_targets=False)
+@register_loss('robal')
 class RoBal(nn.Module):
     """Cross-entropy with a uniform margin, a margin that grows with the class, and a bias of the prior.
 
@@ -20,7 +18,8 @@ class RoBal(nn.Module):
 
     with m_y taken from the label's cosine alone. The cosine heads of this package give z = s cos, so that s multiplies
     the uniform margin alone here: the label's logit is lowered by s margin + tau_m log(n_y / n_min). It must be the
-    head's (30; the authors' is 10). With both tau 0 it is the uniform margin of CosFace, their `UniMarginLoss`.
+    head's (30; the authors' is 10). With both tau 0 it is the uniform margin of CosFace, their `UniMarginLoss`. Soft
+    targets mix the losses of their classes, see `margin_cross_entropy`.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.
@@ -30,7 +29,7 @@ class RoBal(nn.Module):
         tau_m: Strength of the class-aware margin, in logits.
 
     Raises:
-        InputError: No class counts, a setting out of range, or soft targets in training.
+        InputError: No class counts, or a setting out of range.
     """
 
     margins: torch.Tensor
@@ -54,5 +53,4 @@ class RoBal(nn.Module):
         self.register_buffer('shift', (tau_b * (counts / counts.sum()).log()).float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        refuse_soft_targets(target, 'robal')
-        return F.cross_entropy(subtract_margin(logits.float(), target, self.margins) + self.shift, target)
+        return margin_cross_entropy(logits.float() + self.shift, target, self.margins)

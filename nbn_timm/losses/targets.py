@@ -20,7 +20,7 @@ def as_distribution(target: torch.Tensor, num_classes: int, smoothing: float = 0
 def refuse_soft_targets(
         target: torch.Tensor,
         loss: str,
-        because: str = 'has margins per class, which mixed targets have not',
+        because: str = 'is defined for one label an image, and mixed targets have several',
 ) -> None:
     """Stop before a formula that is defined for labels alone is given a mixture of classes."""
     if target.is_floating_point():
