@@ -2,7 +2,8 @@
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
 emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
-commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9; GCL Keke921/GCLLoss, commit c2a6233.
+commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9; GCL Keke921/GCLLoss, commit c2a6233;
+MiSLAS dvlab-research/MiSLAS, commit 0fc381e.
 """
 import pytest
 import torch
@@ -105,6 +106,11 @@ def test_gcl_is_its_authors(settings, value, norm, first):
     logits = 10 * expert_logits()[:, 0].float()
     torch.testing.assert_close(loss(logits, mixed().float()),
                                0.3 * loss(logits, LABELS) + 0.7 * loss(logits, LABELS.flip(0)))
+
+
+def test_label_aware_smoothing_is_that_of_mislas():
+    check(create_loss('label_aware_smoothing', COUNTS), expert_logits()[:, 0], LABELS, 3.9855176, 0.29801680,
+          -0.026881265)
 
 
 def test_gcl_takes_the_more_from_a_class_the_rarer_it_is():
