@@ -18,6 +18,8 @@ def rate(optimizer: OptimizerSettings, schedule: ScheduleSettings) -> str:
     """Learning rate and how it changes."""
     shapes = {
         'step': f'x{schedule.decay_rate:g} every {schedule.decay_epochs:g} epochs',
+        'linear': 'linear to zero',
+        'wsd': f'linear to zero in the last {schedule.wsd_cooldown:.0%}',
         'multistep': f'x{schedule.decay_rate:g} at epochs {" and ".join(map(str, schedule.decay_milestones))}',
     }
     warmup = f'{schedule.warmup_epochs} epochs warm-up, ' if schedule.warmup_epochs else ''

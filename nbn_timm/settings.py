@@ -268,6 +268,16 @@ class Settings:
             object.__setattr__(group, declared.name, value)
         return group
 
+    def with_values(self: SettingsT, values: Mapping[str, Any], **more: Any) -> SettingsT:
+        """A copy with other values of some settings, as YAML or flags give them.
+
+        Raises:
+            InputError: A value is wrong.
+        """
+        known = {one.name: one for one in fields_of(type(self))}
+        return dataclasses.replace(  # type: ignore[type-var]
+            self, **{name: _typed(known[name], value) for name, value in {**values, **more}.items()})
+
     def values(self) -> dict[str, Any]:
         """The settings by name, as plain data: mappings as dicts, several values as a list."""
         return {declared.name: plain(getattr(self, declared.name)) for declared in fields_of(type(self))}

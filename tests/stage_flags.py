@@ -27,7 +27,7 @@ def takes_network(stage: str, model: str, classes: int = 4) -> bool:
     """Whether a stage is for a network of this name."""
     kind = STAGES[stage]
     if not issubclass(kind, TrainedStage):
-        return True
+        return stage != 'expert_aggregation' or '_ride' in model
     numbers = {word.partition('=')[0]: classes for word in stage_flags(stage, classes) if '=' in word}
     try:
         create_stage(stage, **numbers).prepare(timm.create_model(model, num_classes=classes))

@@ -342,6 +342,8 @@ def test_schedules_of_gcl():
     ('cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='balanced_softmax')),
     ('ldam_drw_cmo', dict(cmo=1.0, cmo_prob=0.5, cmo_power=1.0, cmo_skip_first=4, cmo_skip_last=3, loss='ldam')),
     ('balpoe', dict(loss='balpoe', mixup=0.4, rotation=15, aa=None, cutout=0, epochs=200, weight_decay=5e-4)),
+    ('mdcs', dict(loss='mdcs', rotation=15, aa=None, cutout=0, global_batch_size=64, weight_decay=5e-4,
+                  other_views={'rotation': 0, 'aa': 'cifar10', 'cutout': 16})),
     ('sade', dict(loss='sade', rotation=15, aa=None, cutout=0, mixup=0.0, epochs=200, weight_decay=5e-4)),
     ('balpoe_long', dict(loss='balpoe', mixup=0.4, rotation=0, aa='cifar10', cutout=0, epochs=400)),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
@@ -354,14 +356,16 @@ def test_augmentation_recipes_are_the_published_ones(name, expected):
 
 
 @pytest.mark.parametrize('name, warmup, decays', [
-    ('balpoe', 5, (160, 180)), ('balpoe_nbn', 5, (160, 180)), ('balpoe_long', 10, (320, 360)), ('sade', 5, (160, 180))])
-def test_schedule_of_balpoe_and_sade(name, warmup, decays):
+    ('balpoe', 5, (160, 180)), ('balpoe_nbn', 5, (160, 180)), ('balpoe_long', 10, (320, 360)), ('sade', 5, (160, 180)),
+    ('mdcs', 20, (200, 320, 380))])
+def test_schedule_of_balpoe_sade_and_mdcs(name, warmup, decays):
     """lr (1 + e) / W up to epoch W - 1, then times 0.1 and 0.01 from the decays on, with e counted from 0."""
     def theirs(epoch: int) -> float:
         return 0.1 * min(1, (1 + epoch) / warmup) * 0.1 ** sum(epoch >= decay for decay in decays)
 
     rates = schedule(f'cifar100_lt/resnet32_{name}')
-    assert rates == pytest.approx([theirs(epoch) for epoch in range(40 * warmup)])
+    assert rates == pytest.approx([theirs(epoch) for epoch in range(len(rates))])
+    assert len(rates) == decays[-1] + (40 if name == 'balpoe_long' else 20)
 
 
 @pytest.mark.parametrize('name, model', [
@@ -406,6 +410,32 @@ def test_a_cosine_after_the_warm_up_begins_at_its_highest_rate_and_still_ends_wi
     for others, reason in ((['--warmup-epochs', '1', '--sched', 'step'], 'is for --sched cosine'), ([], '--warmup-ep')):
         with pytest.raises(InputError, match=f'--warmup-prefix.*{reason}'):
             recipe('resnext50_nbn', '--warmup-prefix', *others)
+
+
+def test_rates_that_fall_to_zero():
+    """Epoch e of E, from 0: with two epochs of warm-up, 1 at the third, then evenly to 1 / n of n falling ones."""
+    flags = ('--epochs', '10', '--lr', '0.3', '--warmup-epochs', '2')
+    linear = schedule('quickstart', *flags, '--sched', 'linear')
+    assert linear == pytest.approx([0.1, 0.2] + [0.3 * (8 - epoch) / 8 for epoch in range(8)])
+    wsd = schedule('quickstart', *flags, '--sched', 'wsd')
+    assert wsd == pytest.approx([0.1, 0.2] + [0.3] * 4 + [0.3, 0.225, 0.15, 0.075])
+    short = schedule('quickstart', *flags, '--sched', 'wsd', '--wsd-cooldown', '0.2')
+    assert short == pytest.approx([0.1, 0.2] + [0.3] * 6 + [0.3, 0.15])
+    begin = schedule('quickstart', *flags, '--sched', 'wsd', '--sched-on-updates')  # of each epoch's ten updates
+    assert begin == pytest.approx([0.3 / 21, 0.3 * 11 / 21] + [0.3] * 4 + [0.3, 0.225, 0.15, 0.075])
+    with pytest.raises(InputError, match='--warmup-epochs 10 leaves --sched linear none of the 10 epochs'):
+        schedule('quickstart', *flags[:4], '--warmup-epochs', '10', '--sched', 'linear')
+
+
+def test_a_linear_rate_changes_at_every_update():
+    settings = recipe('quickstart', '--epochs', '2', '--warmup-epochs', '0', '--lr', '1', '--sched', 'linear',
+                      '--sched-on-updates')
+    optimizer = create_optimizer(torch.nn.Linear(1, 1), settings.optimizer)
+    scheduler, rates = create_scheduler(optimizer, settings.schedule, 2), []
+    for update in range(4):
+        scheduler.step_update(update)
+        rates.append(optimizer.param_groups[0]['lr'])
+    assert rates == pytest.approx([1, 0.75, 0.5, 0.25])
 
 
 def test_warm_up_begins_above_zero_and_loses_no_epoch():

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 
 from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
-from nbn_timm.losses import LOSSES, create_loss, is_deferrable, takes_experts, takes_features, takes_soft_targets
+from nbn_timm.losses import (
+    LOSSES,
+    create_loss,
+    is_deferrable,
+    number_of_views,
+    takes_experts,
+    takes_features,
+    takes_soft_targets,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -23,9 +31,9 @@ EVERY = sorted(LOSSES)
 SOFT = [name for name in EVERY if takes_soft_targets(name)]
 SMOOTHED = [name for name in EVERY if 'smoothing' in inspect.signature(LOSSES[name]).parameters]
 # Of the published ones; a value that is divided by weights, or by the influence of a target, is not linear in it.
-LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_focal', 'cross_entropy', 'expert_balanced_softmax',
-          'focal', 'gcl', 'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride', 'ride_balanced_softmax', 'robal',
-          'sade', 'vs'}
+LINEAR = {'balanced_softmax', 'balpoe', 'cdt', 'class_balanced_bce', 'class_balanced_focal', 'cross_entropy',
+          'expert_balanced_softmax', 'focal', 'gcl', 'label_aware_smoothing', 'ldam', 'logit_adjusted', 'ride',
+          'ride_balanced_softmax', 'robal', 'sade', 'vs'}
 
 
 def class_counts(*counts: int) -> ClassCounts:
@@ -35,7 +43,8 @@ def class_counts(*counts: int) -> ClassCounts:
 def inputs(name: str, logits: torch.Tensor = LOGITS, dtype: torch.dtype = torch.float32):
     """Logits in the form in which the loss of that name takes them."""
     if takes_experts(name):
-        return torch.stack([logits, logits.flip(1), 2 * logits], dim=1).to(dtype)
+        experts = torch.stack([logits, logits.flip(1), 2 * logits], dim=1).to(dtype)
+        return torch.stack([experts, experts / 2]) if number_of_views(name) == 2 else experts
     return (logits.to(dtype), FEATURES.to(dtype)) if takes_features(name) else logits.to(dtype)
 
 
@@ -212,6 +221,8 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('logit_adjusted', {'tau': math.inf}, 'tau=inf'),
     ('cdt', {'gamma': True}, 'gamma=True'),
     ('sade', {'tau': -1}, 'tau=-1'),
+    ('mdcs', {'powers': 2.5}, 'powers=2.5: give one number for each expert'),
+    ('mdcs', {'warmup_epochs': 0}, 'warmup_epochs=0: give a number from 1'),
     ('vs', {'gamma': -0.1}, 'gamma=-0.1'),
     ('vs', {'tau': '1'}, "tau='1'"),
     ('ldam', {'scale': 0}, 'scale=0: give a number above 0'),

@@ -1,9 +1,9 @@
 """Losses against values and gradients of their authors' code on one set of logits.
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
-emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT,
-commit cba11b8; VS orparask/VS-Loss, commit 7ade9c9; GCL Keke921/GCLLoss, commit c2a6233;
-MiSLAS dvlab-research/MiSLAS, commit 0fc381e.
+emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT, cba11b8; MDCS fistyee/MDCS, 1a1d54e; VS
+orparask/VS-Loss, 7ade9c9; weight balancing ShadeAlsha/LTR-weight-balancing, e89f292; GCL
+Keke921/GCLLoss, c2a6233; MiSLAS dvlab-research/MiSLAS, 0fc381e.
 """
 import pytest
 import torch
@@ -14,6 +14,8 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.sade import reversed_order
+from nbn_timm.second_stages.expert_aggregation import agreement_loss
+from nbn_timm.second_stages.weight_balancing import radius, shorten
 
 pytestmark = pytest.mark.fast
 
@@ -85,6 +87,25 @@ def test_sade_reverses_the_prior_by_rank():
         create_loss('sade', COUNTS)(expert_logits()[:, :2], LABELS)
 
 
+@pytest.mark.parametrize('epoch, value, norm', [(10, 18.5649558, 0.81730333), (40, 20.5618347, 1.04540047)])
+def test_mdcs_is_its_authors(epoch, value, norm):
+    """Images 0 to 3 are the first view, 4 to 7 the second; epochs are counted from 1."""
+    loss = create_loss('mdcs', COUNTS)
+    loss.set_epoch(epoch - 1)
+    views = expert_logits().unflatten(0, (2, 4))
+    check(loss, views, torch.tensor([3, 0, 9, 8]), value, norm, 0.020101616)
+
+
+def test_mdcs_distils_from_images_that_are_right_alone():
+    views = expert_logits().unflatten(0, (2, 4)).float()
+    wrong = (views[0] + create_loss('mdcs', COUNTS).shifts).argmin(dim=2)[:, 0]  # of expert 0
+    logits = views[:, :1].clone().requires_grad_()
+    create_loss('mdcs', COUNTS, weight=1e6)(logits, wrong[:1]).backward()
+    assert logits.grad[:, :, 0].abs().max() < 1
+    with pytest.raises(InputError, match='3 powers, and the network 2 experts'):
+        create_loss('mdcs', COUNTS)(views[:, :, :2], wrong)
+
+
 @pytest.mark.parametrize('settings, value, norm, first', [
     ({'gamma': 0.3, 'tau': 1.0}, 3.9791168, 0.26137560, -0.017974516),
     ({'gamma': 0.05, 'tau': 0.75}, 4.1354497, 0.33559216, -0.031417463),
@@ -123,6 +144,31 @@ def test_gcl_takes_the_more_from_a_class_the_rarer_it_is():
     assert clouds.mean().item() == pytest.approx((2 / torch.pi) ** 0.5 / 3, rel=0.01)
     torch.testing.assert_close(create_loss('gcl', COUNTS, noise=0, gamma=1)(expert_logits()[:, 0], LABELS),
                                create_loss('focal', gamma=1)(expert_logits()[:, 0], LABELS))
+
+
+def test_class_balanced_bce_is_that_of_weight_balancing():
+    check(create_loss('class_balanced_bce', COUNTS), expert_logits()[:, 0], LABELS, 0.6927866, 0.06918333, -0.000436197)
+
+
+def test_max_norm_is_that_of_weight_balancing():
+    """All weight vectors but the last are longer than the radius when they have grown by half."""
+    label, feature = torch.arange(10, dtype=torch.float64)[:, None], torch.arange(16, dtype=torch.float64)
+    weight = torch.sin(1 + 2 * label + 3 * feature) * (10 - label) / 10
+    bound = radius(weight, 0.1)
+    assert bound == pytest.approx(0.55003643, rel=1e-7)
+    weight *= 1.5
+    shorten(weight, bound)
+    assert weight.norm(dim=1).tolist() == pytest.approx([bound] * 9 + [0.4419], rel=1e-4)
+    assert weight.sum().item() == pytest.approx(0.10675146, rel=1e-6)
+
+
+def test_aggregation_is_that_of_sade():
+    """The second view has 1.2 in the place of 1 in the sine, and the experts have equal weights."""
+    v = torch.full((3,), 1 / 3, requires_grad=True)
+    loss = agreement_loss(expert_logits().float(), expert_logits(1.2).float(), v)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.98858835, rel=1e-6)
+    assert v.grad.tolist() == pytest.approx([1.8998713e-4, 3.8356311e-3, -4.0256183e-3], rel=1e-4)
 
 
 @pytest.mark.parametrize('name, settings', [

@@ -84,7 +84,7 @@ def some_values(declared: Field) -> Iterator[Any]:
     elif declared.choices is not None:
         candidates = list(declared.choices)
     elif declared.type is dict:
-        candidates = [{'a': 1}]
+        candidates = [{'rotation': 1} if declared.name == 'other_views' else {'a': 1}]
     elif declared.type in (int, float):
         low = about.limits.low if about.limits is not None else 0
         numbers = [declared.type(low + step) for step in (1, 2, 0)] + [0.5] * (declared.type is float)

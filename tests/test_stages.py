@@ -20,7 +20,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
-from nbn_timm.layers import CosineLinear, RectifiedLinear
+from nbn_timm.layers import CosineLinear, RectifiedLinear, merge_experts
 from nbn_timm.second_stages import STAGES, FitData, Stage, create_stage, restore_stages
 from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.second_stages.tau_norm import tau_normalize
@@ -320,6 +320,7 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
         assert all(torch.equal(after[f'network.{key}'], value) for key, value in before.items())
         return
     changed = {key for key, value in before.items() if key not in after or not torch.equal(value, after[key])}
+    changed |= after.keys() - before.keys()
     assert changed and all(key.startswith('fc.') for key in changed)  # everything else bit for bit, statistics included
     extra = after.keys() - before.keys()
     if extra:
@@ -516,3 +517,48 @@ def test_a_fitted_stage_says_which_settings_of_a_config_it_leaves(images, first_
     printed = capsys.readouterr().out
     assert 'Settings without effect here: lr, epochs (--stage ncm trains nothing).' in printed
     assert 'centroids of 20 training images (un features, euclidean similarity)' in printed
+
+
+@pytest.mark.parametrize('model', ['resnet20', 'resnet32_ride'])
+def test_weight_vectors_are_within_the_radius_of_the_first_stage(model, images, first_stages, tmp_path):
+    """However much they grow: of the lengths that the first stage left, the radius is here the shortest one."""
+    folder = run_stage('weight_balancing', first_stages[model], images, tmp_path, '--stage-kwargs', 'share=0',
+                       '--weight-decay', '0', '--lr', '1')
+    before, after = torch.load(first_stages[model], weights_only=True)['state_dict'], checkpoint(folder)['state_dict']
+    for key in (key for key in before if key.startswith('fc.') and key.endswith('weight')):
+        lengths = after[key].norm(dim=1)
+        assert lengths.max() <= before[key].norm(dim=1).min() * (1 + 1e-6)
+        assert not torch.equal(before[key], after[key])
+
+
+def test_weight_balancing_needs_lengths_that_matter():
+    for head in ('cosine', 'rectified'):
+        with pytest.raises(InputError, match='use another stage'):
+            create_stage('weight_balancing').prepare(timm.create_model('resnet20', head=head))
+    for share in (-0.1, 1.5, True, '0.1'):
+        with pytest.raises(InputError, match=r'share=.*from 0 to 1'):
+            create_stage('weight_balancing', share=share)
+
+
+def test_experts_are_weighted_for_the_test_images(images, first_stages, tmp_path):
+    """The output is the weighted sum of their logits, merged into one classifier too; a router takes no such head."""
+    folder = run_stage('expert_aggregation', first_stages['resnet32_ride'], images, tmp_path, '--stage-kwargs', 'lr=10')
+    state = checkpoint(folder)['state_dict']
+    weights = state['fc.expert_weights']
+    assert weights.sum().item() == pytest.approx(1) and weights.std() > 1e-4
+    model = restore_stages(timm.create_model('resnet32_ride', num_classes=CLASSES), state).eval()
+    model.load_state_dict(state)
+    x = torch.randn(2, 3, 32, 32)
+    features = model.forward_head(model.forward_features(x), pre_logits=True)
+    expected = (model.fc.expert_logits(features) * weights[:, None]).sum(dim=1)
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(merge_experts(model)(x), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match='a router takes their mean'):
+        create_stage('routing', top_k=3).prepare(model)
+
+
+def test_what_cannot_be_aggregated(images, first_stages, tmp_path):
+    with pytest.raises(InputError, match='ResNetCifar has no experts to weigh'):
+        run_stage('expert_aggregation', first_stages['resnet20'], images, tmp_path)
+    with pytest.raises(InputError, match='has epochs=0: give a number from 1'):
+        create_stage('expert_aggregation', epochs=0)

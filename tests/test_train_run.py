@@ -396,7 +396,7 @@ def test_broken_data_is_one_sentence(broken, damage, message, workers, capsys, m
     (['--sync-bn'], '--sync-bn needs GPUs'),
     (['--eval-metric', 'many'], 'no class of'),
     (['--mixup', '1', '-b', '1'], '--mixup'),
-    (['--remix', '1', '--loss', 'ldam'], "loss 'ldam' takes labels and no mixed targets"),
+    (['--remix', '1', '--loss', 'hcm'], "loss 'hcm' takes labels and no mixed targets"),
     (['--cmo', '1'], '--cmo would mix in none of the 1 epochs'),
     (['--force-color-jitter', '--aa', 'cifar10'], '--force-color-jitter'),
     (['--initial-checkpoint', 'nothing.pth'], 'nothing.pth'),

@@ -4,7 +4,7 @@ One image at a time, loading and augmenting CIFAR's pictures costs more than a s
 one gather from the array: padding, crop, flip, rotation and Cutout together say which pixel stands where. Policies and
 colour jitter (`batch_policies`) come in between.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -133,6 +133,7 @@ class BatchedImages(Dataset):
         samples: The images.
         augment: Applied to each batch; None leaves the images as they are.
         device: Where the images are kept.
+        other_views: What is applied to the same images for each further view of them.
     """
 
     def __init__(
@@ -140,21 +141,21 @@ class BatchedImages(Dataset):
             samples: MemoryImages,
             augment: BatchAugment | None = None,
             device: torch.device | str = 'cpu',
+            other_views: Sequence[BatchAugment | None] = (),
     ) -> None:
         self.images = torch.from_numpy(samples.images).to(device)
         self.targets = torch.from_numpy(samples.targets).to(device)
-        self.augment = augment
+        self.views = (augment, *other_views)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitems__(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch: uint8 [B, 3, H, W] and int64 [B]."""
+        """All views of a batch: uint8 [views, B, 3, H, W] and int64 [B]."""
         index = torch.tensor(indices, device=self.images.device)
         images = self.images.index_select(0, index)
-        if self.augment is not None:
-            images = self.augment(images)
-        return images.permute(0, 3, 1, 2).contiguous(), self.targets[index]
+        views = [images if augment is None else augment(images) for augment in self.views]
+        return torch.stack([view.permute(0, 3, 1, 2) for view in views]).contiguous(), self.targets[index]
 
 
 class MemoryLoader(DataLoader):
@@ -163,27 +164,28 @@ class MemoryLoader(DataLoader):
     Where there are policies, whose many small steps take longer to start than to run, several batches are augmented at
     once. An epoch then depends on nothing else than before: the sampler and torch's global generator.
 
+    A batch of B has view v of its image b at v B + b, and B targets.
+
     Args:
         dataset: The images.
-        views: How often each image is augmented; a batch of B has view v of its image b at v B + b, and B targets.
         settings: Of torch's `DataLoader`.
     """
 
     dataset: BatchedImages
 
-    def __init__(self, dataset: BatchedImages, views: int = 1, **settings: Any) -> None:
+    def __init__(self, dataset: BatchedImages, **settings: Any) -> None:
         super().__init__(dataset, num_workers=0, **settings)
-        augment = dataset.augment
-        self.views = views
-        self.ahead = max(1, BLOCK // ((self.batch_size or 1) * views)) if augment and augment.policies else 1
+        rows = (self.batch_size or 1) * len(dataset.views)
+        slow = any(augment is not None and augment.policies for augment in dataset.views)
+        self.ahead = max(1, BLOCK // rows) if slow else 1
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # type: ignore[override]
         batches = iter(self.batch_sampler)  # type: ignore[arg-type]
         while block := list(islice(batches, self.ahead)):
-            sizes = [len(batch) * self.views for batch in block]
-            images, targets = self.dataset.__getitems__([index for batch in block for index in batch * self.views])
-            for batch, target in zip(images.split(sizes), targets.split(sizes), strict=True):
-                yield batch, target[:len(target) // self.views]
+            sizes = [len(batch) for batch in block]
+            views, targets = self.dataset.__getitems__([index for batch in block for index in batch])
+            for batch, target in zip(views.split(sizes, dim=1), targets.split(sizes), strict=True):
+                yield batch.flatten(0, 1), target
 
 
 def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugment | None:
@@ -228,6 +230,7 @@ def keep_in_memory(
         augment: AugmentSettings,
         wanted: bool | None = None,
         num_workers: int = 0,
+        other_views: AugmentSettings | None = None,
 ) -> Dataset:
     """Small images read once for all epochs and augmented in batches, where nothing else changes by that.
 
@@ -238,6 +241,7 @@ def keep_in_memory(
         wanted: False leaves the dataset as it is. None does so where batches cannot be augmented, the images are not
             of the very size of the input, or they take more than `MEMORY_LIMIT`; True makes this an error.
         num_workers: Processes that read.
+        other_views: Training augmentation of further views of each image; None is that of the first.
 
     Returns:
         `MemoryImages`, or `dataset` itself.
@@ -250,7 +254,7 @@ def keep_in_memory(
     height, width = defaults.input_size[1:]
     if not isinstance(dataset, LabelledImages):
         problem = 'the images come from a data set that reads them itself'
-    elif batch_augment(defaults, augment) is None:
+    elif None in (batch_augment(defaults, each) for each in (augment, other_views or augment)):
         problem = 'the augmentation takes one image at a time (random resized crops, --aa augmix or 3a)'
     elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:
         return dataset

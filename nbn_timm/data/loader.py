@@ -67,6 +67,8 @@ def create_train_loader(
         pin_memory: bool = False,
         collate_fn: Callable[[list], Any] = fast_collate,
         views: int = 1,
+        other_views: AugmentSettings | None = None,
+        transform: Callable[[Any], Any] | None = None,
 ) -> TrainLoader:
     """Build the training loader; sets `dataset.transform`.
 
@@ -86,19 +88,24 @@ def create_train_loader(
         pin_memory: For faster copies to a GPU.
         collate_fn: `timm.data.FastCollateMixup` mixes on the CPU; it takes one view alone.
         views: How often each image is augmented, each time by draws of its own.
+        other_views: Augmentation of all views but the first; None is that of the first. Random erasing, which happens
+            on the device, is that of the first for all.
+        transform: PIL image to uint8 tensor, in the place of all augmentation; images are then taken one at a time.
 
     Raises:
         InputError: No batch would be left.
     """
-    transform = create_transform(defaults, is_training=True, augment=augment)
-    dataset.transform = Views(transform, views) if views > 1 else transform  # type: ignore[attr-defined]
     augment = augment or AugmentSettings()
+    augments = [augment, *[other_views or augment] * (views - 1)]
+    steps = [transform or create_transform(defaults, is_training=True, augment=each) for each in augments]
+    dataset.transform = Views(steps) if views > 1 else steps[0]  # type: ignore[attr-defined]
     # An own generator: the worker seeds are drawn from it, and iterating leaves the global one alone.
     batches: dict[str, Any] = dict(batch_size=batch_size, sampler=sampler, generator=torch.Generator())
     batches['drop_last'] = _drops_last(sampler, batch_size) if drop_last is None else drop_last
     loader: DataLoader
-    if isinstance(dataset, MemoryImages) and (in_batches := batch_augment(defaults, augment)) is not None:
-        loader = MemoryLoader(BatchedImages(dataset, in_batches, device), views, **batches)
+    in_batches = [None if transform else batch_augment(defaults, each) for each in augments]
+    if isinstance(dataset, MemoryImages) and None not in in_batches:
+        loader = MemoryLoader(BatchedImages(dataset, in_batches[0], device, in_batches[1:]), **batches)
     else:
         loader = DataLoader(dataset, **batches, **_loader_settings(dataset, num_workers, pin_memory, collate_fn))
     if sampler is not None and not len(loader):

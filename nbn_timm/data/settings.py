@@ -1,7 +1,9 @@
 """Settings of the data: what is read, in which format, by which processes, and how training augments it."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from nbn_timm.registry import refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -10,6 +12,7 @@ from nbn_timm.settings import (
     Settings,
     Values,
     all_of,
+    fields_of,
     not_with,
     only_with,
     setting,
@@ -132,6 +135,9 @@ def _some_jitter(name: str, others: Values) -> str | None:
     return 'has no effect with --color-jitter 0' if others.color_jitter == 0 else None
 
 
+_OF_ALL_VIEWS = ('other_views', 'reprob', 'remode', 'recount')  # random erasing happens on the device
+
+
 @dataclass(frozen=True)
 class AugmentSettings(Settings):
     """Training augmentation by timm's flags; None is the benchmark's published value."""
@@ -171,6 +177,24 @@ class AugmentSettings(Settings):
                            effect=all_of(not_with('no_aug'), only_with('reprob')))
     cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=NOT_NEGATIVE,
                           effect=not_with('no_aug'))
+
+    other_views: Mapping[str, Any] = setting(
+        {}, 'augmentation of all but the first view of an image, where it differs from the first, as rotation=0 '
+        'aa=cifar10; for losses of several views')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.of_other_views()
+
+    def of_other_views(self) -> 'AugmentSettings':
+        """The augmentation of all views but the first.
+
+        Raises:
+            InputError: It has a setting that there is not, or a wrong value.
+        """
+        known = [one.name for one in fields_of(AugmentSettings) if one.name not in _OF_ALL_VIEWS]
+        refuse_unknown('--other-views', self.other_views, known)
+        return self.with_values(self.other_views, other_views={}) if self.other_views else self
 
     @property
     def area(self) -> tuple[float, float] | None:

@@ -1,5 +1,5 @@
 """Image transforms up to uint8 tensors; normalisation and random erasing happen on the device, in the loader."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm.data
@@ -19,16 +19,14 @@ class Views:
     """Several independently augmented versions of an image, as a tuple.
 
     Args:
-        transform: PIL image to tensor.
-        count: How many.
+        transforms: PIL image to tensor, one for each version.
     """
 
-    def __init__(self, transform: Callable[[Any], Any], count: int) -> None:
-        self.transform = transform
-        self.count = count
+    def __init__(self, transforms: Sequence[Callable[[Any], Any]]) -> None:
+        self.transforms = tuple(transforms)
 
     def __call__(self, image: Any) -> tuple[Any, ...]:
-        return tuple(self.transform(image) for _ in range(self.count))
+        return tuple(transform(image) for transform in self.transforms)
 
 
 def create_transform(

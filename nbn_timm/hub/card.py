@@ -209,6 +209,8 @@ def _schedule(schedule: ScheduleSettings) -> str:
     if schedule.sched == 'multistep':
         epochs = ', '.join(map(str, schedule.decay_milestones))
         parts.append(f'at epochs {epochs}, times {schedule.decay_rate:g} each')
+    if schedule.sched == 'wsd':
+        parts.append(f'falling in the last {schedule.wsd_cooldown:.0%} of the run')
     if schedule.warmup_epochs:
         parts.append(f'{schedule.warmup_epochs} epochs of warm-up')
     return ', '.join(parts)

@@ -7,7 +7,7 @@ a CPU; grouped convolutions win only against a loop in the contiguous layout, wh
 """
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -99,6 +99,7 @@ class ExpertHead(nn.ModuleList):
     """One classifier per expert; the output is the mean of their logits [B, C].
 
     With `separate` set, the training output is the logits of each expert [B, E, C], as losses on experts need them.
+    With `expert_weights`, a buffer [E] that is None at first, the weighted sum takes the place of the mean.
 
     Args:
         kind: Of the classifiers, see `HEADS`.
@@ -110,6 +111,9 @@ class ExpertHead(nn.ModuleList):
     Raises:
         InputError: `kind` is unknown.
     """
+
+    if TYPE_CHECKING:  # TorchScript would take the annotation for a declaration
+        expert_weights: torch.Tensor | None
 
     def __init__(
             self,
@@ -130,6 +134,7 @@ class ExpertHead(nn.ModuleList):
         self.num_experts = num_experts
         self.pool_outputs = pool_outputs
         self.separate = False
+        self.register_buffer('expert_weights', None)
 
     def expert_logits(self, x: torch.Tensor) -> torch.Tensor:
         """Pooled features of all experts [B, in_features] to the logits of each [B, E, C]."""
@@ -141,7 +146,10 @@ class ExpertHead(nn.ModuleList):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.expert_logits(x)
-        return logits if self.separate and self.training else logits.mean(dim=1)
+        if self.separate and self.training:
+            return logits
+        weights = self.expert_weights
+        return logits.mean(dim=1) if weights is None else (logits * weights[:, None]).sum(dim=1)
 
     @torch.no_grad()
     def fuse(self) -> nn.Module:
@@ -158,8 +166,12 @@ class ExpertHead(nn.ModuleList):
         merged = nn.Linear(self.in_features, self.out_features, device=weight.device, dtype=weight.dtype)
         shape = (self.out_features, self.pool_outputs, -1)
         weights = torch.stack([classifier.weight.reshape(shape) for classifier in plain], dim=2)
-        merged.weight.copy_(weights.flatten(1) / self.num_experts)
-        merged.bias.copy_(torch.stack([classifier.bias for classifier in plain]).mean(dim=0))
+        biases = torch.stack([classifier.bias for classifier in plain])
+        shares = self.expert_weights
+        if shares is None:
+            shares = torch.full((self.num_experts,), 1 / self.num_experts, device=weight.device, dtype=weight.dtype)
+        merged.weight.copy_((weights * shares[:, None]).flatten(1))
+        merged.bias.copy_((biases * shares[:, None]).sum(dim=0))
         return merged.train(self.training)
 
 

@@ -18,6 +18,7 @@ class _Traits(NamedTuple):
     features: bool
     soft_targets: bool
     deferrable: bool
+    views: int
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -30,6 +31,7 @@ def register_loss(
         features: bool = False,
         soft_targets: bool = True,
         deferrable: bool = True,
+        views: int = 1,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -43,10 +45,13 @@ def register_loss(
         features: It is called with a tuple of logits [B, C] and the features [B, D] that the classifier sees.
         soft_targets: It takes targets [B, C] as mixup and cutmix make them.
         deferrable: It can have the setting `start_epoch`.
+        views: How many differently augmented versions of each image it is called with. If there are several, logits
+            and features have one dimension more, the first, as logits [views, B, C], and the target is still that of
+            the B images.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts)
+        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts and views == 1, views)
         return loss_class
     return register
 
@@ -64,6 +69,11 @@ def takes_features(name: str) -> bool:
 def takes_soft_targets(name: str) -> bool:
     """Whether the loss of that name takes targets [B, C] as mixup and cutmix make them."""
     return _TRAITS[name].soft_targets
+
+
+def number_of_views(name: str) -> int:
+    """How many augmented versions of each image the loss of that name is called with."""
+    return _TRAITS[name].views
 
 
 def is_deferrable(name: str) -> bool:
@@ -88,7 +98,8 @@ def create_loss(
 
     Returns:
         A module called as `loss(logits [B, C], target)`, with logits [B, E, C] if `takes_experts(name)`, or with
-        `(logits [B, C], features [B, D])` if `takes_features(name)`; `target` is class indices [B] or, if
+        `(logits [B, C], features [B, D])` if `takes_features(name)`, each with the views of an image as first dimension
+        if `number_of_views(name)` is above 1; `target` is class indices [B] or, if
         `takes_soft_targets(name)`, soft targets [B, C]. It returns a float32 scalar.
 
     Raises:

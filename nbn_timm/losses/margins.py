@@ -41,10 +41,10 @@ def margin_losses(logits: torch.Tensor, margins: torch.Tensor | float) -> torch.
         logits: [B, C], float32.
         margins: Of each class [C], or of all, in logits.
     """
-    return F.softplus(_log_sum_of_others(logits) - (logits - margins))
+    return F.softplus(log_sum_of_others(logits) - (logits - margins))
 
 
-def _log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
+def log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
     """log of the sum of exp z_k over k != c, for each class c, [B, C].
 
     log(1 - p_c) loses all digits where p_c is nearly 1, which only the highest class can have: its sum is written out.

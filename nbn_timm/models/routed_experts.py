@@ -70,6 +70,9 @@ class RoutedExperts(nn.Module):
         if not isinstance(network, MultiExpert) or network.num_experts < 2:
             raise InputError(f'{type(network).__name__} has no experts to choose from: routing takes a RIDE network '
                              'with at least 2')
+        if network.fc.expert_weights is not None:
+            raise InputError('the experts of this network are weighted, and a router takes their mean: give the '
+                             'checkpoint from before --stage expert_aggregation')
         if not 1 <= top_k <= network.num_classes:
             raise InputError(f'top_k is {top_k}, but there are {network.num_classes} classes: give a number from 1 to '
                              f'{network.num_classes}')

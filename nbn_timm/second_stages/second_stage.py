@@ -5,7 +5,7 @@ training loop (`TrainedStage`); others look at the data once and compute what th
 """
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -151,6 +151,8 @@ class FitData:
         metric: Of `EvalResult.metrics`, by which to choose.
         watch_test: The test split may be looked at, though never to choose by.
         seed: Of the run.
+        two_views: Maps a dataset, steps that change a PIL image by chance, a batch size and an epoch to batches of two
+            views [2, B, 3, H, W] on the device, all images in every process.
     """
 
     splits: Splits
@@ -162,6 +164,7 @@ class FitData:
     metric: str = 'top1'
     watch_test: bool = False
     seed: int = 0
+    two_views: Callable[[Dataset, Sequence[Callable[[Any], Any]], int, int], Iterator[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

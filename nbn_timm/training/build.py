@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, takes_experts, takes_features, takes_soft_targets
+from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_features, takes_soft_targets
 from nbn_timm.losses.deferred_loss import Deferred
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
@@ -28,6 +28,7 @@ from nbn_timm.training.features import WithFeatures
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import StageTask
+from nbn_timm.training.views import WithViews
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     elif settings.sampler.sampler_kwargs:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, so --sampler-kwargs would have no "
                          'effect: leave them out')
-    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed)
+    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss))
 
 
 def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedStage | None = None) -> Mixing | None:
@@ -128,6 +129,9 @@ def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedStage | None = N
     if not takes_soft_targets(settings.loss.loss):
         raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
                          'give another --loss')
+    if number_of_views(settings.loss.loss) > 1:
+        raise InputError(f"loss '{settings.loss.loss}' takes several views of an image, which are not mixed: leave out "
+                         f'{switches[0]}, or give another --loss')
     run = MixingRun(settings.mixing, plan.num_classes, settings.loss.smoothing, settings.schedule.epochs,
                     plan.batch.size, plan.splits, loader, plan.train_loader, plan.world.device, settings.run.seed,
                     plan.world.rank, plan.world.size)
@@ -140,12 +144,16 @@ def build_task(plan: Plan, model: nn.Module, mixing: Mixing | None, stage: Train
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
     teacher_file = settings.distillation.kd_checkpoint
-    if takes_features(settings.loss.loss):
-        for other, given in (('--stage', stage), ('--kd-checkpoint', teacher_file)):
-            if given:
-                raise InputError(f"loss '{settings.loss.loss}' takes features, which training with {other} does not "
-                                 f'hand on: leave out {other}, or give another --loss')
+    loss_name = settings.loss.loss
+    features, views = takes_features(loss_name), number_of_views(loss_name) > 1
+    for other, given in (('--stage', stage), ('--kd-checkpoint', teacher_file)):
+        if given and (features or views):
+            raise InputError(f"loss '{loss_name}' takes {'features' if features else 'several views of an image'}, "
+                             f'which training with {other} does not hand on: leave out {other}, or give another --loss')
+    if features:
         model = WithFeatures(model)
+    if views:
+        model = WithViews(model)
     if stage is not None:
         return StageTask(model, loss, stage, settings.stage.freeze_bn, device)
     if not teacher_file:

@@ -43,7 +43,8 @@ def fit(plan: Plan, stage: FittedStage, model: Any) -> None:
 
     data = FitData(
         splits, classifier_inputs, plan.evaluator,
-        world.device, world.distributed, settings.run.eval_metric, settings.run.watch_test, settings.run.seed)
+        world.device, world.distributed, settings.run.eval_metric, settings.run.watch_test, settings.run.seed,
+        plan.two_views)
     found = stage.fit(model.eval(), data)
     if world.is_primary:
         for file, text in found.files.items():

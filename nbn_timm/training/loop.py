@@ -188,7 +188,8 @@ def compute_loss(
 ) -> torch.Tensor:
     """Mean loss of a batch, computed as the settings say."""
     if settings.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
+        rows = images.flatten(0, -4)  # of several views, if there are
+        images = rows.contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:-3])
     with torch.autocast(device.type, dtype=settings.amp_dtype, enabled=settings.amp_dtype is not None):
         return task(images, target)['loss']
 

@@ -7,6 +7,7 @@ import torch
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.scheduler.wsd_lr import WSDLRScheduler
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
@@ -61,9 +62,10 @@ class ScheduleSettings(Settings):
     of_training = True
 
     epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
-    sched: str = setting('cosine', 'course of the rate', choices=('cosine', 'step', 'multistep', 'constant'))
+    sched: str = setting('cosine', "course of the rate; 'linear' falls evenly to zero, 'wsd' does so at the end alone",
+                         choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
-                                     effect=only_with('sched', 'cosine', 'step', 'multistep'))
+                                     effect=only_with('sched', 'cosine', 'linear', 'wsd', 'step', 'multistep'))
     min_lr: float = setting(0.0, 'end of the cosine', limits=NOT_NEGATIVE, effect=only_with('sched', 'cosine'))
     warmup_epochs: int = setting(0, 'in which the rate rises evenly', limits=NOT_NEGATIVE)
     warmup_lr: float | None = setting(
@@ -72,6 +74,8 @@ class ScheduleSettings(Settings):
     warmup_prefix: bool = setting(
         False, 'let the cosine begin after the warm-up, at its highest rate, instead of going on as if there had been '
         'none', effect=all_of(only_with('sched', 'cosine'), only_with('warmup_epochs')))
+    wsd_cooldown: float = setting(0.4, 'share of the epochs, at the end, in which the rate falls evenly to zero',
+                                  limits=PROBABILITY, effect=only_with('sched', 'wsd'))
     decay_epochs: float = setting(30, 'between decays', limits=AT_LEAST_1, effect=only_with('sched', 'step'))
     decay_milestones: tuple[int, ...] = setting(
         (60, 80), '1-based epochs from which the decays hold', limits=AT_LEAST_1, nargs=0,
@@ -122,10 +126,16 @@ def create_scheduler(
 ) -> Scheduler:
     """Create one of timm's schedules.
 
+    'linear' and 'wsd' (warm-up, stable, decay) fall linearly, from the end of the warm-up on or in the last
+    `wsd_cooldown` of the run. As with the cosine, zero would be the step after the last.
+
     Args:
         optimizer: Whose learning rate is the schedule's highest.
         settings: The course.
         updates_per_epoch: Optimizer steps.
+
+    Raises:
+        InputError: The warm-up leaves no epoch to fall in.
     """
     on_updates = settings.sched_on_updates
     # timm counts t + 1 against the milestones. Per epoch that is the 1-based epoch; per update it is the first update
@@ -136,6 +146,8 @@ def create_scheduler(
     if warmup_lr is None:
         warmup_steps = settings.warmup_epochs * (updates_per_epoch if on_updates else 1)
         warmup_lr = optimizer.param_groups[0]['lr'] / (warmup_steps + 1)
+    if settings.sched in ('linear', 'wsd'):
+        return _falling_to_zero(optimizer, settings, warmup_lr, updates_per_epoch if on_updates else 1)
     # timm counts the epochs of a schedule without the warm-up before it.
     epochs = max(settings.epochs - settings.warmup_epochs, 1) if settings.warmup_prefix else settings.epochs
     scheduler, _ = create_scheduler_v2(
@@ -144,3 +156,18 @@ def create_scheduler(
         warmup_epochs=settings.warmup_epochs, warmup_prefix=settings.warmup_prefix,
         warmup_lr=warmup_lr, step_on_epochs=not on_updates, updates_per_epoch=updates_per_epoch)
     return scheduler
+
+
+def _falling_to_zero(
+        optimizer: torch.optim.Optimizer,
+        settings: ScheduleSettings,
+        warmup_lr: float,
+        steps_per_epoch: int,
+) -> Scheduler:
+    steps, warmup = settings.epochs * steps_per_epoch, settings.warmup_epochs * steps_per_epoch
+    if warmup >= steps:
+        raise InputError(f'--warmup-epochs {settings.warmup_epochs} leaves --sched {settings.sched} none of the '
+                         f'{settings.epochs} epochs: give fewer, or more --epochs')
+    falling = steps if settings.sched == 'linear' else max(1, round(settings.wsd_cooldown * steps))
+    return WSDLRScheduler(optimizer, steps - warmup, min(falling, steps - warmup), decay_fn='linear', warmup_t=warmup,
+                          warmup_lr_init=warmup_lr, t_in_epochs=not settings.sched_on_updates)

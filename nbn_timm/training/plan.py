@@ -1,11 +1,14 @@
 """What a run has settled before anything is built: settings, data, input format, batch and processes."""
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.utils import unwrap_model
 from torch import nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, RandomSampler, Sampler
 
 from nbn_timm.data import (
     DataDefaults,
@@ -14,6 +17,8 @@ from nbn_timm.data import (
     TrainLoader,
     create_eval_loader,
     create_train_loader,
+    create_transform,
+    epoch_seed,
     keep_in_memory,
 )
 from nbn_timm.data.splits import Known, by_position
@@ -26,7 +31,7 @@ from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.second_stages import Stage
 from nbn_timm.trained.record import recorded_classes
 from nbn_timm.training.batch import BatchPlan
-from nbn_timm.training.distributed import World
+from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.settings import TrainSettings
 
 
@@ -68,7 +73,8 @@ class Plan:
 
         def keep(dataset: Dataset | None) -> Dataset | None:
             return dataset and keep_in_memory(
-                dataset, self.input, settings.augment, settings.memory.in_memory, settings.loader.workers)
+                dataset, self.input, settings.augment, settings.memory.in_memory, settings.loader.workers,
+                settings.augment.of_other_views())
 
         train = keep(splits.train)
         if not isinstance(train, MemoryImages):
@@ -76,12 +82,48 @@ class Plan:
         watched_test = keep(splits.test) if settings.run.watch_test and splits.val is None else splits.test
         return replace(self, splits=replace(splits, train=train, val=keep(splits.val), test=watched_test))
 
-    def train_loader(self, dataset: Dataset, sampler: Sampler | None, batch_size: int, seed: int) -> TrainLoader:
+    def train_loader(
+            self,
+            dataset: Dataset,
+            sampler: Sampler | None,
+            batch_size: int,
+            seed: int,
+            views: int = 1,
+    ) -> TrainLoader:
         """A loader of training images, augmented as the settings say; some methods need more than one."""
         return create_train_loader(
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
-            pin_memory=self.settings.loader.pin_mem)
+            pin_memory=self.settings.loader.pin_mem, views=views,
+            other_views=self.settings.augment.of_other_views())
+
+    def two_views(
+            self,
+            dataset: Dataset,
+            steps: Sequence[Callable[[Any], Any]],
+            batch_size: int,
+            epoch: int,
+    ) -> Iterator[torch.Tensor]:
+        """Batches of two views [2, B, 3, H, W] of each image, in an order of that epoch, the same in every process.
+
+        Args:
+            dataset: Of images; it keeps its transform.
+            steps: What changes an image, a PIL image, after it has been resized and cropped as in evaluation.
+            batch_size: B.
+            epoch: 0-based.
+        """
+        transform = create_transform(self.input)
+        transform.transforms[-1:-1] = steps
+        seed = self.settings.run.seed
+        seed_everything(seed, epoch)
+        order = torch.Generator().manual_seed(epoch_seed(seed, epoch))
+        loader = create_train_loader(
+            copy(dataset), RandomSampler(dataset, generator=order), batch_size=batch_size,  # type: ignore[arg-type]
+            defaults=self.input, num_workers=self.settings.loader.workers, device=self.world.device, seed=seed,
+            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform)
+        loader.set_epoch(epoch)
+        for images, _ in loader:
+            yield images
 
     def eval_loader(self, dataset: Dataset) -> Any:
         """A loader of a split in order, for evaluation."""

@@ -7,6 +7,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
 from nbn_timm.datasets import dataset_choices, reason_unused
 from nbn_timm.evaluation.result import METRICS
+from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
 from nbn_timm.models.settings import ModelSettings, StartSettings
@@ -104,7 +105,9 @@ class TrainSettings(SettingGroups):
         return {name: method.settings for name, method in MIXINGS.items()}
 
     def idle(self, name: str, values: Values) -> str | None:
-        """What the data set and the second stage declare to leave unused."""
+        """What the data set, the loss and the second stage declare to leave unused."""
+        if name == 'other_views' and number_of_views(values.loss) == 1:
+            return f"has no effect on loss '{values.loss}', which takes one view of each image"
         stage = STAGES.get(values.stage) if values.stage else None
         if stage is None:
             return reason_unused(name, self.data)
