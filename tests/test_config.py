@@ -329,6 +329,14 @@ def test_schedule_of_shike(form, stage, first, highest, epochs):
     assert (group['nesterov'], group['momentum'], group['weight_decay']) == (False, 0.9, 5e-4)
 
 
+def test_schedules_of_gcl():
+    """lr e / 5 up to epoch 5, times 0.1 after 160 and 0.01 after 180, with e counted from 1; then 0.001 (1 + cos)."""
+    first = [0.1 * min(epoch / 5, 1) * (0.01 if epoch > 180 else 0.1 if epoch > 160 else 1) for epoch in range(1, 201)]
+    assert schedule('cifar100_lt/resnet32_gcl') == pytest.approx(first)
+    second = [0.001 * (1 + math.cos(math.pi * epoch / 30)) for epoch in range(30)]
+    assert schedule('cifar100_lt/resnet32_gcl_stage2') == pytest.approx(second)
+
+
 @pytest.mark.parametrize('name, expected', [
     ('mixup', dict(mixup=1.0, epochs=400)),
     ('remix', dict(remix=1.0, remix_kappa=3.0, remix_tau=0.5, epochs=400)),
@@ -340,6 +348,7 @@ def test_schedule_of_shike(form, stage, first, highest, epochs):
     ('sade', dict(loss='sade', rotation=15, aa=None, cutout=0, mixup=0.0, epochs=200, weight_decay=5e-4)),
     ('balpoe_long', dict(loss='balpoe', mixup=0.4, rotation=0, aa='cifar10', cutout=0, epochs=400)),
     ('balanced_softmax_autoaugment', dict(aa='cifar10', cutout=16, global_batch_size=512, weight_decay=5e-4)),
+    ('gcl', dict(mixup=1.0, global_batch_size=64, weight_decay=2e-4, aa=None)),
     ('shike', dict(aa='cifar10', cutout=16, global_batch_size=128, loss='shike')),
 ])
 def test_augmentation_recipes_are_the_published_ones(name, expected):

@@ -44,6 +44,12 @@ def inputs(name: str, logits: torch.Tensor = LOGITS, dtype: torch.dtype = torch.
     return (logits.to(dtype), FEATURES.to(dtype)) if takes_features(name) else logits.to(dtype)
 
 
+def drawn(loss: torch.nn.Module, *given) -> torch.Tensor:
+    """The value of a loss with the draws of one seed, if it is a random one."""
+    torch.manual_seed(0)
+    return loss(*given)
+
+
 @pytest.mark.parametrize('name', RELEASED['losses'])
 def test_released_figures(name):
     """Loss and gradient norm of the released code's losses."""
@@ -68,7 +74,7 @@ def test_balanced_softmax_is_the_softmax_weighted_by_counts():
 @pytest.mark.parametrize('name, settings', [
     ('balanced_softmax', {}), ('logit_adjusted', {}), ('cdt', {}), ('vs', {}), ('weighted_cross_entropy', {}),
     ('label_aware_smoothing', {'tail': 0.0}), ('ldam', {'max_margin': 0.0}), ('hcm', {'hard_weight': 0.0}),
-    ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}),
+    ('lade', {'weight': 0.0}), ('robal', {'margin': 0.0}), ('gcl', {}),
 ])
 def test_equal_counts_make_it_plain(name, settings):
     plain = create_loss('cross_entropy')(LOGITS, TARGET)
@@ -79,7 +85,7 @@ def test_equal_counts_make_it_plain(name, settings):
     ('weighted_cross_entropy', {'exponent': 0.0}), ('logit_adjusted', {'tau': 0.0}), ('cdt', {'gamma': 0.0}),
     ('focal', {'gamma': 0.0}), ('class_balanced_focal', {'gamma': 0.0, 'exponent': 0.0}), ('seql', {'gamma': 0.0}),
     ('seql', {'threshold': 0.0}), ('label_aware_smoothing', {'head': 0.0, 'tail': 0.0}),
-    ('robal', {'margin': 0.0, 'tau_b': 0.0, 'tau_m': 0.0}),
+    ('robal', {'margin': 0.0, 'tau_b': 0.0, 'tau_m': 0.0}), ('gcl', {'noise': 0.0}),
 ])
 def test_settings_that_make_it_plain(name, settings):
     plain = create_loss('cross_entropy')(LOGITS, TARGET)
@@ -89,7 +95,8 @@ def test_settings_that_make_it_plain(name, settings):
 @pytest.mark.parametrize('name', SOFT)
 def test_soft_targets_of_one_class_are_hard_targets(name):
     loss = create_loss(name, class_counts(100, 10, 1))
-    torch.testing.assert_close(loss(inputs(name), F.one_hot(TARGET, 3).float()), loss(inputs(name), TARGET))
+    torch.testing.assert_close(
+        drawn(loss, inputs(name), F.one_hot(TARGET, 3).float()), drawn(loss, inputs(name), TARGET))
 
 
 @pytest.mark.parametrize('name', SOFT)
@@ -97,9 +104,10 @@ def test_a_target_that_is_nearly_one_class_has_nearly_its_loss(name):
     """And an even mixture has neither the loss of one class nor that of the other."""
     loss = create_loss(name, class_counts(100, 10, 1))
     one, other = F.one_hot(TARGET, 3), F.one_hot(TARGET.flip(0), 3)
-    pure = loss(inputs(name), TARGET)
-    torch.testing.assert_close(loss(inputs(name), (1 - 1e-5) * one + 1e-5 * other), pure, rtol=1e-3, atol=1e-3)
-    assert not torch.isclose(loss(inputs(name), 0.5 * one + 0.5 * other), pure)
+    pure = drawn(loss, inputs(name), TARGET)
+    nearly = drawn(loss, inputs(name), (1 - 1e-5) * one + 1e-5 * other)
+    torch.testing.assert_close(nearly, pure, rtol=1e-3, atol=1e-3)
+    assert not torch.isclose(drawn(loss, inputs(name), 0.5 * one + 0.5 * other), pure)
 
 
 @pytest.mark.parametrize('name', [name for name in SOFT if not takes_features(name)])
@@ -108,8 +116,8 @@ def test_mixed_targets_mix_the_losses(name):
     loss = create_loss(name, class_counts(100, 10, 1))
     flipped = TARGET.flip(0)
     mixed = 0.3 * F.one_hot(TARGET, 3) + 0.7 * F.one_hot(flipped, 3)
-    torch.testing.assert_close(
-        loss(inputs(name), mixed), 0.3 * loss(inputs(name), TARGET) + 0.7 * loss(inputs(name), flipped))
+    one, other = drawn(loss, inputs(name), TARGET), drawn(loss, inputs(name), flipped)
+    torch.testing.assert_close(drawn(loss, inputs(name), mixed), 0.3 * one + 0.7 * other)
 
 
 @pytest.mark.parametrize('name', [name for name in EVERY if name not in SOFT])
@@ -217,6 +225,8 @@ def test_losses_leave_their_input_alone_and_have_no_state(name):
     ('ldam', {'beta': 0.9}, 'no class weights'),
     ('ldam', {'exponent': 0.5}, 'no class weights'),
     ('seql', {'gamma': 2}, 'gamma=2'),
+    ('gcl', {'noise': -1}, 'noise=-1: give a number from 0'),
+    ('gcl', {'loss_scale': 0}, 'loss_scale=0: give a number above 0'),
     ('label_aware_smoothing', {'shape': 'power'}, 'power=None: give a number above 0'),
     ('label_aware_smoothing', {'power': 2.0}, "shape 'concave' does not use"),
     ('label_aware_smoothing', {'head': 1.1}, 'head=1.1'),

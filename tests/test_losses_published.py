@@ -2,7 +2,8 @@
 
 The figures were computed from the formulas and by running the authors' own loss on the same logits, in float64: BalPoE
 emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT, cba11b8; MDCS fistyee/MDCS, 1a1d54e; VS
-orparask/VS-Loss, 7ade9c9; weight balancing ShadeAlsha/LTR-weight-balancing, e89f292.
+orparask/VS-Loss, 7ade9c9; weight balancing ShadeAlsha/LTR-weight-balancing, e89f292; GCL
+Keke921/GCLLoss, c2a6233; MiSLAS dvlab-research/MiSLAS, 0fc381e.
 """
 import pytest
 import torch
@@ -33,14 +34,14 @@ def mixed(share: float = 0.3) -> torch.Tensor:
     return share * F.one_hot(LABELS, 10) + (1 - share) * F.one_hot(LABELS.flip(0), 10)
 
 
-def check(loss: torch.nn.Module, logits: torch.Tensor, target: torch.Tensor, value: float, norm: float, first: float):
+def check(loss, logits: torch.Tensor, target: torch.Tensor, value: float, norm: float, first: float, rel: float = 2e-6):
     """Value of a loss, 2-norm of its gradient, and that of the first expert's logit of class 0 in image 0."""
     logits = logits.float().requires_grad_()
     result = loss(logits, target)
     result.backward()
     assert result.item() == pytest.approx(value, rel=1e-6)
     assert logits.grad.norm().item() == pytest.approx(norm, rel=1e-6)
-    assert logits.grad.flatten()[0].item() == pytest.approx(first, rel=2e-6)
+    assert logits.grad.flatten()[0].item() == pytest.approx(first, rel=rel)
 
 
 def test_the_inputs_are_those_of_the_figures():
@@ -111,6 +112,38 @@ def test_mdcs_distils_from_images_that_are_right_alone():
 ])
 def test_vs_is_its_authors(settings, value, norm, first):
     check(create_loss('vs', COUNTS, **settings), expert_logits()[:, 0], LABELS, value, norm, first)
+
+
+@pytest.mark.parametrize('settings, value, norm, first', [
+    ({}, 28.9497300, 4.2162080, -0.001551438),
+    ({'margin': 0.1, 'loss_scale': 20, 'gamma': 1}, 21.0908449, 2.8265160, -0.005162508),
+])
+def test_gcl_is_its_authors(settings, value, norm, first):
+    """Of both stages, with cosines z / 3, which a head of scale 30 gives as 10 z, and noise that is fixed."""
+    loss = create_loss('gcl', COUNTS, **settings)
+    image, label = torch.arange(8.0)[:, None], torch.arange(10.0)
+    loss.clouds = lambda cosines: (1.2 * torch.sin(2 + 5 * image + 7 * label)).clamp(-1, 1).abs()
+    check(lambda z, target: loss(10 * z, target), expert_logits()[:, 0], LABELS, value, norm, first, 1e-5)
+    logits = 10 * expert_logits()[:, 0].float()
+    torch.testing.assert_close(loss(logits, mixed().float()),
+                               0.3 * loss(logits, LABELS) + 0.7 * loss(logits, LABELS.flip(0)))
+
+
+def test_label_aware_smoothing_is_that_of_mislas():
+    check(create_loss('label_aware_smoothing', COUNTS), expert_logits()[:, 0], LABELS, 3.9855176, 0.29801680,
+          -0.026881265)
+
+
+def test_gcl_takes_the_more_from_a_class_the_rarer_it_is():
+    """With 0.5 |e| log(n_max / n) / log(n_max / n_min) of the cosine, where e has standard deviation 1/3 up to 1."""
+    torch.manual_seed(0)
+    loss = create_loss('gcl', class_counts(100, 10, 1))
+    assert loss.rarity.tolist() == pytest.approx([0, 0.5, 1])
+    clouds = loss.clouds(torch.zeros(100_000, 3))
+    assert 0 <= clouds.min() and clouds.max() == 1
+    assert clouds.mean().item() == pytest.approx((2 / torch.pi) ** 0.5 / 3, rel=0.01)
+    torch.testing.assert_close(create_loss('gcl', COUNTS, noise=0, gamma=1)(expert_logits()[:, 0], LABELS),
+                               create_loss('focal', gamma=1)(expert_logits()[:, 0], LABELS))
 
 
 def test_class_balanced_bce_is_that_of_weight_balancing():

@@ -8,6 +8,7 @@ import torch
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.balanced_softmax import BalancedSoftmax
 from nbn_timm.losses.loss import register_loss, require_counts
+from nbn_timm.losses.shifts import shifted_cross_entropy
 
 
 @register_loss('expert_balanced_softmax', experts=True)
@@ -27,5 +28,4 @@ class ExpertBalancedSoftmax(BalancedSoftmax):
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         num_experts = logits.shape[1]
-        every = logits.transpose(0, 1).flatten(0, 1)  # the mean over experts and images is that of the experts' means
-        return num_experts * super().forward(every, target.repeat(num_experts, *[1] * (target.ndim - 1)))
+        return num_experts * shifted_cross_entropy(logits, target, [self.log_counts] * num_experts, self.smoothing)

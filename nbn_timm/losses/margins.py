@@ -27,11 +27,21 @@ def margin_cross_entropy(
     """
     if not target.is_floating_point():
         return F.cross_entropy(subtract_margin(logits, target, margins), target, weight)
-    losses = F.softplus(log_sum_of_others(logits) - (logits - margins))  # L(c) of every class
+    losses = margin_losses(logits, margins)
     if weight is None:
         return (target * losses).sum() / len(logits)
     weighted = target * weight
     return (weighted * losses).sum() / weighted.sum()
+
+
+def margin_losses(logits: torch.Tensor, margins: torch.Tensor | float) -> torch.Tensor:
+    """L(c) of `margin_cross_entropy` for every class c as the label, [B, C].
+
+    Args:
+        logits: [B, C], float32.
+        margins: Of each class [C], or of all, in logits.
+    """
+    return F.softplus(log_sum_of_others(logits) - (logits - margins))
 
 
 def log_sum_of_others(logits: torch.Tensor) -> torch.Tensor:
