@@ -99,7 +99,7 @@ def test_all_but_the_strided_convolutions_start_by_kaimings_rule():
 @torch.no_grad()
 @pytest.mark.parametrize('experts', [1, 2, 4])
 def test_experts_look_back_at_the_first_and_the_second_stage_in_turn(experts):
-    model = timm.create_model('resnet32_nbn_shike', num_experts=experts, num_classes=5).eval()
+    model = timm.create_model('resnet32_shike_nbn', num_experts=experts, num_classes=5).eval()
     assert [len(view) for view in model.fusion] == [5, 3, 5, 3][:experts]
     x = pictures(2).float()
     first, second, fused = model.forward_intermediates(x, [1, 2, 3], intermediates_only=True)
@@ -144,7 +144,7 @@ def test_each_image_can_be_given_other_experts():
 
 
 def test_a_checkpoint_is_recognised_by_its_keys():
-    for name, settings in (('resnet32_shike', {}), ('resnet32_nbn_shike', dict(num_experts=2, head='linear'))):
+    for name, settings in (('resnet32_shike', {}), ('resnet32_shike_nbn', dict(num_experts=2, head='linear'))):
         model = timm.create_model(name, num_classes=100, **settings)
         found = recognize(model.state_dict())
         assert found is not None and (found.name, found.form) == (f'{name}.cifar100_lt', '')
@@ -195,9 +195,9 @@ def test_both_stages_run_and_validate(images, tmp_path):  # noqa: F811
     """The second stage changes classifiers and running statistics, and nothing else."""
     common = [*data_flags(images), '--img-size', '16', '--device', 'cpu', '--workers', '0', '-b', '4',
               '--global-batch-size', '4', '--output', str(tmp_path)]
-    train.main(['--config', 'cifar100_lt/resnet32_nbn_shike', *common, '--epochs', '2', '--warmup-epochs', '1',
+    train.main(['--config', 'cifar100_lt/resnet32_shike_nbn', *common, '--epochs', '2', '--warmup-epochs', '1',
                 '--warmup-lr', '0.05', '--lr', '0.1', '--experiment', 'first'])
-    train.main(['--config', 'cifar100_lt/resnet32_nbn_shike_stage2', *common, '--epochs', '2', '--warmup-epochs', '1',
+    train.main(['--config', 'cifar100_lt/resnet32_shike_nbn_stage2', *common, '--epochs', '2', '--warmup-epochs', '1',
                 '--initial-checkpoint', str(tmp_path / 'first' / LAST), '--experiment', 'second'])
     first, second = weights(tmp_path / 'first'), weights(tmp_path / 'second')
     changed = {name for name, value in first.items() if not torch.equal(value, second[name])}

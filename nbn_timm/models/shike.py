@@ -25,7 +25,7 @@ __all__ = ['ResNetCifarShike']
 _THREE_HEADS = ('fc.0', 'fc.1', 'fc.2')
 
 default_cfgs = generate_default_cfgs({
-    name: cfg for arch in ('resnet32_shike', 'resnet32_nbn_shike')
+    name: cfg for arch in ('resnet32_shike', 'resnet32_shike_nbn')
     for name, cfg in cifar_cfgs(arch, _THREE_HEADS).items()
 })
 
@@ -185,9 +185,9 @@ def resnet32_shike(pretrained: bool = False, **kwargs) -> ResNetCifarShike:
 
 
 @register_model
-def resnet32_nbn_shike(pretrained: bool = False, **kwargs) -> ResNetCifarShike:
+def resnet32_shike_nbn(pretrained: bool = False, **kwargs) -> ResNetCifarShike:
     """ResNet-32 for CIFAR with experts of different depth (SHIKE) and NBN."""
-    return _create('resnet32_nbn_shike', pretrained, **dict(dict(num_blocks=5, nbn=True), **kwargs))
+    return _create('resnet32_shike_nbn', pretrained, **dict(dict(num_blocks=5, nbn=True), **kwargs))
 
 
 register_aliases(__name__, default_cfgs)
