@@ -1,11 +1,13 @@
 """The results of docs/zoo.md, tables and plots, made from the logs of runs and from nothing else.
 
-    python benchmarks/results_page.py collect output/nbn-s0 output/nbn-s1   # a run's logs, into results/cifar100_lt
-    python benchmarks/results_page.py build                                # tables and plots from results/cifar100_lt
-    python benchmarks/results_page.py build --check                        # fails unless they are what the logs give
+    python benchmarks/results_page.py collect output/full/nbn-s0 --images /data/cifar100_lt  # into results/cifar100_lt
+    python benchmarks/results_page.py build           # tables, plots and rows/<method>.json from results/cifar100_lt
+    python benchmarks/results_page.py build --check   # fails unless they are what the logs give
 
 A run is called `<method>-s<seed>`. Runs of one method must agree in every setting but the seed; what is reported is
-their test accuracy after the last epoch, mean and sample standard deviation. Plots need `pip install '.[plots]'`.
+their test accuracy after the last epoch. With `--images` collecting also evaluates the last checkpoint in float32 on
+the CPU and keeps what it says of every test image, from which the page's numbers are then counted. Needs
+`pip install '.[plots]'`.
 """
 import argparse
 import hashlib
@@ -18,16 +20,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from PIL import Image
+from results_rows import (
+    Spread,
+    calibration_error,
+    differences,
+    keep_data_digests,
+    keep_predictions,
+    row_of,
+    size_of,
+    training_pflops,
+)
 from results_runs import HARDWARE, NEEDED, SHOTS, Method, Run, read_methods, read_run
-from torch.utils.flop_counter import FlopCounterMode
 
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, write_text_atomic
 from nbn_timm.mixing import MIXINGS
-from nbn_timm.models.create import create_model
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
@@ -39,13 +48,14 @@ EXTRAS = ('stage', 'kd_checkpoint', 'aa', *(switch for method in MIXINGS.values(
 
 # Collecting runs ----------------------------------------------------------------------------------------------------
 
-def collect(run_folder: Path, target: Path, data_dir: str) -> Path:
+def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = None) -> Path:
     """Copy the logs of a run, without checkpoints and without the paths of the machine that it was done on.
 
     Args:
         run_folder: Of a finished run.
         target: Parent of the folder to write.
         data_dir: Stands for the run's image root in its settings.
+        images: Folder of the images and lists here, to keep predictions and digests; None keeps none.
 
     Returns:
         The folder written.
@@ -64,6 +74,9 @@ def collect(run_folder: Path, target: Path, data_dir: str) -> Path:
     texts['args.yaml'] = comment + yaml.safe_dump(settings, sort_keys=False)
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
+    if images:
+        keep_predictions(run_folder, folder, images)
+        keep_data_digests(run_folder, folder, images)
     return folder
 
 
@@ -122,17 +135,6 @@ def recipe(settings: Mapping[str, Any]) -> str:
     return ', '.join(part for part in parts if part)
 
 
-def size_of(settings: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one image in evaluation (convolutions and linear layers)."""
-    model: Any = create_model(settings['model'], num_classes, nbn=bool(settings.get('add_nbn')),
-                              model_kwargs=settings.get('model_kwargs')).eval()
-    channels, height, width = model.pretrained_cfg['input_size']
-    side = settings.get('img_size')
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, side or height, side or width))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
-
-
 def command(run: Run, results: str) -> str:
     """What repeats a run: the command as it was given, or with the settings that were recorded."""
     settings = f'{results.removeprefix("../")}/{run.name}/args.yaml'
@@ -159,10 +161,13 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
     """
     classes = methods[0].runs[0].classes
     sizes = ', '.join(f'{sum(row.shot == shot for row in classes)} {shot}' for shot in SHOTS)
+    costs = {method.name: size_of(method.settings, len(classes)) for method in methods}
     accuracy = table(
-        ['method', 'seeds', 'epochs', 'all', *SHOTS, f'published, {published["epochs"]} epochs'],
+        ['method', 'seeds', 'epochs', 'PFLOP', 'all', *SHOTS, 'ECE', f'published, {published["epochs"]} epochs'],
         ([method.label, len(method.runs), method.settings['epochs'],
+          f'{training_pflops(method.runs[0], costs[method.name][1]):.2f}',
           *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
+          mean_and_spread(errors) if None not in (errors := [calibration_error(run) for run in method.runs]) else '',
           published_beside(method.settings, published)] for method in methods))
     cost = table(
         ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'hardware', 'logs, by seed'],
@@ -170,7 +175,7 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
           duration(statistics.mean(run.train_seconds for run in method.runs)),
           '; '.join(dict.fromkeys(run.hardware for run in method.runs)),
           ', '.join(f'[{run.seed}]({results}/{run.name})' for run in method.runs)]
-         for method in methods for parameters, multiply_adds in [size_of(method.settings, len(classes))]))
+         for method in methods for parameters, multiply_adds in [costs[method.name]]))
     commands = '\n'.join(command(method.runs[0], results) for method in methods)
     others = table(
         ['published', 'accuracy', 'source'],
@@ -181,11 +186,34 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         f'{max(row.train_images for row in classes)} and the smallest with '
         f'{min(row.train_images for row in classes)} ({sizes}); {sum(row.test_images for row in classes):,} test '
         'images. Test accuracy in percent after the last epoch, mean ± sample standard deviation over seeds; in '
-        'parentheses many / medium / few.',
-        accuracy, published['note'].strip(), plots, cost,
+        'parentheses many / medium / few. ECE is the expected calibration error in points, over 15 bins. PFLOP is the '
+        'arithmetic of training: six times the multiply-adds of an image, for each image and epoch.',
+        accuracy, *effects_text(methods, published), published['note'].strip(), plots, cost,
         'Training is the mean time of a run in training steps, without evaluation. The commands, for the first seed of '
         'each method:', f'```\n{commands}\n```',
         'Published numbers, at their best setting:', others])
+
+
+def effects_text(methods: Sequence[Method], published: Mapping[str, Any]) -> list[str]:
+    """What each pair of methods that is to be compared differs by, over the seeds that both have."""
+    by_name = {method.name: method for method in methods}
+    pairs = [(by_name[base], by_name[other]) for base, other in published.get('pairs', ())
+             if base in by_name and other in by_name]
+    found = [(base, other, spreads) for base, other in pairs
+             if len((spreads := differences(base, other))['all'].values) > 1]
+    if not found:
+        return []
+    return [
+        'Differences in points, seed by seed: mean and its 95% interval by Student\'s t.',
+        table(['of', 'over', 'pairs', 'all', *SHOTS],
+              ([other.label, base.label, len(spreads['all'].values),
+                *(with_interval(spreads[shot]) for shot in ('all', *SHOTS))] for base, other, spreads in found))]
+
+
+def with_interval(spread: Spread) -> str:
+    """A difference and its 95% interval."""
+    half = spread.half_width or 0.0
+    return f'{spread.mean:+.2f} ({spread.mean - half:+.2f} to {spread.mean + half:+.2f})'
 
 
 PLOTS = {
@@ -218,12 +246,18 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
     """
     methods = read_methods(results, published['labels'])
     digest = digest_of(methods)
+    rows = {results / 'rows' / f'{method.name}.json': json.dumps(row_of(
+        method, published_beside(method.settings, published),
+        [command(run, os.path.relpath(results, page.parent)) for run in method.runs]), indent=1) + '\n'
+        for method in methods}
     old = page.read_text(encoding='utf-8')
     text = page_text(methods, published, os.path.relpath(results, page.parent), os.path.relpath(images, page.parent))
     new = between_markers(old, text, page)
     if check:
         stale = [str(path) for path in (images / name for name in PLOTS) if digest_in(path) != digest]
         stale = ([str(page)] if old != new else []) + stale
+        stale += [str(path) for path, row in rows.items() if not path.is_file() or path.read_text() != row]
+        stale += [str(path) for path in (results / 'rows').glob('*.json') if path not in rows]
         if stale:
             raise InputError(f"{', '.join(stale)} is not what the logs in '{results}' give: run "
                              '`python benchmarks/results_page.py build`')
@@ -237,6 +271,11 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         atomic_write(images / name, lambda path, figure=figure: figure.savefig(
             path, format='png', dpi=150, metadata={DIGEST: digest, 'Software': None}))
     write_text_atomic(page, new)
+    for path in (results / 'rows').glob('*.json'):
+        if path not in rows:
+            path.unlink()
+    for path, row in rows.items():
+        write_text_atomic(path, row)
 
 
 def digest_in(plot: Path) -> str | None:
@@ -252,8 +291,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='command', required=True)
     command = commands.add_parser('collect', help='copy the logs of runs')
     command.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='run folders of train.py')
-    command.add_argument('--data-dir', default='/data/cifar100_png', metavar='DIR',
-                         help="what to write in place of the image root (default: /data/cifar100_png)")
+    command.add_argument('--data-dir', default='/data/cifar100_lt', metavar='DIR',
+                         help="what to write in place of the image root (default: /data/cifar100_lt)")
+    command.add_argument('--images', metavar='DIR', help='folder of the images and lists here: evaluate the last '
+                         'checkpoint and keep its predictions')
     command.add_argument('--results', type=Path, default=ROOT / 'results' / 'cifar100_lt', metavar='DIR')
     command = commands.add_parser('build', help='make tables and plots of all collected logs')
     command.add_argument('--check', action='store_true', help='write nothing, fail if something would change')
@@ -268,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.command == 'collect':
         for run in args.runs:
-            print(f"wrote '{collect(run, args.results, args.data_dir)}'")
+            print(f"wrote '{collect(run, args.results, args.data_dir, args.images)}'", flush=True)
     else:
         build(args.results, args.page, args.images, read_published(args.published), args.check)
 

@@ -5,10 +5,11 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import yaml
 
 from nbn_timm.errors import InputError
@@ -18,6 +19,8 @@ from nbn_timm.training.settings import TrainSettings
 NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
 HARDWARE = 'hardware.json'  # of train_list.py: {"hardware": "in words", "torch": version, "command": ...}
 SHOTS = ('many', 'medium', 'few')
+DATA = 'data.json'  # digests of the lists, see results_rows.py
+ROUNDING = 0.3  # points between a run's own evaluation, as in bfloat16, and the one in float32
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,27 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a run's last checkpoint says of every test image, in float32 on the CPU."""
+
+    FILE: ClassVar[str] = 'predictions.npz'
+
+    labels: np.ndarray  # [N]
+    top5: np.ndarray  # [N, 5], the likeliest class first
+    confidence: np.ndarray  # [N], probability of that class
+
+    @classmethod
+    def read(cls, path: Path) -> 'Predictions':
+        """Read predictions.npz."""
+        with np.load(path) as arrays:
+            return cls(arrays['labels'].astype(int), arrays['top5'].astype(int), arrays['confidence'].astype(float))
+
+    def correct(self, label: int) -> int:
+        """Images of a class that were told right."""
+        return int(((self.labels == label) & (self.top5[:, 0] == label)).sum())
+
+
+@dataclass(frozen=True)
 class Run:
     """What the logs of a finished run say."""
 
@@ -43,7 +67,9 @@ class Run:
     settings: Mapping[str, Any]
     log: Sequence[Mapping[str, Any]]  # one entry per epoch
     classes: Sequence[ClassRow]
-    done_with: Mapping[str, str]  # hardware, torch, command; empty if that was not recorded
+    done_with: Mapping[str, str]  # hardware, versions, command; empty if that was not recorded
+    predictions: Predictions | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)  # digests of the lists
 
     @property
     def hardware(self) -> str:
@@ -136,7 +162,27 @@ def read_run(folder: Path) -> Run:
     if stated != found:
         raise InputError(f"test.json and test_per_class.csv in '{folder}' differ ({stated} and {found}): they are of "
                          'two runs')
-    return run
+    return with_predictions(run, folder)
+
+
+def with_predictions(run: Run, folder: Path) -> Run:
+    """The run with what an auditor has of it, if anything; its accuracies are then those of the predictions.
+
+    Raises:
+        InputError: The predictions are of another network.
+    """
+    data = folder / DATA
+    run = replace(run, data=json.loads(data.read_text(encoding='utf-8')) if data.is_file() else {})
+    file = folder / Predictions.FILE
+    if not file.is_file():
+        return run
+    kept = Predictions.read(file)
+    audited = replace(run, predictions=kept, classes=[
+        replace(row, correct=kept.correct(label)) for label, row in enumerate(run.classes)])
+    if abs(audited.accuracy() - run.accuracy()) > ROUNDING:
+        raise InputError(f"'{file}' says {audited.accuracy():.2f}% and the run {run.accuracy():.2f}%: they are of two "
+                         'networks, so collect the run again')
+    return audited
 
 
 def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:

@@ -2,8 +2,10 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +25,7 @@ from nbn_timm.evaluation import (
     shifted_accuracy,
 )
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
+from nbn_timm.files import atomic_write
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
@@ -63,6 +66,9 @@ class EvaluationSettings(Settings):
     split: str = setting('test', 'which split', choices=('val', 'test'))
     results_file: str | None = setting(None, 'write the result as JSON', metavar='FILE', kind='place')
     per_class_file: str | None = setting(None, 'write the accuracy of each class as CSV', metavar='FILE', kind='place')
+    logits_file: str | None = setting(
+        None, 'write the float32 logits of all images, in the order of the split, and their labels, as NumPy .npz',
+        metavar='FILE', kind='place')
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
@@ -158,9 +164,13 @@ def validate(settings: ValidateSettings, world: World) -> None:
     if world.is_primary:
         described = [f'{key:<14}{value}' for key, value in about.items()]
         print('\n'.join([*trained.notes, *splits.notes, *described]), flush=True)
+    if settings.evaluation.logits_file:
+        evaluator.keep_logits()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
+    if settings.evaluation.logits_file:
+        write_logits(settings.evaluation.logits_file, evaluator, world)
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about)
         rate = result.num_samples / (time.perf_counter() - start)
@@ -303,6 +313,24 @@ def report_evaluation(
         result.write_json(settings.evaluation.results_file, **about)
     if settings.evaluation.per_class_file:
         result.write_per_class_csv(settings.evaluation.per_class_file, class_counts)
+
+
+def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
+    """Write `logits` [N, C] and `labels` [N] of all processes' images."""
+    of_processes = world.gather(evaluator.logits())
+    if not world.is_primary:
+        return
+    numbers = torch.tensor([len(labels) for _, labels in of_processes])
+    # Process r has the images r, r + processes, ...
+    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
+    order = place.argsort()
+    logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+    atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    with open(path, 'wb') as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
 
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:

@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -87,9 +89,10 @@ def test_numbers_are_those_of_the_logs(results_page, place):
     results_page.build(**place, check=False)
     rows = rows_of(place['page'])
     # 27/60 and 29/60; medium 9/20 and 11/20: the sample deviation of two values is their distance over root two.
-    assert ['cross entropy', '2', '2',
-            '46.67 ± 2.36', '85.00 ± 0.00', '50.00 ± 7.07', '5.00 ± 0.00', '38 to 41'] in rows
-    assert ['two experts', '1', '2', '53.33', '80.00', '55.00', '25.00', '48.6 (67.0 / 49.9 / 25.7)'] in rows
+    assert ['cross entropy', '2', '2', '0.00',
+            '46.67 ± 2.36', '85.00 ± 0.00', '50.00 ± 7.07', '5.00 ± 0.00', '', '38 to 41'] in rows
+    assert ['two experts', '1', '2', '0.00',
+            '53.33', '80.00', '55.00', '25.00', '', '48.6 (67.0 / 49.9 / 25.7)'] in rows
     cost = {row[0]: row[1:] for row in rows if len(row) == 7 and row[0] != 'method'}
     assert cost['cross entropy'] == [
         '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', 'one core, torch 2.14',
@@ -106,6 +109,64 @@ def test_numbers_are_those_of_the_logs(results_page, place):
         with Image.open(place['images'] / name) as plot:
             assert plot.width > 1000 and len(plot.convert('L').getcolors()) > 10
         assert f'](images/{name})' in page
+
+
+def keep_predictions(folder: Path, correct, confidence=0.5) -> None:
+    """Ten test images per class; the wrong ones are taken for the next class."""
+    labels = np.repeat(np.arange(6), 10)
+    right = np.concatenate([np.arange(10) < hits for hits in correct])
+    first = np.where(right, labels, (labels + 1) % 6)
+    top5 = (first[:, None] + np.arange(5)) % 6
+    np.savez(folder / 'predictions.npz', labels=labels, top5=top5, confidence=np.full(60, confidence, np.float16),
+             label_log_probability=np.zeros(60, np.float16))
+
+
+def test_numbers_are_counted_from_the_predictions_where_they_are_kept(results_page, place, monkeypatch):
+    import results_runs
+    monkeypatch.setattr(results_runs, 'ROUNDING', 2.0)  # one of 60 images is told otherwise in float32
+    keep_predictions(place['results'] / 'ce-s0', (9, 8, 5, 4, 2, 0), confidence=0.5)
+    run = results_page.read_run(place['results'] / 'ce-s0')
+    assert run.accuracy() == pytest.approx(28 / 0.6) and run.accuracy('few') == 10.0
+    # All 60 images are in the bin of 0.5, of which 28 are right.
+    assert results_page.calibration_error(run) == pytest.approx(100 * (0.5 - 28 / 60))
+    keep_predictions(place['results'] / 'ce-s0', (9, 8, 5, 6, 2, 0))
+    with pytest.raises(InputError, match='two networks'):
+        results_page.read_run(place['results'] / 'ce-s0')
+
+
+def test_calibration_error_is_that_of_torchmetrics(results_page, place):
+    from torchmetrics.functional.classification import binary_calibration_error
+    folder, hits = place['results'] / 'ce-s0', (9, 8, 5, 4, 1, 0)
+    keep_predictions(folder, hits)
+    with np.load(folder / 'predictions.npz') as arrays:
+        kept = dict(arrays)
+    kept['confidence'] = np.random.default_rng(0).uniform(0.2, 1, 60)
+    np.savez(folder / 'predictions.npz', **kept)
+    run = results_page.read_run(folder)
+    right = torch.from_numpy(kept['top5'][:, 0] == kept['labels']).int()
+    expected = binary_calibration_error(torch.from_numpy(kept['confidence']), right, n_bins=15, norm='l1')
+    assert results_page.calibration_error(run) == pytest.approx(100 * expected.item(), abs=1e-4)
+
+
+def test_differences_are_taken_seed_by_seed(results_page, place, tmp_path):
+    pytest.importorskip('matplotlib')
+    for seed, correct in ((0, (9, 8, 6, 4, 2, 0)), (1, (9, 8, 7, 6, 2, 0))):  # 2 and 3 images more than ce
+        results_page.collect(write_run(tmp_path / 'more', f'nbn-s{seed}', correct, seed, 'one core', loss='focal'),
+                             place['results'], '/data/pictures')
+    place['published'] = {**PUBLISHED, 'pairs': [['ce', 'nbn'], ['ce', 'absent']]}
+    results_page.build(**place, check=False)
+    row = next(row for row in rows_of(place['page']) if row[:3] == ['nbn', 'cross entropy', '2'])
+    # 100/60 times 2 and 3: mean 4.17, deviation 1.18, and t of one degree of freedom is 12.706.
+    assert row[3] == '+4.17 (-6.42 to +14.76)'
+    assert row[4] == '+0.00 (+0.00 to +0.00)'
+    written = json.loads((place['results'] / 'rows' / 'ce.json').read_text())
+    assert written['seeds'] == [0, 1] and written['accuracy']['all']['values'] == [45.0, 48.3333]
+    assert written['training_pflops'] == round(6 * written['multiply_adds'] * 422 * 2 / 1e15, 4)
+    assert written['hardware'] == ['one core, torch 2.14'] and written['published'] == '38 to 41'
+    results_page.build(**place, check=True)
+    (place['results'] / 'rows' / 'ce.json').write_text('{}')
+    with pytest.raises(InputError, match='ce.json'):
+        results_page.build(**place, check=True)
 
 
 def test_check_fails_where_page_or_plots_are_not_what_the_logs_give(results_page, place):

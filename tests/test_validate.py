@@ -183,15 +183,25 @@ def run_script(*arguments, processes=1) -> subprocess.CompletedProcess | Ended:
 
 
 def test_two_processes_write_the_same_file_as_one(work, tmp_path):
-    written = []
+    written, kept = [], []
     for processes in (1, 2):
-        path = tmp_path / f'{processes}.json'
-        done = run_script('--checkpoint', work / 'last.pth.tar', *INPUT, '--results-file', path, processes=processes)
+        path, logits = tmp_path / f'{processes}.json', tmp_path / f'{processes}.npz'
+        done = run_script('--checkpoint', work / 'last.pth.tar', *INPUT, '--results-file', path,
+                          '--logits-file', logits, processes=processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('Mean class') == 1  # one process prints
         written.append(path.read_bytes())
+        with np.load(logits) as arrays:
+            kept.append({name: arrays[name] for name in ('logits', 'labels')})
     assert written[0] == written[1]
-    assert json.loads(written[0])['num_samples'] == 37
+    result = json.loads(written[0])
+    assert result['num_samples'] == 37
+    for name, array in kept[0].items():
+        assert np.array_equal(array, kept[1][name])
+    logits, labels = torch.from_numpy(kept[0]['logits']), torch.from_numpy(kept[0]['labels'])
+    listed = [int(line.split()[1]) for line in (work / 'test.txt').read_text().splitlines()]
+    assert labels.tolist() == listed
+    assert torch.nn.functional.cross_entropy(logits.double(), labels).item() == pytest.approx(result['loss'], abs=1e-6)
 
 
 class Payload:

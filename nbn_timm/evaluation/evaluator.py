@@ -55,6 +55,7 @@ class LongTailEvaluator(ClassificationEvaluator):
         counted = class_counts is not None and class_counts.counts is not None
         self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
+        self.keeps_logits = False
         super().__init__(device, max_samples=max_samples)
 
     def reset(self) -> None:
@@ -63,7 +64,17 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.losses = ExactSum(self.device)
         self.class_correct = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
         self.class_total = torch.zeros_like(self.class_correct)
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
+
+    def keep_logits(self) -> None:
+        """Remember the logits of every image from now on, see `logits`."""
+        self.keeps_logits = True
+
+    def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, C] as they were judged and labels [N] of this process's images, on the CPU."""
+        outputs, targets = zip(*self.kept, strict=True)
+        return torch.cat(outputs), torch.cat(targets)
 
     def predict(self, model: nn.Module, images: torch.Tensor) -> Any:
         """What `update` takes, from a model in eval mode."""
@@ -88,6 +99,8 @@ class LongTailEvaluator(ClassificationEvaluator):
         output = output.float()
         if self.logit_offset is not None:
             output = output + self.logit_offset
+        if self.keeps_logits:
+            self.kept.append((output.cpu(), target.cpu()))
 
         # Faults are counted here and reported by compute(): every process then raises, and none waits for another.
         valid = (target >= 0) & (target < self.num_classes)

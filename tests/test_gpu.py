@@ -1,0 +1,73 @@
+"""What a run does on a GPU: refusals and switches everywhere, the graphs themselves where there is one."""
+import pytest
+import torch
+from timm.task import ClassificationTask
+from torch import nn
+
+from nbn_timm.errors import InputError
+from nbn_timm.training.gpu import GpuSettings, prepare_gpu
+from nbn_timm.training.loop import LoopSettings, graph_backward, train_step
+
+CUDA = torch.device('cuda')
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+
+
+def make_task(device='cpu') -> ClassificationTask:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return ClassificationTask(model, nn.CrossEntropyLoss(), device=torch.device(device), verbose=False)
+
+
+@pytest.mark.parametrize('settings, device, message', [
+    (LoopSettings(), 'cpu', 'needs an NVIDIA GPU'),
+    (LoopSettings(accum_steps=2), 'cuda', 'one batch per update'),
+    (LoopSettings(amp_dtype=torch.float16), 'cuda', 'float16'),
+])
+def test_graphs_that_cannot_be_had_are_refused(settings, device, message):
+    with pytest.raises(InputError, match=message):
+        graph_backward(make_task(), settings, torch.device(device))
+
+
+@pytest.mark.parametrize('deterministic', [False, True])
+def test_algorithms_are_the_fastest_or_repeat_themselves(deterministic, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, 'use_deterministic_algorithms', asked.append)
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    switches = ((torch.backends.cudnn, 'benchmark'), (torch.backends.cuda.matmul, 'allow_tf32'),
+                (torch.utils.deterministic, 'fill_uninitialized_memory'))
+    before = [getattr(*switch) for switch in switches]
+    try:
+        prepare_gpu(GpuSettings(deterministic=deterministic), CUDA)
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert asked == [True] * deterministic
+    finally:
+        for (place, name), value in zip(switches, before, strict=True):
+            setattr(place, name, value)
+
+
+def test_nothing_changes_on_a_processor(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, 'use_deterministic_algorithms', asked.append)
+    before = torch.backends.cudnn.benchmark
+    prepare_gpu(GpuSettings(deterministic=True), torch.device('cpu'))
+    assert not asked and torch.backends.cudnn.benchmark == before
+
+
+@needs_gpu
+def test_graphs_give_the_steps_of_the_ordinary_loop():
+    """Full batches and a smaller last one, through warm-up, recording and replay."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(size, 3, 8, 8, generator=generator).cuda(), torch.arange(size).cuda() % 5)
+               for size in (16, 16, 7) * 6]
+    found = []
+    for graphs in (False, True):
+        task, settings = make_task('cuda'), LoopSettings()
+        optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
+        record = graph_backward(task, settings, CUDA) if graphs else None
+        losses = [train_step(task, [batch], optimizer, settings, CUDA, graphs=record)[0][0].item() for batch in batches]
+        found.append((losses, {key: value.cpu() for key, value in task.state_dict().items()}))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for key, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][key], rtol=1e-4, atol=1e-6)
