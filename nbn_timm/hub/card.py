@@ -225,7 +225,8 @@ def _augmentation(settings: TrainSettings, transform: str | None) -> str:
         ('rotation of up to', augment.rotation), ('policy', augment.aa), ('colour jitter', augment.color_jitter),
         *((switch.replace('_', ' '), getattr(settings.methods[name], switch))
           for name, method in MIXINGS.items() for switch in method.switched_on(settings.methods[name])),
-        ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing)]
+        ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing),
+        ('other views with', ' '.join(f'{name}={value}' for name, value in augment.other_views.items()))]
     steps = [f'{name} {value}' for name, value in told if value]
     known = TRAIN_TRANSFORMS.get(transform or '')
     return ', '.join([*([known().in_words()] if known else []), *steps])
