@@ -13,7 +13,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {'index.md': 'README.md', 'contributing.md': 'CONTRIBUTING.md', 'changelog.md': 'CHANGELOG.md'}
 COMMANDS = 'cli'  # documented by --help
-SINGLE = ('settings', 'config', 'registry', 'validation', 'errors', 'files', 'computation')  # rooms of one module
+# Rooms of one module.
+SINGLE = ('settings', 'config', 'registry', 'key_values', 'validation', 'errors', 'files', 'computation')
 
 # On GitHub links are relative to the checkout. Folders and files that the site does not have become their text.
 INTO_DOCS = re.compile(r'\]\(docs/')
