@@ -32,8 +32,8 @@ from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import begin_epoch
 
 FIGURES = json.loads((released.REFERENCE / 'ride_loss.json').read_text())
-RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', 'num_blocks=1', '--img-size', '8', '--device', 'cpu',
-        '--workers', '0']
+RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', 'num_blocks=1', '--img-size', '8',
+        '--device', 'cpu', '--workers', '0']
 
 
 @pytest.fixture(autouse=True)
