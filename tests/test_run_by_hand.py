@@ -159,7 +159,7 @@ def test_a_run_is_what_plain_torch_computes(on_updates, first, images, tmp_path)
 
 def test_an_average_holds_for_all_layers_that_share_a_scale(first, images, tmp_path, monkeypatch):  # noqa: F811
     seen = []
-    monkeypatch.setattr(run, 'report', lambda plan, task, *rest: seen.append(task))
+    monkeypatch.setattr(run, 'report_run', lambda plan, task, *rest: seen.append(task))
     train.main([*data_flags(images, 'train'), *FLAGS, '--initial-checkpoint', str(first), '--no-aug', '-b', '5',
                 '--epochs', '1', '--model-ema', '--model-ema-decay', '0.5', '--output', str(tmp_path)])
     trained, averaged = (list(nbn_layers(unwrap_model(seen[0].get_trainable_module(ema=ema))).values())
