@@ -2,8 +2,8 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from timm.data import str_to_interp_mode
 from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
 from nbn_timm.registry import Registry
 
@@ -23,8 +23,11 @@ class TrainTransform:
     words: ClassVar[str] = 'random resized crop{size}'
     hflip: ClassVar[float] = 0.5
 
-    def crop(self, height: int, width: int, interpolation: str) -> list[Step] | None:
-        """Steps from a picture to the size of the input; None for timm's random resized crop."""
+    def crop(self, height: int, width: int, interpolation: InterpolationMode | None) -> list[Step] | None:
+        """Steps from a picture to the size of the input; None for timm's random resized crop.
+
+        The interpolation is None if it is to be random, which only that can do: then what is given here is refused.
+        """
         return None
 
     def in_words(self, size: int | None = None) -> str:
@@ -54,9 +57,9 @@ class PadAndCrop(TrainTransform):
 
     words = 'pad by an eighth, random crop{size}'
 
-    def crop(self, height: int, width: int, interpolation: str) -> list[Step]:
+    def crop(self, height: int, width: int, interpolation: InterpolationMode | None) -> list[Step]:
         """Of pictures of another size the shorter side is resized first."""
         return [
-            transforms.Resize(min(height, width), interpolation=str_to_interp_mode(interpolation)),
+            transforms.Resize(min(height, width), interpolation=interpolation),  # type: ignore[arg-type]
             transforms.RandomCrop((height, width), padding=min(height, width) // 8),
         ]

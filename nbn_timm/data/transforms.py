@@ -3,6 +3,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm.data
+from timm.data import str_to_interp_mode
 from torchvision import transforms
 
 from nbn_timm.data.cutout import Cutout
@@ -64,7 +65,8 @@ def create_transform(
         raise InputError(f"--aa '{augment.aa}' is no policy ({error}): give cifar10, or one of timm's such as "
                          'rand-m9-mstd0.5, augmix-m5-w4-d2, original-mstd0.5 or v0') from error
     height, width = defaults.input_size[1:]
-    crop = TRAIN_TRANSFORMS.find(defaults.train_transform)().crop(height, width, interpolation)
+    mode = None if interpolation == 'random' else str_to_interp_mode(interpolation)
+    crop = TRAIN_TRANSFORMS.find(defaults.train_transform)().crop(height, width, mode)
     if is_training and not augment.no_aug and crop is not None:
         if augment.area or augment.aspect or interpolation == 'random':
             raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
