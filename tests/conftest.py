@@ -1,4 +1,5 @@
 """Settings of all tests: two threads at most, no network but loopback, caches in a temporary folder."""
+import logging
 import os
 
 # Two processes of one thread, or one of two.
@@ -14,6 +15,15 @@ THREADS = int(os.environ['OMP_NUM_THREADS'])
 @pytest.fixture(autouse=True)
 def threads():
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_another_run():
+    """A training run logs to the standard error of its own test, which is closed by now."""
+    for handler in logging.root.handlers[:]:
+        if type(handler).__module__.startswith('nbn_timm.'):
+            logging.root.removeHandler(handler)
+            logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture

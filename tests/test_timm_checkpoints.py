@@ -18,7 +18,7 @@ from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.errors import InputError
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.trained.opening import open_trained
-from nbn_timm.trained.record import training_arguments
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training import run_checkpoint
 
 CPU = ['--device', 'cpu', '--workers', '0']
@@ -56,7 +56,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def test_what_was_not_given_is_not_recorded(checkpoint):
-    recorded = training_arguments(read_checkpoint(checkpoint))
+    recorded = NetworkRecord.of_checkpoint(read_checkpoint(checkpoint)).arguments
     assert not {'interpolation', 'dataset', 'resume', 'crop_pct', 'model_kwargs', 'mean'} & recorded.keys()
     assert recorded['img_size'] == 8 and recorded['lr'] == 0.05 and recorded['min_lr'] == 0
     opened = open_trained(str(checkpoint))

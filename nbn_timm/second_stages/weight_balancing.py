@@ -38,7 +38,7 @@ class WeightBalancing(TrainedSecondStage):
         self.classifiers = linear_classifiers(model, 'weight_balancing')
         if any(isinstance(classifier, RectifiedLinear) for classifier in self.classifiers.values()):
             raise InputError(f'the classifier of {type(model).__name__} is rectified, so that the length of its weight '
-                             'vectors has no effect: use another stage, such as crt')
+                             'vectors has no effect: use another second stage, such as crt')
         self.radii = {name: radius(classifier.weight, self.share)  # type: ignore[arg-type]
                       for name, classifier in self.classifiers.items()}
         return model
