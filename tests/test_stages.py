@@ -247,8 +247,8 @@ def test_cosines_are_refused_where_the_length_of_weights_has_no_effect(name, kwa
 
 @pytest.mark.parametrize('name, settings, message', [
     ('ctr', {}, "did you mean 'crt'"), ('crt', {'reinnit': 1}, "no setting 'reinnit' .it has reinit.; did you mean"),
-    ('lws', {'tau': 1}, "lws has no setting 'tau' .it has none"), ('ncm', {'features': 'l2'}, "one of un, l2n, cl2n"),
-    ('tau_norm', {'tau': 1, 'holdout': 2}, 'nothing to choose'), ('tau_norm', {'step': 0}, 'step is 0'),
+    ('lws', {'tau': 1}, "lws has no setting 'tau' .it has none"), ('ncm', {'features': 'l2'}, "give un or l2n or cl2n"),
+    ('tau_norm', {'tau': 1, 'holdout': 2}, 'nothing to choose'), ('tau_norm', {'step': 0}, 'step=0: give a number from 0.002 to 2'),
     ('tau_norm', {'holdout': 0.5}, 'whole number'),
 ])
 def test_wrong_settings_are_one_sentence(name, settings, message):
