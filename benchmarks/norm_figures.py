@@ -21,7 +21,7 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write
 from nbn_timm.layers import NormalizedBatchNorm2d
 from nbn_timm.training.distributed import init_world
-from nbn_timm.validation import ValidateSettings, complete, open_data, open_network, resolve_input
+from nbn_timm.validation import ValidateSettings, open_evaluated_data, open_network, resolve_input, validation_settings
 
 SHOTS = ('many', 'medium', 'few')
 COLORS = ('#5c5c5c', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7')
@@ -58,9 +58,9 @@ def sorted_sizes(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
 def feature_lengths(checkpoint: str, data_dir: str | None) -> tuple[Any, dict[str, float]]:
     """The network, and the mean length of its features on test images by shot."""
     given = {'checkpoint': checkpoint, 'workers': 0, 'device': 'cpu', **({'data_dir': data_dir} if data_dir else {})}
-    settings = complete(ValidateSettings.of(given), given)
+    settings = validation_settings(ValidateSettings.of(given), given)
     trained = open_network(settings)
-    splits, counts = open_data(settings, trained, init_world('cpu'))
+    splits, counts = open_evaluated_data(settings, trained, init_world('cpu'))
     if counts is None or splits.test is None:
         raise InputError(f"'{checkpoint}' does not say how many training images its classes had: give another")
     loader = create_eval_loader(splits.test, batch_size=256, num_workers=0,
