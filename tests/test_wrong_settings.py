@@ -27,7 +27,7 @@ def refused(images: Path, tmp_path: Path, *flags: str, model=MODEL) -> str:  # n
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--mixup', '0.5', '--cmo', '1'], '--cmo and --mixup cannot mix the same batch: leave one of them out'),
-    (['--mixup', '0.5', '--loss', 'ldam'], "loss 'ldam' takes labels and no mixed targets: leave out --mixup"),
+    (['--mixup', '0.5', '--loss', 'lade'], "loss 'lade' takes labels and no mixed targets: leave out --mixup"),
     (['--smoothing', '0.1', '--loss-kwargs', 'smoothing=0.1'], 'label smoothing is given twice'),
     (['--loss', 'influence_balanced', '--kd-checkpoint', 'x.pth'], 'which training with --kd-checkpoint does not hand'),
     (['--loss-kwargs', 'smoothing=abc'], "loss 'cross_entropy' cannot take --loss-kwargs smoothing=abc: give a number"),
