@@ -1,6 +1,6 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -64,13 +64,7 @@ def create_model(
             had; no BatchNorm for NBN.
     """
     name = name.removeprefix('timm/')  # as on the Hub
-    if ':' not in name and not timm.is_model(name):
-        raise InputError(f"unknown {flags[0]} '{name}'{nearest(name, timm.list_models())} "
-                         "(timm.list_models('*part*') lists names)")
-    if is_model_folder(name):
-        read_folder_config(name)
-        if pretrained:
-            read_weights(name)  # timm would look at no checksum
+    _check_name(name, pretrained, flags[0])
     own = key_values(flags[1], model_kwargs or {})
     refuse_owned(own, _OWNERS)
     given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
@@ -81,11 +75,34 @@ def create_model(
             # Of some models these are used, and refused, in the first step of training alone.
             check_number(what, flags[1], one.key, one.value, high=1)
 
+    model = _made_by_timm(name, num_classes, pretrained, given)
+    check_types(what, own, _switches(model))
+    if nbn:
+        add_nbn(model)
+    if bn_momentum is not None:
+        for module in model.modules():
+            if isinstance(module, BATCH_NORMS):
+                module.momentum = bn_momentum
+    return model
+
+
+def _check_name(name: str, pretrained: bool, flag: str) -> None:
+    if ':' not in name and not timm.is_model(name):
+        raise InputError(f"unknown {flag} '{name}'{nearest(name, timm.list_models())} "
+                         "(timm.list_models('*part*') lists names)")
+    if is_model_folder(name):
+        read_folder_config(name)
+        if pretrained:
+            read_weights(name)  # timm would look at no checksum
+
+
+def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: Sequence[KeyValue]) -> nn.Module:
+    """`timm.create_model`, what may go wrong there as one sentence; bugs in a model stay what they are."""
     def make(weights: bool = False, **settings: Any) -> nn.Module:
         return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
 
     try:
-        model = call(partial(make, pretrained), given, what, retry=make)
+        return call(partial(make, pretrained), given, f"model '{name}'", retry=make)
     except InputError:
         raise
     except (RuntimeError, OSError, ValueError) as error:
@@ -99,14 +116,6 @@ def create_model(
         if not is_model_folder(name):
             raise
         raise InputError(_no_model(name, error)) from error
-    check_types(what, own, _switches(model))
-    if nbn:
-        add_nbn(model)
-    if bn_momentum is not None:
-        for module in model.modules():
-            if isinstance(module, BATCH_NORMS):
-                module.momentum = bn_momentum
-    return model
 
 
 def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:
