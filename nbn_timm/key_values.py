@@ -2,7 +2,8 @@
 
 This is the one place where the refusal of such code becomes a sentence that names flag, key, value and remedy:
 
-- `check_settings` looks at names and types before anything is called, by the signature of a class;
+- `refuse_unknown`, `refuse_owned` and `check_types` look at names and types before anything is called, by the signature
+  of a class;
 - `call` makes the object, and if that fails finds out by trial which setting is to blame: the one without which it
   would not have failed. An error that comes whatever the settings are is not theirs, and neither is one that a line of
   this package raises, unless it speaks of a value (`InputError`, `ValueError`, `TypeError`). Both stay as they are, so
