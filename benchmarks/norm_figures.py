@@ -88,7 +88,7 @@ def draw(networks: dict[str, tuple[Any, dict[str, float]]]) -> Figure:
                     list(by_shot.values()), width=bar, color=COLORS[position % len(COLORS)], label=name)
     for axes, title in ((weights, '|g|, sorted'), (biases, '|b|, sorted')):
         axes.set(title=title, xlabel='channel', ylim=(0, None))
-    lengths.set(title='mean feature length', xlabel='test images of classes with ... training images')
+    lengths.set(title='mean feature length', xlabel='test images, by the shots of their class')
     lengths.set_xticks(range(len(SHOTS)), SHOTS)
     weights.legend(frameon=False, fontsize=8)
     for axes in (weights, biases, lengths):

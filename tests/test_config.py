@@ -320,7 +320,7 @@ def test_autoaugment_schedule_is_balanced_softmaxs_but_for_where_the_cosine_begi
 @pytest.mark.parametrize('stage, first, highest, epochs', [('', 0.025, 0.15, 180), ('_stage2', 0.0375, 0.1, 20)])
 def test_schedule_of_shike(form, stage, first, highest, epochs):
     """0.05 + (highest - 0.05) (e - 1) / 4 for e from 0 to 4, then highest (1 + cos(pi (e - 5) / (T - 5))) / 2."""
-    name = f'cifar100_lt/resnet32{form}_shike{stage}'
+    name = f'cifar100_lt/resnet32_shike{form}{stage}'
     expected = [0.05 + (highest - 0.05) * (epoch - 1) / 4 for epoch in range(5)]
     expected += [highest * (1 + math.cos(math.pi * (epoch - 5) / (epochs - 5))) / 2 for epoch in range(5, epochs)]
     assert expected[0] == pytest.approx(first)

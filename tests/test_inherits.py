@@ -10,7 +10,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import validate
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, Classes
-from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.settings import DataSettings, InputSettings
 from nbn_timm.data.splits import Known, Source, assemble
 from nbn_timm.datasets import find_dataset
 from nbn_timm.models.create import create_model
@@ -30,7 +30,8 @@ def checkpoint(tmp_path) -> Path:
     weights = create_model('resnet20', 3).state_dict()
     arguments = {'dataset': 'list', 'data_dir': 'first', 'train_list': 'train.txt', 'val_list': 'val.txt',
                  'test_list': 'test.txt', 'model': 'resnet20', 'img_size': 16, 'input_size': [3, 16, 16],
-                 'mean': [0.5, 0.5, 0.5], 'model_ema': True}
+                 'mean': [0.5, 0.4, 0.3], 'std': [0.3, 0.2, 0.1], 'crop_pct': 0.77, 'interpolation': 'nearest',
+                 'model_ema': True}
     torch.save({'arch': 'resnet20', 'epoch': 0, 'args': arguments, 'class_counts': CLASSES.to_dict(),
                 'state_dict': weights, 'state_dict_ema': weights}, tmp_path / 'last.pth.tar')
     return tmp_path / 'last.pth.tar'
@@ -40,7 +41,8 @@ def test_a_second_stage_takes_data_model_and_format(checkpoint):
     settings = parse_train(['--stage', 'crt', '--initial-checkpoint', str(checkpoint)])
     assert (settings.data.dataset, settings.data.data_dir, settings.model.model) == ('list', 'first', 'resnet20')
     assert settings.data.lists == {'train': 'train.txt', 'val': 'val.txt', 'test': 'test.txt'}
-    assert (settings.input.input_size, settings.input.mean) == ((3, 16, 16), (0.5, 0.5, 0.5))
+    assert settings.input == InputSettings(
+        input_size=(3, 16, 16), mean=(0.5, 0.4, 0.3), std=(0.3, 0.2, 0.1), crop_pct=0.77, interpolation='nearest')
 
 
 def test_lists_of_other_images_are_not_mixed_with_the_recorded_ones(checkpoint):

@@ -12,6 +12,7 @@ from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.samplers import create_sampler
+from nbn_timm.settings import flag
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.build import build_loss, build_mixing
 from nbn_timm.training.distributed import World, seed_everything
@@ -258,7 +259,7 @@ def run_epoch(loader, mixing, epoch):
 
 
 @pytest.mark.parametrize('flags', [
-    *(tuple(f'--{switch}=1' for switch in method.switches) for method in MIXINGS.values()),
+    *(tuple(f'{flag(switch)}=1' for switch in method.switches) for method in MIXINGS.values()),
     ('--cmo', '1', '--cmo-prob', '1')])
 @pytest.mark.parametrize('sampler', ['instance_balanced', 'class_balanced'])
 def test_an_epoch_can_be_run_again(flags, sampler):
@@ -306,7 +307,7 @@ def test_labels_are_smoothed_once(name):
     expected = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.3)
     settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--smoothing', '0.3'])
     assert build_loss(settings, splits(), None)(logits, target) == expected
-    _, mixing = built(*(f'--{switch}=1' for switch in MIXINGS[name].switches), '--smoothing', '0.3')
+    _, mixing = built(*(f'{flag(switch)}=1' for switch in MIXINGS[name].switches), '--smoothing', '0.3')
     mixing.enabled = False
     images, soft = mixing(torch.zeros(6, 3, 32, 32), target)
     torch.testing.assert_close(build_loss(settings, splits(), mixing)(logits, soft), expected)

@@ -474,3 +474,33 @@ def test_the_tables_of_contents_are_read_in_one_look(function):
     tree = ast.parse(Path(function.__code__.co_filename).read_text())
     node = next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == function.__name__)
     assert node.end_lineno - node.lineno + 1 <= 60
+
+
+@pytest.mark.parametrize('flags, reason', [
+    (['--color-jitter-prob', '0.5', '--dataset', 'cifar100_lt'], 'is not jittered'),
+    (['--bn-momentum', '0.3', '--stage', 'crt'], 'where BatchNorm is frozen'),
+    (['--bn-momentum', '0.3', '--stage', 'routing'], 'where BatchNorm is frozen'),
+])
+def test_what_the_data_or_a_stage_leave_unused_is_refused(flags, reason):
+    given = cli.train.read_command_line(['--model', 'resnet32_ride', *flags, '--initial-checkpoint', 'first.pth'])
+    with pytest.raises(InputError, match=f'{flags[0]}.*{reason}'):
+        given.check_effects(given.settings())
+
+
+@pytest.mark.parametrize('flags', [
+    ['--color-jitter-prob', '0.5', '--color-jitter', '0.4', '--dataset', 'cifar100_lt'],
+    ['--color-jitter-prob', '0.5', '--dataset', 'imagenet_lt'],
+    ['--bn-momentum', '0.3', '--stage', 'crt', '--no-freeze-bn'],
+])
+def test_what_has_an_effect_is_taken(flags):
+    given = cli.train.read_command_line(['--model', 'resnet32', *flags, '--initial-checkpoint', 'first.pth'])
+    given.check_effects(given.settings())
+
+
+@pytest.mark.parametrize('flags', [['--log-interval', '7'], ['--checkpoint-hist', '3']])
+def test_what_a_pass_without_training_leaves_unused_is_told(flags):
+    given = cli.train.read_command_line(
+        ['--model', 'resnet32', '--stage', 'ncm', *flags, '--initial-checkpoint', 'first.pth'])
+    told = []
+    given.check_effects(given.settings(), told.append)
+    assert any('trains nothing' in line for line in told)

@@ -201,7 +201,7 @@ def test_two_processes_write_the_same_file_as_one(work, tmp_path):
     logits, labels = torch.from_numpy(kept[0]['logits']), torch.from_numpy(kept[0]['labels'])
     listed = [int(line.split()[1]) for line in (work / 'test.txt').read_text().splitlines()]
     assert labels.tolist() == listed
-    assert torch.nn.functional.cross_entropy(logits.double(), labels).item() == pytest.approx(result['loss'], abs=1e-6)
+    assert torch.nn.functional.cross_entropy(logits.double(), labels).item() == pytest.approx(result['loss'], rel=1e-6)
 
 
 class Payload:

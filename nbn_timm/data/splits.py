@@ -120,7 +120,9 @@ def assemble(
         description += f' ({drawn})'
         notes.append(f'the training split is a draw of {len(targets):,} images: {drawn}, seed '
                      f'{settings.imbalance_seed}')
-    classes = _classes(source, targets, num_classes, description)
+    # The names that the data have are matched with the known ones, however many classes there are to be.
+    own = len(source.names) if known is not None and known.binding and source.names else num_classes
+    classes = _classes(source, targets, own, description)
     if known is not None:
         classes, targets = _as_known(known, classes, datasets, targets, description, notes)
         num_classes = classes.num_classes if classes else num_classes
@@ -172,8 +174,10 @@ def _classes(
         num_classes: int | None,
         description: str,
 ) -> Classes | None:
-    """The classes in the order of the data's own labels."""
-    names = source.names if source.names and len(source.names) == num_classes else None
+    """The classes in the order of the data's own labels; beyond the names that the data have they are numbers."""
+    names = source.names
+    if names and num_classes is not None:
+        names = (*names, *label_names(num_classes)[len(names):]) if len(names) <= num_classes else None
     if targets is not None:
         return Classes.from_targets(targets, names, description, num_classes)
     if num_classes is None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from nbn_timm.layers import ExpertHead, RectifiedLinear, fold_nbn, merge_experts
+from nbn_timm.layers import ExpertHead, NormalizedBatchNorm2d, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
 from nbn_timm.settings import Settings, setting
 
@@ -20,6 +20,11 @@ class FoldSettings(Settings):
 
     fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
                          also=('--reparam',))
+
+
+def foldable(model: nn.Module) -> bool:
+    """Whether there is anything that `deployed` would change."""
+    return any(isinstance(module, NormalizedBatchNorm2d | RectifiedLinear | ExpertHead) for module in model.modules())
 
 
 def deployed(model: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from huggingface_hub import ModelCardData
 
 from nbn_timm.data import Classes, DataSettings
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
-from nbn_timm.datasets import describe_draw, find_benchmark
+from nbn_timm.datasets import DATASETS, describe_draw, find_benchmark, find_dataset
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.conversion import nbn_layers
@@ -265,9 +265,10 @@ def _loading(trained: TrainedModel, location: str) -> str:
         text += '\n\ntimm alone loads it.'
     if location.startswith(FOLDER):
         text += '\n\nThe name is that of the folder; give its path from where you are.'
-    if trained.record.dataset:
+    if dataset := trained.record.dataset:
+        data = '' if dataset in DATASETS and not find_dataset(dataset).needs_folder else ' --data-dir DIR'
         text += ('\n\nTo evaluate it on the benchmark, with `nbn_timm`:\n\n'
-                 f'    nbn-validate --model {location} --pretrained --data-dir DIR')
+                 f'    nbn-validate --model {location} --pretrained{data}')
     return text
 
 

@@ -98,7 +98,7 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
         model_args['head'] = head
     arch = f'{backbone}{"_ride" * bool(experts)}{"_nbn" * nbn}{"_lr" * in_name}'
     if shike:
-        arch, model_args = f'{backbone}{"_nbn" * nbn}_shike', dict(num_experts=experts, head=head)
+        arch, model_args = f'{backbone}_shike{"_nbn" * nbn}', dict(num_experts=experts, head=head)
     has_router = any(key.startswith('router.') for key in state_dict)
     return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
 

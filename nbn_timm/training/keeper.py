@@ -54,9 +54,9 @@ class Keeper:
             goes_on_here = checkpoint.resolve().parent == plan.folder.resolve() and (plan.folder / BEST).exists()
             self.best = best if goes_on_here else None
         if plan.world.is_primary:
-            run = plan.settings.run
-            self.log = RunLog(plan.folder, start_epoch, run.log_tensorboard,
-                              run.wandb_project if run.log_wandb else None, plan.record())
+            keeping = plan.settings.keeping
+            self.log = RunLog(plan.folder, start_epoch, keeping.log_tensorboard,
+                              keeping.wandb_project if keeping.log_wandb else None, plan.record())
         return start_epoch
 
     def keep(self, epoch: int, trained: EpochResult, result: EvalResult | None) -> None:
@@ -72,7 +72,7 @@ class Keeper:
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
             self.plan.splits.classes, metric, self.best, self.scaler), is_best,
-            history=self.plan.settings.run.checkpoint_hist - 1)
+            history=self.plan.settings.keeping.checkpoint_hist - 1)
 
     def close(self) -> None:
         """Finish the log, and wait until the files of the run are there for all processes."""

@@ -66,7 +66,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
-    progress = Progress(epochs, updates_per_epoch, settings.run.log_interval,
+    progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None)
     for epoch in range(start_epoch, epochs):
         seed_everything(settings.run.seed, epoch, world.rank)

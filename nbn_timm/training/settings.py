@@ -46,9 +46,9 @@ class ProcessSettings(Settings):
 
 @dataclass(frozen=True)
 class RunSettings(Settings):
-    """The run: its folder, checkpoints and logs."""
+    """The run: its folder, and what it is judged by."""
 
-    title = 'run, checkpoints and logs'
+    title = 'run'
 
     config: str | None = setting(None, 'defaults for all other flags: a file, or the name of a shipped config',
                                  short='-c', metavar='YAML', kind='place', is_file=True)
@@ -59,11 +59,20 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
     resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
                                  metavar='FILE', kind='place')
-    checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
-                                   kind='machine')
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
+
+
+@dataclass(frozen=True)
+class KeepingSettings(Settings):
+    """What is kept and told of the epochs of a training."""
+
+    title = 'checkpoints and logs'
+    of_training = True
+
+    checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
+                                   kind='machine')
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
     log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
@@ -76,6 +85,7 @@ class TrainSettings(SettingGroups):
     """All settings of a training."""
 
     run: RunSettings = RunSettings()
+    keeping: KeepingSettings = KeepingSettings()
     data: DataSettings = DataSettings()
     input: InputSettings = InputSettings()
     model: ModelSettings = ModelSettings()
@@ -111,7 +121,11 @@ class TrainSettings(SettingGroups):
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
         if name == 'dist_bn' and values.world_size == 1:
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
+        if name == 'color_jitter_prob' and values.color_jitter is None and self._without_jitter():
+            return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
         stage = SECOND_STAGES.get(values.stage) if values.stage else None
+        if stage is not None and name == 'bn_momentum' and (values.freeze_bn or 'freeze_bn' in stage.unused):
+            return f'has no effect where BatchNorm is frozen, as --stage {values.stage} has it'
         if stage is None:
             return reason_unused(name, self.data) or self._unwatched(name)
         if issubclass(stage, FittedSecondStage) and self.group_of(name).of_training:
@@ -120,6 +134,9 @@ class TrainSettings(SettingGroups):
             return f'would have no effect on --stage {values.stage}'
         fitted = issubclass(stage, FittedSecondStage)  # it has uses of its own for a metric and a test split
         return reason_unused(name, self.data) or (None if fitted else self._unwatched(name))
+
+    def _without_jitter(self) -> bool:
+        return bool(self.data.dataset) and not find_dataset(self.data.dataset).defaults.color_jitter
 
     def _unwatched(self, name: str) -> str | None:
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
