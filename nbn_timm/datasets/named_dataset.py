@@ -127,7 +127,7 @@ def reason_unused(name: str, settings: DataSettings) -> str | None:
     if not settings.dataset or name not in {declared.name for declared in fields_of(DataSettings)}:
         return None
     used = find_dataset(settings.dataset).used_settings(settings)
-    lists = ' with list files' if settings.lists else ''
+    lists = ' with list files' if settings.lists and not name.endswith('_list') else ''
     return None if name in used else f'has no effect on --dataset {settings.dataset}{lists}'
 
 
