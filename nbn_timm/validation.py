@@ -14,7 +14,7 @@ from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, find_benchmark, reason_unused
-from nbn_timm.deploy import FoldSettings, deployed, foldable
+from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, deployed, foldable
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
     EvalResult,
@@ -163,7 +163,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
         pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
     if world.is_primary:
         described = [f'{key:<14}{value}' for key, value in about.items()]
-        unfolded = ['--fuse has no effect here: there is nothing to fold.'] * (settings.form.fuse and not foldable(
+        unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
     if settings.evaluation.logits_file:

@@ -480,6 +480,8 @@ def test_the_tables_of_contents_are_read_in_one_look(function):
     (['--color-jitter-prob', '0.5', '--dataset', 'cifar100_lt'], 'is not jittered'),
     (['--bn-momentum', '0.3', '--stage', 'crt'], 'where BatchNorm is frozen'),
     (['--bn-momentum', '0.3', '--stage', 'routing'], 'where BatchNorm is frozen'),
+    (['--cuda-graphs', '--device', 'cpu'], 'has no effect with --device cpu'),
+    (['--deterministic', '--device', 'cpu'], 'has no effect with --device cpu'),
 ])
 def test_what_the_data_or_a_stage_leave_unused_is_refused(flags, reason):
     given = cli.train.read_command_line(['--model', 'resnet32_ride', *flags, '--initial-checkpoint', 'first.pth'])

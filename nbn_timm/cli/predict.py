@@ -25,7 +25,7 @@ from nbn_timm.data.dataset import UnlabelledImages
 from nbn_timm.data.pictures import FoundImages, find_images
 from nbn_timm.data.settings import LoaderSettings
 from nbn_timm.datasets import find_benchmark
-from nbn_timm.deploy import FoldSettings
+from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, foldable
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import TOP_K, PredictedClass, TopClasses, predict
@@ -157,7 +157,8 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     height, width = trained.input.input_size[1:]
     tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
          + (f'from {counts.source}' if counts else 'not known'))
-    for note in (*trained.notes, *found.notes):
+    unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(trained.model))
+    for note in (*trained.notes, *unfolded, *found.notes):
         tell(note)
     begun = time.perf_counter()
     unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))

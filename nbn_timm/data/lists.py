@@ -1,6 +1,7 @@
 """`path label` list files."""
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,16 @@ class ImageList:
     paths: list[str]
     targets: np.ndarray
     notes: tuple[str, ...] = ()
+
+    def class_folders(self) -> dict[str, int]:
+        """Labels by folder, of folders that hold one class which has no images elsewhere; below their common folder."""
+        pairs = {(os.path.dirname(path), label) for path, label in zip(self.paths, self.targets.tolist(), strict=True)}
+        folders, labels = Counter(folder for folder, _ in pairs), Counter(label for _, label in pairs)
+        alone = {folder: label for folder, label in pairs if folders[folder] == labels[label] == 1 and folder}
+        if len(alone) < 2 or len({os.path.isabs(folder) for folder in alone}) > 1:
+            return {}
+        common = os.path.commonpath(list(alone))
+        return {os.path.relpath(folder, common or '.'): label for folder, label in alone.items()}
 
     def folder_names(self) -> dict[int, str] | None:
         """Class names by label, from the folder of each class's first image; None if these do not tell them apart."""

@@ -1,6 +1,6 @@
 """The splits of a dataset: from what a reader found to what the loaders take."""
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class Source:
     datasets: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
+    folders: Mapping[str, int] = field(default_factory=dict)  # of lists without a training list: labels by folder
 
 
 @dataclass
@@ -120,11 +121,15 @@ def assemble(
         description += f' ({drawn})'
         notes.append(f'the training split is a draw of {len(targets):,} images: {drawn}, seed '
                      f'{settings.imbalance_seed}')
+    if known is not None:
+        source = _named_by_folders(source, known, notes)
     # The names that the data have are matched with the known ones, however many classes there are to be.
     own = len(source.names) if known is not None and known.binding and source.names else num_classes
     classes = _classes(source, targets, own, description)
     if known is not None:
-        classes, targets = _as_known(known, classes, datasets, targets, description, notes)
+        other_number = not known.binding and settings.num_classes not in (None, known.classes.num_classes)
+        if not other_number:  # else they are learned anew
+            classes, targets = _as_known(known, classes, datasets, targets, description, notes)
         num_classes = classes.num_classes if classes else num_classes
     if given is not None:
         classes, told = given.of(classes)
@@ -177,12 +182,27 @@ def _classes(
     """The classes in the order of the data's own labels; beyond the names that the data have they are numbers."""
     names = source.names
     if names and num_classes is not None:
-        names = (*names, *label_names(num_classes)[len(names):]) if len(names) <= num_classes else None
+        if len(names) > num_classes:
+            odd = ', '.join(f"'{name}'" for name in names[num_classes:][:3])
+            raise InputError(f'the data have {len(names)} classes and --num-classes is {num_classes}, so there is no '
+                             f'place for {odd}: give --num-classes {len(names)}, or leave it out')
+        names = (*names, *label_names(num_classes)[len(names):])
     if targets is not None:
         return Classes.from_targets(targets, names, description, num_classes)
     if num_classes is None:
         return None
     return Classes(None, names or label_names(num_classes), description)
+
+
+def _named_by_folders(source: Source, known: Known, notes: list[str]) -> Source:
+    """Lists without a training list are numbered by their folders' names, where the known classes have all of these."""
+    if source.names or not source.folders or not known.classes.named:
+        return source
+    if not set(source.folders) <= set(known.classes.names):
+        notes.append(f'the folders of the lists are not called as the classes of {known.whose}')
+        return source
+    names = {label: name for name, label in source.folders.items()}
+    return replace(source, names=tuple(names.get(label, str(label)) for label in range(max(names) + 1)))
 
 
 def _as_known(
@@ -217,5 +237,9 @@ def _as_known(
     if targets is None:
         return Classes(None, known.classes.names, description), None
     targets = matching.relabel(targets)
+    if matching.only_ours:
+        absent = ', '.join(f"'{name}'" for name in matching.only_ours[:3])
+        more = ', ...' if len(matching.only_ours) > 3 else ''
+        notes.append(f'{len(matching.only_ours)} classes of {known.whose} have no training image here: {absent}{more}')
     names = known.classes.names if known.classes.named or not classes.named else classes.names
     return Classes.from_targets(targets, names, description, known.classes.num_classes), targets

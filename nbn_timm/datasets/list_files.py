@@ -68,8 +68,20 @@ def read_lists(
         if part == 'train' and num_classes is None:
             num_classes = int(lists['train'].targets.max()) + 1
     datasets = {part: ImageSamples(rows.paths, rows.targets, root=data_dir) for part, rows in lists.items()}
-    names = _names_from_folders(lists['train'], num_classes) if 'train' in lists and num_classes else None
-    return Source(dict(datasets), names, notes)
+    _refuse_other_labels(lists)
+    if 'train' in lists:
+        return Source(dict(datasets), _names_from_folders(lists['train'], num_classes) if num_classes else None, notes)
+    return Source(dict(datasets), None, notes, next(iter(lists.values())).class_folders() if lists else {})
+
+
+def _refuse_other_labels(lists: Mapping[str, ImageList]) -> None:
+    """Raise InputError if two lists give the class of a folder other labels."""
+    first, *others = [(part, rows.class_folders()) for part, rows in lists.items()] or [('', {})]
+    for part, labels in others:
+        for folder, label in labels.items():
+            if first[1].get(folder, label) != label:
+                raise InputError(f"the class '{folder}' has label {label} in the {part} list and {first[1][folder]} in "
+                                 f'the {first[0]} list: number the classes alike in all lists')
 
 
 def _find_list(

@@ -22,6 +22,9 @@ class FoldSettings(Settings):
                          also=('--reparam',))
 
 
+NOTHING_TO_FOLD = '--fuse has no effect here: there is nothing to fold.'
+
+
 def foldable(model: nn.Module) -> bool:
     """Whether there is anything that `deployed` would change."""
     return any(isinstance(module, NormalizedBatchNorm2d | RectifiedLinear | ExpertHead) for module in model.modules())

@@ -119,8 +119,10 @@ class TrainSettings(SettingGroups):
         """What the data set, the loss, the second stage and the number of processes leave unused."""
         if name == 'other_views' and number_of_views(values.loss) == 1:
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
-        if name == 'dist_bn' and values.world_size == 1:
+        if name in ('dist_bn', 'sync_bn') and values.world_size == 1:
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
+        if values.device == 'cpu' and self.group_of(name) is GpuSettings:
+            return 'has no effect with --device cpu'
         if name == 'color_jitter_prob' and values.color_jitter is None and self._without_jitter():
             return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
         stage = SECOND_STAGES.get(values.stage) if values.stage else None
