@@ -57,7 +57,7 @@ class Runner:
 
     Args:
         output: Folder of all runs.
-        data_flags: Flags of train.py that say where the data is; they are shown without this machine's paths.
+        data_dir: Folder of the data, which hardware.json does not show.
         train_flags: Flags for every run.
         about: What hardware.json says of every run.
         threads: CPU threads of a run.

@@ -1,12 +1,15 @@
 """What a run does on a GPU: refusals and switches everywhere, the graphs themselves where there is one."""
 import pytest
+import timm
 import torch
 from timm.task import ClassificationTask
 from torch import nn
 
 from nbn_timm.errors import InputError
+from nbn_timm.second_stages import create_second_stage
 from nbn_timm.training.gpu import GpuSettings, prepare_gpu
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_step
+from nbn_timm.training.task import SecondStageTask
 
 CUDA = torch.device('cuda')
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
@@ -27,6 +30,14 @@ def make_task(device='cpu') -> ClassificationTask:
 def test_graphs_that_cannot_be_had_are_refused(settings, device, message):
     with pytest.raises(InputError, match=message):
         graph_backward(make_task(), settings, torch.device(device))
+
+
+def test_graphs_are_not_for_second_stages():
+    """BALMS takes a step of its own around every batch, which a replay would leave out without a word."""
+    model = timm.create_model('resnet20', num_classes=5, num_blocks=1)
+    task = SecondStageTask(model, nn.CrossEntropyLoss(), create_second_stage('crt'), device=torch.device('cpu'))
+    with pytest.raises(InputError, match='--cuda-graphs is not for a --stage'):
+        graph_backward(task, LoopSettings(), CUDA)
 
 
 @pytest.mark.parametrize('deterministic', [False, True])

@@ -76,12 +76,13 @@ def read_lists(
 
 def _refuse_other_labels(lists: Mapping[str, ImageList]) -> None:
     """Raise InputError if two lists give the class of a folder other labels."""
-    first, *others = [(part, rows.class_folders()) for part, rows in lists.items()] or [('', {})]
-    for part, labels in others:
-        for folder, label in labels.items():
-            if first[1].get(folder, label) != label:
-                raise InputError(f"the class '{folder}' has label {label} in the {part} list and {first[1][folder]} in "
-                                 f'the {first[0]} list: number the classes alike in all lists')
+    seen: dict[str, tuple[int, str]] = {}  # label by folder, and the list that gave it first
+    for part, rows in lists.items() if len(lists) > 1 else ():
+        for folder, label in rows.class_folders().items():
+            before, where = seen.setdefault(folder, (label, part))
+            if before != label:
+                raise InputError(f"the class '{folder}' has label {label} in the {part} list and {before} in the "
+                                 f'{where} list: number the classes alike in all lists')
 
 
 def _find_list(

@@ -176,8 +176,9 @@ def connect_second_stage(
     """Let a second stage know the run."""
     if stage is not None:
         world = plan.world
-        stage.connect(SecondStageRun(plan.splits, loader, plan.train_loader, task.criterion, optimizer, world.device,
-                               world.rank, world.size, plan.settings.run.seed))
+        stage.connect(SecondStageRun(
+            plan.splits, loader, plan.train_loader, task.criterion, optimizer, world.device, world.rank, world.size,
+            plan.settings.run.seed))
 
 
 def build_scaler(plan: Plan) -> NativeScaler | None:

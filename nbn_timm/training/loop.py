@@ -20,6 +20,7 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import check_finite
+from nbn_timm.training.task import SecondStageTask
 
 _ONE_VALUE = 'Expected more than 1 value per channel'  # of torch.nn.functional.batch_norm
 
@@ -201,10 +202,13 @@ def graph_backward(task: TrainingTask, settings: LoopSettings, device: torch.dev
     """What computes loss and gradients of a batch as a CUDA graph.
 
     Raises:
-        InputError: There is no such graph on this device, or of several batches or processes.
+        InputError: There is no such graph on this device, or of a second stage, several batches or processes.
     """
     if device.type != 'cuda':
         raise InputError(f'--cuda-graphs needs an NVIDIA GPU, and this run is on {device.type}: leave it out')
+    if isinstance(task, SecondStageTask):
+        raise InputError('--cuda-graphs is not for a --stage, which may do more around a batch than a graph holds: '
+                         'leave it out')
     if settings.accum_steps > 1:
         raise InputError('--cuda-graphs takes one batch per update: give a larger --batch-size, or leave it out')
     if isinstance(task.trainable_module, DistributedDataParallel):

@@ -122,7 +122,7 @@ def begin_epoch(
         task.second_stage.set_epoch(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
-    if graphs is not None and (set_epoch is not None or isinstance(task, SecondStageTask)):
+    if graphs is not None and set_epoch is not None:
         graphs.forget()
 
 
