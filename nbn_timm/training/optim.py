@@ -3,10 +3,11 @@ import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import Lookahead, create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.wsd_lr import WSDLRScheduler
@@ -23,6 +24,7 @@ from nbn_timm.settings import (
     Values,
     all_of,
     flag,
+    not_with,
     only_with,
     setting,
 )
@@ -33,10 +35,18 @@ def _clips(name: str, others: Values) -> str | None:
 
 
 def _has_momentum(name: str, others: Values) -> str | None:
-    known = str(others.opt).lower() in list_optimizers()
-    if known and not get_optimizer_info(str(others.opt).lower()).has_momentum:
+    base = _base_optimizer(str(others.opt))
+    if base in list_optimizers() and not get_optimizer_info(base).has_momentum:
         return f'has no effect on --opt {others.opt}, which has no such momentum'
     return None
+
+
+_LOOKAHEAD = 'lookahead_'  # timm's prefix
+
+
+def _base_optimizer(name: str) -> str:
+    """Name of an optimizer in lower case, without timm's prefix for Lookahead around it."""
+    return name.lower().removeprefix(_LOOKAHEAD)
 
 
 @dataclass(frozen=True)
@@ -46,14 +56,20 @@ class OptimizerSettings(Settings):
     title = 'optimizer'
     of_training = True
 
-    opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
-                       metavar='NAME')
+    opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum; with "
+                       "'lookahead_' before it, Lookahead goes around it", metavar='NAME')
     lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE)
     momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
+    bias_lr_scale: float = setting(1.0, 'factor of the rate for all biases, those of norms among them',
+                                   limits=NOT_NEGATIVE)
+    norm_lr_scale: float = setting(1.0, 'factor of the rate for all other parameters of at most one dimension: weights '
+                                   "of norms, and NBN's alpha", limits=NOT_NEGATIVE)
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
+    sam_rho: float = setting(0.0, 'take the gradient at so far up the slope (SAM), which needs two passes a batch; 0 '
+                             "for none, 0.05 in the paper", limits=NOT_NEGATIVE)
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
@@ -99,13 +115,16 @@ class AverageSettings(Settings):
     model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps', limits=PROBABILITY,
                                      effect=only_with('model_ema'))
     model_ema_warmup: bool = setting(False, 'begin with a smaller decay', effect=only_with('model_ema'))
+    swa_epochs: int = setting(
+        0, 'evaluate and save the mean of the weights after each of the last so many epochs (SWA), with BatchNorm '
+        'statistics of its own; 0 for none', limits=NOT_NEGATIVE, effect=not_with('model_ema'))
 
 
 def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """Create one of timm's optimizers over the parameters of a model.
 
     With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
-    bias never turns away from the direction of its first step.
+    bias never turns away from the direction of its first step. What scales a rate scales the decay with it.
 
     What an optimizer refuses only when it steps is found by a step on stand-ins of the parameters.
 
@@ -119,8 +138,15 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         refuse_unknown(what, settings.opt_kwargs, known, sorted(known.keys() - _OWNERS.keys()))
         check_types(what, own, known)
 
+    scaled = (settings.bias_lr_scale, settings.norm_lr_scale) != (1, 1)
+    if scaled and 'layer_decay' in settings.opt_kwargs:
+        raise InputError('--opt-kwargs layer_decay scales the rates by layer, --bias-lr-scale and --norm-lr-scale '
+                         'by kind: leave one of them out')
+
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
-        optimizer = create_optimizer_v2(model, opt, filter_bias_and_bn=not settings.decay_1d, **given)
+        optimizer = create_optimizer_v2(
+            model, opt, filter_bias_and_bn=not settings.decay_1d,
+            param_group_fn=partial(scaled_groups, settings=settings) if scaled else None, **given)
         step_on_stand_ins(optimizer)
         return optimizer
 
@@ -128,6 +154,20 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         ('lr', settings.lr), ('weight_decay', settings.weight_decay), ('momentum', settings.momentum),
         ('opt', settings.opt))]
     return call(make, [*own, *flags], what)
+
+
+def scaled_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The parameters of a model in groups that differ in `lr_scale`, which timm's schedules heed, or in decay."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_bias, small = name.rpartition('.')[2] == 'bias', parameter.ndim <= 1
+        scale = settings.bias_lr_scale if is_bias else settings.norm_lr_scale if small else 1.0
+        decay = settings.weight_decay if settings.decay_1d or not (small or is_bias) else 0.0
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [dict(params=parameters, lr_scale=scale, weight_decay=decay)
+            for (scale, decay), parameters in groups.items()]
 
 
 _OWNERS = {
@@ -138,7 +178,8 @@ _OWNERS = {
     'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
     'model_or_params': 'the parameters are those of the model, so leave it out',
-    'param_group_fn': 'the parameters are grouped by --decay-1d and layer_decay, so leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d, --bias-lr-scale, --norm-lr-scale and layer_decay, so '
+                      'leave it out',
 }
 
 
@@ -148,14 +189,14 @@ def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
     Raises:
         InputError: It is unknown, cannot be had here, or needs what this training does not compute.
     """
-    known = [str(optimizer) for optimizer in list_optimizers()]
-    if name.lower() not in known:
+    known, base = [str(optimizer) for optimizer in list_optimizers()], _base_optimizer(name)
+    if base not in known:
         raise InputError(f"unknown --opt '{name}' (timm.optim.list_optimizers() lists them){nearest(name, known)}")
-    if get_optimizer_info(name.lower()).second_order:
+    if get_optimizer_info(base).second_order:
         raise InputError(f'--opt {name} needs second derivatives, which this training does not compute: give another '
                          '--opt')
     try:
-        optimizer_class: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+        optimizer_class: Any = get_optimizer_class(base, bind_defaults=False)
     except Exception as error:  # of importing somebody's package, which may not be there or not fit this machine
         raise InputError(f'--opt {name} cannot be had here ({reason_of(error)}): install what it needs, or give '
                          'another --opt') from error
@@ -174,11 +215,21 @@ def step_on_stand_ins(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, A
     """
     stand_ins = {id(parameter): torch.zeros_like(parameter).requires_grad_(parameter.requires_grad)
                  for group in optimizer.param_groups for parameter in group['params']}
-    trial = copy.deepcopy(optimizer, dict(stand_ins))
+    if isinstance(optimizer, Lookahead):  # of which a copy loses what it is around
+        trial: torch.optim.Optimizer = Lookahead(copy.deepcopy(optimizer._base_optimizer, dict(stand_ins)))
+    else:
+        trial = copy.deepcopy(optimizer, dict(stand_ins))
     for stand_in in stand_ins.values():
         stand_in.grad = torch.zeros_like(stand_in)
     trial.step()
+    end_lookahead(trial)
     return trial.state_dict()['state']
+
+
+def end_lookahead(optimizer: torch.optim.Optimizer) -> None:
+    """Let Lookahead end with its slow weights, as at the end of an epoch; other optimizers have none."""
+    if isinstance(optimizer, Lookahead):
+        optimizer.sync_lookahead()
 
 
 def create_scheduler(

@@ -51,6 +51,9 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
     ]
     if settings.average.model_ema:
         lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+    if settings.average.swa_epochs:
+        lines.append(f'The mean of the weights after the last {settings.average.swa_epochs} epochs (SWA) is what is '
+                     'evaluated.')
     run, validated = settings.run, plan.splits.val is not None
     if run.watch_test and validated:
         lines.append('--watch-test has no effect here, since there is a validation split.')

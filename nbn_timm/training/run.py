@@ -3,6 +3,7 @@ import logging
 from pathlib import Path
 
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
+from nbn_timm.training import averages
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
     build_mixing,
@@ -12,6 +13,7 @@ from nbn_timm.training.build import (
     build_task,
     build_train_loader,
     connect_second_stage,
+    parts_to_train,
 )
 from nbn_timm.training.combinations import check_combinations
 from nbn_timm.training.distributed import World, seed_everything
@@ -22,6 +24,7 @@ from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
 from nbn_timm.training.progress import Progress
+from nbn_timm.training.progressive import build_progressive_size
 from nbn_timm.training.report import announce, report_run, show_epoch, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
@@ -52,8 +55,10 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     loader = build_train_loader(plan, model)
     updates_per_epoch = -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
+    resize = build_progressive_size(
+        settings.progressive, settings.schedule.epochs, plan.input.input_size, model, settings.model.model)
     task = build_task(plan, model, mixing, stage)
-    optimizer = create_optimizer(model if stage is None else stage.trained(model), settings.optimizer)
+    optimizer = create_optimizer(parts_to_train(task, model, stage), settings.optimizer)
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
@@ -64,17 +69,20 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     write_settings(plan)
     announce(plan, model, start_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
-                        settings.optimizer.clip_grad, settings.optimizer.clip_mode)
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, settings.optimizer.sam_rho)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None)
     for epoch in range(start_epoch, epochs):
         seed_everything(settings.run.seed, epoch, world.rank)
         begin_epoch(task, loader, mixing, epoch, graphs)
+        if resize is not None:
+            resize.set_epoch(epoch)
         scheduler.step(epoch)
         scheduler.step_update(epoch * updates_per_epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs)
+            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs, resize)
+        averages.end_of_epoch(task, plan, loader, epoch)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         result = plan.evaluate(evaluation_model(task), plan.watched) if plan.watched is not None else None
         show_epoch(epoch, epochs, result)

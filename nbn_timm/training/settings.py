@@ -30,6 +30,7 @@ from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.distillation import DistillationSettings
 from nbn_timm.training.gpu import GpuSettings
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, ScheduleSettings
+from nbn_timm.training.progressive import ProgressiveSettings
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ class TrainSettings(SettingGroups):
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
     augment: AugmentSettings = AugmentSettings()
+    progressive: ProgressiveSettings = ProgressiveSettings()
     mixing: MixingSettings = MixingSettings()
     methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
     precision: PrecisionSettings = PrecisionSettings()
