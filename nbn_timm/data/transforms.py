@@ -9,6 +9,7 @@ from torchvision import transforms
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.simclr import simclr_transform
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.errors import InputError, nearest
 
@@ -57,6 +58,9 @@ def create_transform(
         _check_range('--scale', augment.area, 1)
         _check_range('--ratio', augment.aspect)
     _check_format(defaults, interpolation, is_training)
+    if is_training and augment.simclr and not augment.no_aug:
+        return simclr_transform(defaults.input_size[1:], augment.area, augment.aspect, _hflip(defaults, augment),
+                                augment.blur, augment.train_interpolation or 'bilinear')
     try:
         pipeline = _timm_transform(defaults, is_training, augment, interpolation)
     except (AssertionError, ValueError) as error:
@@ -95,7 +99,7 @@ def _timm_transform(
         no_aug=augment.no_aug,
         scale=augment.area,
         ratio=augment.aspect,
-        hflip=TRAIN_TRANSFORMS.find(defaults.train_transform).hflip if augment.hflip is None else augment.hflip,
+        hflip=_hflip(defaults, augment),
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
@@ -106,6 +110,10 @@ def _timm_transform(
         crop_pct=defaults.crop_pct,
         use_prefetcher=True,
     )
+
+
+def _hflip(defaults: DataDefaults, augment: AugmentSettings) -> float:
+    return TRAIN_TRANSFORMS.find(defaults.train_transform).hflip if augment.hflip is None else augment.hflip
 
 
 def _beyond_timm(defaults: DataDefaults, augment: AugmentSettings) -> list[Callable[[Any], Any]]:

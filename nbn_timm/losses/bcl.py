@@ -7,7 +7,7 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number, check_whole
-from nbn_timm.losses.contrast import classifier_of, on_sphere, projection
+from nbn_timm.losses.contrast import classifier_of, on_sphere, projection, without_autocast
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.targets import refuse_soft_targets
@@ -62,6 +62,7 @@ class BCL(nn.Module):
         self.head, self.class_head = projection(sizes, norm=True), projection(sizes, norm=True)
         self.classifiers = (classifier,)  # in a tuple, since it is no part of the loss
 
+    @without_autocast
     def forward(self, output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         refuse_soft_targets(target, 'bcl')
         logits, features = output

@@ -2,7 +2,8 @@
 
 Such a loss has parameters or a state of its own, see `register_loss`.
 """
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -10,6 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.errors import InputError
+
+
+def without_autocast(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Decorator of a loss's `forward`: heads and products of vectors are computed in the precision of their input."""
+    @wraps(forward)
+    def wrapped(self: nn.Module, output: Any, target: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(target.device.type, enabled=False):
+            return forward(self, output, target)
+    return wrapped
 
 
 def projection(sizes: Iterable[int], norm: bool = False) -> nn.Sequential:
@@ -25,8 +35,7 @@ def projection(sizes: Iterable[int], norm: bool = False) -> nn.Sequential:
 
 def on_sphere(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """What a head makes of features [..., D], scaled to length 1, [..., d]; all rows pass it together, in float32."""
-    with torch.autocast(features.device.type, enabled=False):
-        vectors = head(features.float().flatten(0, -2))
+    vectors = head(features.float().flatten(0, -2))
     return F.normalize(vectors, dim=1).unflatten(0, features.shape[:-1])
 
 

@@ -9,7 +9,7 @@ from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.layers import SlowCopy
 from nbn_timm.losses.checks import check_number, check_whole
-from nbn_timm.losses.contrast import Queue, on_sphere, projection
+from nbn_timm.losses.contrast import Queue, on_sphere, projection, without_autocast
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import refuse_soft_targets
 
@@ -40,6 +40,7 @@ class NCL(nn.Module):
         InputError: No class counts, or a setting out of range.
     """
 
+    name = 'ncl'
     log_counts: torch.Tensor
 
     def __init__(
@@ -50,14 +51,14 @@ class NCL(nn.Module):
             mutual: float = 0.6,
     ) -> None:
         super().__init__()
-        counts = require_counts(class_counts, 'ncl')
-        self.hardest = max(1, round(check_number('ncl', 'share', share, high=1, above=True) * counts.num_classes))
-        self.hard_weight = check_number('ncl', 'hard_weight', hard_weight)
-        self.mutual = check_number('ncl', 'mutual', mutual)
+        counts = require_counts(class_counts, self.name)
+        self.hardest = max(1, round(check_number(self.name, 'share', share, high=1, above=True) * counts.num_classes))
+        self.hard_weight = check_number(self.name, 'hard_weight', hard_weight)
+        self.mutual = check_number(self.name, 'mutual', mutual)
         self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        refuse_soft_targets(target, 'ncl')
+        refuse_soft_targets(target, self.name)
         logits = logits.float()
         first = logits[:, 0].detach().scatter(1, target[:, None], torch.inf)
         hard = torch.zeros_like(first).scatter(1, first.topk(self.hardest, dim=1).indices, 1)
@@ -105,6 +106,8 @@ class NCLContrast(NCL):
         InputError: No class counts, a setting out of range, or, in training, a network without experts.
     """
 
+    name = 'ncl_contrast'
+
     def __init__(
             self,
             class_counts: ClassCounts | None,
@@ -118,11 +121,11 @@ class NCLContrast(NCL):
             dim: int = 64,
     ) -> None:
         super().__init__(class_counts, share, hard_weight, mutual)
-        self.contrast = check_number('ncl_contrast', 'contrast', contrast)
-        self.temperature = check_number('ncl_contrast', 'temperature', temperature, above=True)
-        self.momentum = check_number('ncl_contrast', 'momentum', momentum, high=1)
-        self.queue_size = check_whole('ncl_contrast', 'queue_size', queue_size)
-        self.dim = check_whole('ncl_contrast', 'dim', dim)
+        self.contrast = check_number(self.name, 'contrast', contrast)
+        self.temperature = check_number(self.name, 'temperature', temperature, above=True)
+        self.momentum = check_number(self.name, 'momentum', momentum, high=1)
+        self.queue_size = check_whole(self.name, 'queue_size', queue_size)
+        self.dim = check_whole(self.name, 'dim', dim)
 
     def prepare(self, network: Any) -> None:
         """Make a head, its slow copy and a queue for each expert."""
@@ -135,12 +138,13 @@ class NCLContrast(NCL):
         self.slow_heads = nn.ModuleList(SlowCopy(head, self.momentum) for head in self.heads)
         self.queues = nn.ModuleList(Queue(self.queue_size, self.dim, len(self.log_counts)) for _ in self.heads)
 
+    @without_autocast
     def forward(  # type: ignore[override]
             self,
             output: tuple[torch.Tensor, torch.Tensor],
             target: torch.Tensor,
     ) -> torch.Tensor:
-        refuse_soft_targets(target, 'ncl_contrast')
+        refuse_soft_targets(target, self.name)
         logits, features = output
         loss = super().forward(logits[0], target)
         fast, slow = features.unflatten(2, (len(self.heads), -1)).unbind(0)

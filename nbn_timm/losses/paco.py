@@ -11,7 +11,7 @@ from torch import nn
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.layers import SlowCopy
 from nbn_timm.losses.checks import check_number, check_whole
-from nbn_timm.losses.contrast import Queue, on_sphere, projection
+from nbn_timm.losses.contrast import Queue, on_sphere, projection, without_autocast
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.targets import as_distribution, refuse_soft_targets
@@ -108,6 +108,7 @@ class PaCo(_Parametric):
         self.slow_head = SlowCopy(self.head, self.momentum)
         self.queue = Queue(self.queue_size, self.dim, len(self.log_prior))
 
+    @without_autocast
     def forward(self, output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         refuse_soft_targets(target, 'paco')
         logits, features = output
@@ -129,7 +130,7 @@ class GPaCo(_Parametric):
 
     Args:
         class_counts, alpha, temperature, queue_size, dim: As of `PaCo`.
-        smoothing: Label smoothing of the classes' centres, in [0, 1): over the other classes, as in their code.
+        smooth: Share of an image's label that goes to the other classes, in [0, 1), as in their code.
 
     Raises:
         InputError: No class counts, or a setting out of range.
@@ -142,10 +143,10 @@ class GPaCo(_Parametric):
             temperature: float = 0.07,
             queue_size: int = 1024,
             dim: int = 128,
-            smoothing: float = 0.0,
+            smooth: float = 0.0,
     ) -> None:
         super().__init__('gpaco', class_counts, alpha, temperature, queue_size, dim)
-        self.smoothing = check_number('gpaco', 'smoothing', smoothing, high=1, below=True)
+        self.smooth = check_number('gpaco', 'smooth', smooth, high=1, below=True)
 
     def prepare(self, network: Any) -> None:
         """Make the head and the queue."""
@@ -153,14 +154,15 @@ class GPaCo(_Parametric):
         self.head = projection((width, width, width, self.dim))
         self.queue = Queue(self.queue_size, self.dim, len(self.log_prior))
 
+    @without_autocast
     def forward(self, output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         refuse_soft_targets(target, 'gpaco')
         logits, features = output
         vectors = on_sphere(self.head, features)
-        others = logits.shape[2] - 1
-        # As much on each other class, and the rest on the label; with one class there is none.
-        labels = as_distribution(target, logits.shape[2], self.smoothing * logits.shape[2] / others if others else 0.0)
-        labels = labels.repeat(2, 1)
+        num_classes = logits.shape[2]
+        # What is spread over all classes gives the label a part of it back.
+        spread = self.smooth * num_classes / max(num_classes - 1, 1)
+        labels = as_distribution(target, num_classes, spread).repeat(2, 1)
         loss = self.contrast(logits.flatten(0, 1), labels, vectors.flatten(0, 1), vectors[0, :0], labels[:0])
         self.queue.push(vectors[1], target)
         return loss

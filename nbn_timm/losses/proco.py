@@ -10,7 +10,7 @@ from torch import nn
 
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number, check_whole
-from nbn_timm.losses.contrast import on_sphere, projection
+from nbn_timm.losses.contrast import on_sphere, projection, without_autocast
 from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.targets import refuse_soft_targets
@@ -73,6 +73,7 @@ class ProCo(nn.Module):
         self.classes.take_over(self.next_classes)
         self.next_classes.reset()
 
+    @without_autocast
     def forward(self, output: tuple[torch.Tensor, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
         refuse_soft_targets(target, 'proco')
         logits, features = output
