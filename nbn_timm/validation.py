@@ -71,7 +71,9 @@ class EvaluationSettings(Settings):
         metavar='FILE', kind='place')
 
 
-_OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
+_OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
+              'test_split': 'test'}
+_OF_DRAWING = {'val_fraction', 'val_seed', 'val_groups', 'group_column'}
 _OF_TRAINING_DATA = {'train_list', 'train_split', *OF_THE_DRAW}
 
 
@@ -99,6 +101,8 @@ class ValidateSettings(SettingGroups):
         """What the data set, the split and the source of the class counts leave unused."""
         if name == 'class_counts' and values.counts_from not in (None, 'file'):
             return f'is not read with --counts-from {values.counts_from}'
+        if name in _OF_DRAWING:
+            return 'is for training, which writes what it draws to a file: give that as --split-file'
         if _OF_SPLITS.get(name, values.split) != values.split:
             return f'has no effect with --split {values.split}'
         if name in _OF_TRAINING_DATA and values.counts_from not in (None, 'dataset'):
@@ -208,8 +212,10 @@ def open_evaluated_data(
     whose = f"checkpoint '{settings.weights.checkpoint}'" if settings.weights.checkpoint else f"model '{trained.name}'"
     known = Known(trained.classes, whose) if trained.classes is not None else None
     if source != 'dataset':  # nobody asks for the training images
-        data = replace(data, train_list=None, class_counts=data.class_counts if source == 'file' else None,
+        data = replace(data, class_counts=data.class_counts if source == 'file' else None,
                        num_classes=data.num_classes or trained.model.num_classes)
+        if split == 'test' or not data.split_file:  # which would be a part of them
+            data = replace(data, train_list=None, split_file=None)
     with world.primary_first():
         splits = create_splits(data, (split,), known)
     if known is None:

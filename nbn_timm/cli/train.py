@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
-from nbn_timm.datasets import LISTS, prescribes_format
+from nbn_timm.data.settings import OF_THE_SPLIT
+from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
@@ -51,7 +52,8 @@ def read_command_line(argv: Sequence[str] | None = None) -> Given[TrainSettings]
     parser = build_parser(TrainSettings, 'nbn-train', DESCRIPTION)
     argv = sys.argv[1:] if argv is None else argv
     given = read_given(TrainSettings, parser, argv)
-    if not given.flags.keys() & {'config', 'dataset', 'data_dir', 'train_list', 'model', 'initial_checkpoint'}:
+    names_something = {'config', 'dataset', 'data_dir', 'train_list', 'train_csv', 'model', 'initial_checkpoint'}
+    if not given.flags.keys() & names_something:
         return read_given(TrainSettings, parser, ['--config', 'quickstart', *argv])
     return given
 
@@ -98,9 +100,11 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     dataset = str(values.get('dataset') or record.dataset)
     same_format = bool(values.get('stage')) or dataset == record.dataset or not prescribes_format(dataset)
     inherited = record.inherited(TrainSettings, values, same_format)
-    if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
-        return {name: value for name, value in inherited.items() if name not in LISTS}
-    return inherited
+    lists = LISTS | CSVS
+    other_images = bool(lists & values.keys())  # among which the recorded lists would be strangers
+    other_draw = any(name in values and values[name] != record.arguments.get(name) for name in OF_THE_SPLIT)
+    left_out = (lists if other_images else frozenset()) | (OF_THE_SPLIT if other_images or other_draw else frozenset())
+    return {name: value for name, value in inherited.items() if name not in left_out}
 
 
 if __name__ == '__main__':

@@ -24,6 +24,11 @@ from nbn_timm.settings import (
 SIDE = Limits(1, 10_000)  # pixels; a larger image takes gigabytes
 
 
+def _drawn_anew(name: str, others: Values) -> str | None:
+    typed = 'split_file' in others.typed and name in others.typed
+    return 'has no effect with --split-file, which says what was drawn' if typed else None
+
+
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """What to read.
@@ -34,6 +39,14 @@ class DataSettings(Settings):
         train_list, val_list, test_list: List files of `path label` lines, with paths relative to `data_dir`; looked
             for as given, in `data_dir` and in `data_dir/lists`. They replace the lists of a benchmark, or its draw
             by images in files.
+        train_csv, val_csv, test_csv: CSV files with a header; looked for as given and in `data_dir`.
+        file_column, label_column: Names of their columns.
+        split_column: Column of the training CSV that says which split a row belongs to.
+        group_column: Column of the training CSV by whose cells `val_fraction` keeps pictures together.
+        val_fraction: Share of the training pictures that becomes the validation split.
+        val_seed: Of that draw.
+        val_groups: CSV file of pictures that stay together in that draw.
+        split_file: What such a draw has written, and what is read in its place.
         num_classes: Number of classes; None takes the benchmark's, or what the training split shows.
         imbalance_factor: Make the training split long-tailed, largest over smallest class; None takes the benchmark's
             factor, and draws nothing where there is none.
@@ -59,6 +72,29 @@ class DataSettings(Settings):
                                    inherited=True, unset="the benchmark's")
     test_list: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True,
                                     unset="the benchmark's")
+    train_csv: str | None = setting(None, 'CSV file with a header, a picture per row, paths relative to --data-dir',
+                                    metavar='FILE', is_file=True, inherited=True)
+    val_csv: str | None = setting(None, 'likewise, to choose checkpoints by', metavar='FILE', is_file=True,
+                                  inherited=True)
+    test_csv: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True)
+    file_column: str = setting('file', 'column of the picture files', metavar='NAME', inherited=True)
+    label_column: str = setting('label', 'column of the labels, names or numbers', metavar='NAME', inherited=True)
+    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test', metavar='NAME',
+                                       inherited=True)
+    group_column: str | None = setting(
+        None, 'column of --train-csv, such as the patient; --val-fraction keeps what is equal there together',
+        metavar='NAME', inherited=True, effect=only_with('val_fraction'))
+    val_fraction: float | None = setting(
+        None, 'without a validation split: take this share of the training pictures for one, of every class that has '
+        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=_drawn_anew)
+    val_seed: int = setting(0, 'of that draw, so that runs of other seeds share it', limits=NOT_NEGATIVE,
+                            inherited=True, effect=only_with('val_fraction'))
+    val_groups: str | None = setting(
+        None, 'CSV file with the columns file and group: that draw keeps a group together', metavar='FILE',
+        is_file=True, inherited=True, effect=only_with('val_fraction'))
+    split_file: str | None = setting(
+        None, 'CSV file with the columns file and split (train or val) that divides the training pictures; '
+        '--val-fraction writes one into the run folder', metavar='FILE', is_file=True, inherited=True)
     train_split: str = setting('train', "of timm's dataset types", metavar='NAME', inherited=True)
     val_split: str | None = setting(None, "of timm's dataset types", metavar='NAME', inherited=True)
     test_split: str = setting('validation', "of timm's dataset types", metavar='NAME', inherited=True)
@@ -82,6 +118,15 @@ class DataSettings(Settings):
         given = {'train': self.train_list, 'val': self.val_list, 'test': self.test_list}
         return {part: path for part, path in given.items() if path}
 
+    @property
+    def csvs(self) -> dict[str, str]:
+        """The CSV files that are set, by split."""
+        given = {'train': self.train_csv, 'val': self.val_csv, 'test': self.test_csv}
+        return {part: path for part, path in given.items() if path}
+
+
+# How pictures in files are divided where there is no validation split.
+OF_THE_SPLIT = frozenset({'val_fraction', 'val_seed', 'val_groups', 'split_file'})
 
 # Which images a draw keeps.
 OF_THE_DRAW = frozenset({'imbalance_factor', 'imbalance_profile', 'imbalance_seed'})

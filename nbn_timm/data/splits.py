@@ -1,5 +1,5 @@
 """The splits of a dataset: from what a reader found to what the loaders take."""
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ class Source:
     datasets: dict[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
+    groups: Sequence[str] | None = None  # of the training images, '' for none: what a draw of a split keeps together
     folders: Mapping[str, int] = field(default_factory=dict)  # of lists without a training list: labels by folder
 
 

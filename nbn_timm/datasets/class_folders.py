@@ -39,6 +39,9 @@ class ClassFolders(NamedDataset):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return frozenset({'data_dir'})
 
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
+
     def validates(self, settings: DataSettings) -> bool | None:
         if settings.data_dir and find_split_folder(Path(settings.data_dir), 'val') is None:
             return False

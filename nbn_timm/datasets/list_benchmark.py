@@ -38,6 +38,9 @@ class ListBenchmark(Benchmark):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
 
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
+
     def validates(self, settings: DataSettings) -> bool:
         return bool(settings.val_list) or 'val' in self.lists
 

@@ -12,6 +12,7 @@ import torch
 from nbn_timm.data import Classes, DataDefaults, read_counts
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
+from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
@@ -156,12 +157,16 @@ class _Asked:
 
 
 def checkpoint_record(path: str) -> NetworkRecord:
-    """What a checkpoint says of its training.
+    """What a checkpoint says of its training; a split file is found beside it where the run folder has been moved.
 
     Raises:
         InputError: It cannot be read.
     """
-    return NetworkRecord.of_checkpoint(read_checkpoint(path))
+    record = NetworkRecord.of_checkpoint(read_checkpoint(path))
+    recorded, beside = record.arguments.get('split_file'), Path(path).parent / SPLIT_FILE
+    if recorded and not os.path.isfile(str(recorded)) and beside.is_file():
+        return replace(record, arguments={**record.arguments, 'split_file': str(beside)})
+    return record
 
 
 def published_record(name: str | None) -> NetworkRecord:

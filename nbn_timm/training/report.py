@@ -7,6 +7,8 @@ from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
 
+from nbn_timm.data.val_split import SPLIT_FILE
+from nbn_timm.datasets import draws_validation
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
 from nbn_timm.trained.results import EvaluatedWeights
@@ -78,7 +80,8 @@ def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int)
         weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=f'validation {metric}')
     else:
         weights = EvaluatedWeights(LAST, epochs, epochs)
-    files = [SETTINGS_FILE, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
+    files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
     report_on(plan, model, weights, files)
 
 

@@ -26,6 +26,7 @@ from nbn_timm.training.report import announce, report_run, show_epoch, write_set
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
+from nbn_timm.training.validation_part import settle_validation
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _logger = logging.getLogger(__name__)
 def train(settings: TrainSettings, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
     resume_from = find_common_resume(settings.run.resume, folder, world)
+    settings = settle_validation(settings, world, folder, resume_from)
     batch = plan_batch(settings.batch, world.size)
     seed_everything(settings.run.seed)
     prepare_gpu(settings.gpu, world.device)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
-from nbn_timm.datasets import dataset_choices, find_dataset, reason_unused
+from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
@@ -144,7 +144,7 @@ class TrainSettings(SettingGroups):
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
         if name not in ('watch_test', 'eval_metric') or not self.data.dataset:
             return None
-        validated = find_dataset(self.data.dataset).validates(self.data)
+        validated = has_validation(self.data)
         if name == 'watch_test' and validated:
             return 'has no effect where there is a validation split'
         if name == 'eval_metric' and validated is False:
