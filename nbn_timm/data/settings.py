@@ -24,11 +24,6 @@ from nbn_timm.settings import (
 SIDE = Limits(1, 10_000)  # pixels; a larger image takes gigabytes
 
 
-def _drawn_anew(name: str, others: Values) -> str | None:
-    typed = 'split_file' in others.typed and name in others.typed
-    return 'has no effect with --split-file, which says what was drawn' if typed else None
-
-
 @dataclass(frozen=True)
 class DataSettings(Settings):
     """What to read.
@@ -86,7 +81,7 @@ class DataSettings(Settings):
         metavar='NAME', inherited=True, effect=only_with('val_fraction'))
     val_fraction: float | None = setting(
         None, 'without a validation split: take this share of the training pictures for one, of every class that has '
-        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=_drawn_anew)
+        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=not_with('split_file'))
     val_seed: int = setting(0, 'of that draw, so that runs of other seeds share it', limits=NOT_NEGATIVE,
                             inherited=True, effect=only_with('val_fraction'))
     val_groups: str | None = setting(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbn_timm.errors import InputError, nearest, quoted
-from nbn_timm.files import open_regular
+from nbn_timm.files import atomic_write, open_regular
 
 DELIMITERS = (',', ';', '\t', '|')  # Excel writes ';' where ',' is the decimal sign
 _SEPARATOR_LINE = 'sep='  # Excel's own line before the header
@@ -79,6 +79,24 @@ def read_table(path: str | Path, wanted: Iterable[str], flag_of: Callable[[str],
                              'correct it, and put fields with a delimiter in them in quotes')
     return Table(what, {column: [row[place] for _, row in rows[1:]] for column, place in places.items()},
                  [line + skipped for line, _ in rows[1:]])
+
+
+def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV file that `read_table` reads, whole or not at all.
+
+    Raises:
+        InputError: The file system refused.
+    """
+    text = io.StringIO(newline='')
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(header)
+    writer.writerows(rows)
+    content = text.getvalue().encode('utf-8', errors='surrogateescape')
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    atomic_write(path, write)
 
 
 def _content(path: str | Path, what: str) -> bytes:

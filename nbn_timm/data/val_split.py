@@ -1,10 +1,8 @@
 """A validation split out of the training pictures: drawn once, kept in a file, and read from there by all commands."""
-import csv
 import hashlib
-import io
 import os
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import numpy as np
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.grouping import Groups, same_files
 from nbn_timm.data.splits import Source
-from nbn_timm.data.tables import read_table
+from nbn_timm.data.tables import read_table, write_table
 from nbn_timm.errors import InputError, quoted
-from nbn_timm.files import atomic_write
 
 SPLIT_FILE = 'split.csv'  # in the folder of a run
 _PARTS = ('train', 'val')
@@ -175,16 +172,9 @@ def write_split(
         groups: Sequence[str] | None = None,
 ) -> None:
     """Write a split file, whole or not at all: a picture per row, with its class, split and perhaps group."""
-    columns: list[Sequence[Hashable]] = [keys, labels, [_PARTS[int(val)] for val in validates]]
-    text = io.StringIO(newline='')
-    rows = csv.writer(text, lineterminator='\n')
-    rows.writerow(['file', 'label', 'split', *(['group'] if groups else [])])
-    rows.writerows(zip(*columns, *([groups] if groups else []), strict=True))
-    atomic_write(path, lambda temporary: _write(temporary, text.getvalue()))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_bytes(text.encode('utf-8', errors='surrogateescape'))
+    parts = [_PARTS[int(val)] for val in validates]
+    header = ['file', 'label', 'split', *(['group'] if groups else [])]
+    write_table(path, header, zip(keys, labels, parts, *([groups] if groups else []), strict=True))
 
 
 # Reading -----------------------------------------------------------------------------------------------------------

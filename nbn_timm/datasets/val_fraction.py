@@ -10,15 +10,14 @@ from nbn_timm.datasets.named_dataset import data_root, find_dataset, known_numbe
 from nbn_timm.errors import InputError
 
 
-def draw_split_file(settings: DataSettings, path: Path) -> None:
-    """Draw a validation split from the training pictures, as `val_fraction` says, and write it to a file.
+def draw_split_file(settings: DataSettings, fraction: float, path: Path) -> None:
+    """Draw a share of the training pictures as the validation split, and write the split to a file.
 
     Pictures of the same bytes and of the same group stay together; see `draw_validation` for the rest.
 
     Raises:
         InputError: There is a validation split already, the pictures are in no files, or training can spare none.
     """
-    assert settings.val_fraction is not None
     dataset = find_dataset(settings.dataset)
     settings = replace(settings, num_classes=known_number(dataset, settings), split_file=None)
     source = dataset.read(settings, {'train', *([] if dataset.validates(settings) is False else ['val'])}, True)
@@ -35,7 +34,7 @@ def draw_split_file(settings: DataSettings, path: Path) -> None:
         raise InputError(f"--val-groups '{settings.val_groups}' names no training picture (the first one is "
                          f"'{keys[0]}'): write paths relative to --data-dir into its column file")
     units = kept_together(train, keys, source.groups, groups)
-    validates = draw_validation(keys, train.targets, settings.val_fraction, settings.val_seed, units)
+    validates = draw_validation(keys, train.targets, fraction, settings.val_seed, units)
     if not validates.any():
         raise InputError('--val-fraction finds no picture that training can spare, since each class has one picture or '
                          'one group: leave it out')

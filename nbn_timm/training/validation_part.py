@@ -1,6 +1,5 @@
 """The validation split that a run takes out of its training pictures: settled before the data are opened."""
 import filecmp
-import shutil
 from pathlib import Path
 
 from nbn_timm.data.settings import DataSettings
@@ -45,15 +44,21 @@ def _settle(data: DataSettings, folder: Path, resume_from: Path | None) -> bool:
     elif not draws_validation(data):
         return False
     if given is None:
-        if draws_validation(data):
-            draw_split_file(data, own)
-        return draws_validation(data)
+        if data.val_fraction is None or not draws_validation(data):
+            return False
+        draw_split_file(data, data.val_fraction, own)
+        return True
     if not Path(given).is_file():
         raise InputError(f"the split file '{given}', which says which training pictures validate, is not there: put it "
                          'back, or give another --split-file or --val-fraction in a run of its own')
     if not (own.exists() and own.samefile(given)):
-        atomic_write(own, lambda path: shutil.copyfile(given, path))
+        content = Path(given).read_bytes()
+        atomic_write(own, lambda path: _write(path, content))
     return True
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _refuse_another(data: DataSettings, before: DataSettings, checkpoint: Path) -> None:
