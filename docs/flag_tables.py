@@ -2,13 +2,14 @@
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from nbn_timm.cli import export, predict, push, train, validate
+from nbn_timm.cli import check, export, predict, push, train, validate
 from nbn_timm.config import build_parser
 from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
 
 COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = {
+    'nbn-check': (check.CheckSettings, check.create_parser),
     'nbn-train': (TrainSettings, lambda: build_parser(TrainSettings, 'nbn-train', train.DESCRIPTION)),
     'nbn-validate': (ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', validate.DESCRIPTION)),
     'nbn-predict': (predict.PredictSettings, predict.create_parser),

@@ -25,7 +25,7 @@ import torch
 from released import as_released, checkpoint
 from torch.distributed.run import get_args_parser
 
-from nbn_timm.cli import convert, export, predict, prepare, push, train
+from nbn_timm.cli import check, convert, export, predict, prepare, push, train
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
@@ -52,6 +52,7 @@ PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-export': partial(check_flags, export.ExportCommand, export.create_parser),
     'nbn-predict': partial(check_flags, predict.PredictSettings, predict.create_parser),
     'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
+    'nbn-check': partial(check_flags, check.CheckSettings, check.create_parser),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
 }

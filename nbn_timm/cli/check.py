@@ -37,8 +37,8 @@ class CheckingSettings(Settings):
 
     title = 'checking'
 
-    workers: int = setting(min(4, os.cpu_count() or 1), 'processes that look at pictures', limits=Limits(0, 1024),
-                           short='-j', kind='machine')
+    workers: int | None = setting(None, 'processes that look at pictures; 0: this one alone', limits=Limits(0, 1024),
+                                  short='-j', kind='machine', unset='one per core, four at most')
     json: str | None = setting(None, 'write all that was found as JSON', metavar='FILE', kind='place')
     html: str | None = setting(None, 'write a page with pictures', metavar='FILE', kind='place')
     groups_file: str | None = setting(
@@ -85,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> bool:
     if not data.dataset:
         raise InputError('there is nothing to look at: give a folder of pictures, or --dataset and what it needs')
     collection = collect(data)
-    looks = look_at_all(list(collection.splits.values()), settings.checking.workers)
+    workers = settings.checking.workers
+    looks = look_at_all(list(collection.splits.values()), min(4, os.cpu_count() or 1) if workers is None else workers)
     result = inspect(collection, shown(looks, len(collection), 'pictures'))
     print(as_text(result), flush=True)
     _write(settings.checking, result)

@@ -1,7 +1,7 @@
 """Map-style image datasets that never hide a broken sample."""
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,13 @@ class ImageSamples(LabelledImages):
     def path(self, index: int) -> str:
         """File of the image at `index`."""
         return os.path.join(self.root, os.fsdecode(self._path(range(len(self))[index])))
+
+    def stored_paths(self) -> Iterator[bytes]:
+        """The paths of all images as they were given, encoded; millions take a moment."""
+        begin = 0
+        for end in self._ends.tolist():
+            yield self._paths[begin:end]
+            begin = end
 
     def image(self, index: int) -> Image.Image:
         """Load the image at `index` as RGB.

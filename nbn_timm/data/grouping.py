@@ -54,11 +54,11 @@ class Groups:
 
 
 def same_files(paths: Sequence[str]) -> Iterator[list[int]]:
-    """Groups of two files or more with the same bytes, by position; files that cannot be read are in none.
+    """Groups of two files or more with the same bytes, by position; unreadable and empty files are in none.
 
     Only files of the same size are opened, only those that also end alike are read whole.
     """
-    for alike in _apart(range(len(paths)), lambda position: os.stat(paths[position]).st_size):
+    for alike in _apart(range(len(paths)), lambda position: os.stat(paths[position]).st_size or None):
         for ending in _apart(alike, lambda position: _digest(paths[position], end_only=True)):
             yield from _apart(ending, lambda position: _digest(paths[position]))
 
@@ -67,9 +67,11 @@ def _apart(positions: Iterable[int], key_of: Callable[[int], Any]) -> Iterator[l
     found: dict[Any, list[int]] = defaultdict(list)
     for position in positions:
         try:
-            found[key_of(position)].append(position)
+            key = key_of(position)
         except OSError:  # whoever reads it as a picture will say so
             continue
+        if key is not None:
+            found[key].append(position)
     yield from (group for group in found.values() if len(group) > 1)
 
 

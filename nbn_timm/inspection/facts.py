@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,11 +20,11 @@ _PICTURES_PER_BATCH = 16
 
 
 class PictureFacts(NamedTuple):
-    """What is kept of a picture; of one that cannot be read only `fault` and `bytes`.
+    """What is kept of a picture; of one that cannot be read only `fault` and `size`.
 
     Attributes:
         fault: Why training would stop at it, in a sentence; None for a sound picture.
-        bytes: Of the file; 0 in memory.
+        size: Bytes of the file; 0 in memory.
         format, mode: Pillow's; '' in memory.
         width, height: Pixels, as stored.
         orientation: Of EXIF, 1 to 8; 1 is upright.
@@ -34,7 +34,7 @@ class PictureFacts(NamedTuple):
     """
 
     fault: str | None = None
-    bytes: int = 0
+    size: int = 0
     format: str = ''
     mode: str = ''
     width: int = 0
@@ -47,7 +47,7 @@ class PictureFacts(NamedTuple):
 
 def facts_of_file(path: str) -> PictureFacts:
     """Look at a picture file, as training would read it."""
-    stored = {}
+    stored: dict[str, Any] = {}
 
     def note(image: Image.Image) -> None:
         stored.update(format=image.format or '', mode=image.mode, width=image.width, height=image.height,
@@ -60,7 +60,7 @@ def facts_of_file(path: str) -> PictureFacts:
             picture = read_picture(path, note)
     except InputError as error:
         return PictureFacts(str(error), size)
-    return _seen(picture)._replace(bytes=size, **stored)
+    return _seen(picture)._replace(size=size, **stored)
 
 
 def facts_of_picture(picture: Image.Image) -> PictureFacts:

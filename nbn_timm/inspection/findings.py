@@ -104,7 +104,8 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
         yield Finding('one_class', 'stops', int(collection.trained < 2), 'only one class',
                       'give pictures of two classes or more')
     foreign = [*names[collection.trained:]]
-    yield Finding('unknown_classes', 'stops', len(foreign), f'{_classes(foreign)} that the training split does not have',
+    yield Finding('unknown_classes', 'stops', len(foreign),
+                  f'{_classes(foreign)} that the training split does not have',
                   'rename them as in the training split, or remove them', names=foreign)
     alike = look_alikes(names)
     yield Finding('alike_names', 'look', len(alike), 'class names that differ by capitals, blanks and dashes only: '
@@ -229,7 +230,7 @@ def as_data(result: Inspection) -> dict[str, Any]:
     counts = {part: collection.counts(part).tolist() for part in collection.splits}
     splits = {part: split_summary(collection, part) for part in collection.splits}
     sizes: dict[str, Any] = {'formats': _tally(facts, 'format'), 'modes': _tally(facts, 'mode'),
-                             'bytes': sum(one.bytes for one in facts)}
+                             'bytes': sum(one.size for one in facts)}
     sides = np.array([(one.width, one.height) for one in facts if not one.fault])
     if len(sides):
         sizes |= {'width': _range(sides[:, 0]), 'height': _range(sides[:, 1])}

@@ -7,7 +7,7 @@ import numpy as np
 from nbn_timm.errors import InputError, one_line
 from nbn_timm.inspection.collection import Collection
 from nbn_timm.inspection.findings import TITLES, Finding, Inspection, as_data, shots_of
-from nbn_timm.inspection.text import reason_of_fault, verdict
+from nbn_timm.inspection.text import reason_of_fault, sentence, shown_names, verdict
 from nbn_timm.pages import Card, Table, figure_svg, thumbnail, write_page
 from nbn_timm.pages.figures import SERIES
 
@@ -94,6 +94,8 @@ def _tail(collection: Collection) -> Any:
                          color=_SHOT_COLOURS[shot], label=f'{shot} ({len(chosen)})')
         if counts.max() > 20 * max(1, counts[counts > 0].min(initial=counts.max())):
             axes.set_yscale('log')
+            axes.yaxis.set_major_formatter(lambda value, _: f'{value:,.0f}')
+            axes.yaxis.set_minor_formatter(lambda value, _: '')
         if len(order) <= 25:
             axes.set_xticks(range(len(order)), [_short(collection.names[label]) for label in order], rotation=90)
         else:
@@ -102,7 +104,7 @@ def _tail(collection: Collection) -> Any:
         axes.grid(axis='x', visible=False)
         axes.legend()
 
-    return figure_svg(draw, 'Training pictures per class', width=6.0, height=3.2)
+    return figure_svg(draw, 'Training pictures per class', width=4.6, height=3.0)
 
 
 def _short(name: str) -> str:
@@ -112,7 +114,8 @@ def _short(name: str) -> str:
 
 def _shown(finding: Finding, result: Inspection) -> dict[str, Any]:
     """A finding with its thumbnails, or with the files that cannot be shown."""
-    shown: dict[str, Any] = {'text': finding.text, 'remedy': finding.remedy, 'groups': [], 'lines': [], 'more': 0}
+    shown: dict[str, Any] = {'text': sentence(finding.text), 'remedy': sentence(finding.remedy), 'groups': [],
+                             'lines': [], 'more': 0}
     if finding.kind == 'damaged':
         rows = [[one_line(result.collection.name(group[0])), reason_of_fault(result.facts[group[0]].fault or '')]
                 for group in finding.groups]
@@ -124,7 +127,7 @@ def _shown(finding: Finding, result: Inspection) -> dict[str, Any]:
         shown['groups'] = [[_thumbnail(index, result) for index in group[:limit]] for group in groups[:_GROUPS_SHOWN]]
         shown['more'] = (len(finding.groups) - limit if single else len(groups) - _GROUPS_SHOWN)
         return shown
-    return {**shown, 'lines': [[one_line(name), ''] for name in finding.names[:_NAMES_SHOWN]],
+    return {**shown, 'lines': [[name, ''] for name in shown_names(finding)[:_NAMES_SHOWN]],
             'more': len(finding.names) - _NAMES_SHOWN}
 
 

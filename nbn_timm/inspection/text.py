@@ -1,7 +1,7 @@
 """An inspection as a table on a terminal: what a person takes in at once."""
 from collections.abc import Mapping, Sequence
 
-from nbn_timm.errors import one_line
+from nbn_timm.errors import one_line, quoted
 from nbn_timm.inspection.collection import Collection
 from nbn_timm.inspection.findings import TITLES, Finding, Inspection, as_data, shots_of, split_summary
 
@@ -92,13 +92,23 @@ def _lines(finding: Finding, result: Inspection) -> list[str]:
     if finding.kind == 'damaged':  # all of them: each has to be replaced
         return [_verdict(finding), *(f'      {name} ({reason_of_fault(result.facts[group[0]].fault or "")})'
                                      for name, group in zip(examples, finding.groups, strict=True))]
-    examples = examples or list(map(_cut, finding.names))
+    examples = examples or shown_names(finding)
     more = [f'... {len(examples) - _EXAMPLES:,} more'] if len(examples) > _EXAMPLES else []
     return [_verdict(finding), *(f'      {line}' for line in [*examples[:_EXAMPLES], *more])]
 
 
 def _verdict(finding: Finding) -> str:
-    return f'  {finding.text}' + (f' -> {finding.remedy}' if finding.remedy else '')
+    return f'  {sentence(finding.text)}' + (f' -> {finding.remedy}' if finding.remedy else '')
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def shown_names(finding: Finding) -> list[str]:
+    """Names of classes in quotes, so that blanks are seen; sentences as they are."""
+    return [one_line(name) if ' = ' in name else quoted(name) for name in finding.names]
 
 
 def _named(index: int, result: Inspection) -> str:

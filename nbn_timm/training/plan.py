@@ -21,6 +21,7 @@ from nbn_timm.data import (
     epoch_seed,
     keep_in_memory,
 )
+from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
@@ -166,6 +167,8 @@ def open_training_data(
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
     if initial and known is None:
         splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
+    if world.is_primary:
+        splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
     return splits
 
