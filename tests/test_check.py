@@ -270,12 +270,12 @@ def test_a_training_looks_at_what_costs_nothing(pictures):
     shutil.copy(pictures / 'train/bee/0.png', pictures / 'test/bee/leak.png')
     shutil.copy(pictures / 'train/ant/0.png', pictures / 'train/bee/wrong.png')
     assert [note.partition(',')[0] for note in notes()] == [
-        '1 pictures are in two splits', '1 pictures are under two classes']
-    assert f"'{pictures}/train/bee/0.png' = '{pictures}/test/bee/leak.png' (nbn-check shows all)" in notes()[0]
+        'the same picture in two splits: 1 times', 'the same picture under two classes: 1 times']
+    assert f"such as '{pictures}/train/bee/0.png' = '{pictures}/test/bee/leak.png', so" in notes()[0]
     listed = DataSettings('list', str(pictures), train_list=_list(pictures, 'train/ant/1.png 0\ntrain/bee/1.png 1\n'),
                           test_list=str(pictures / 'list.txt'))
     assert quick_look(create_splits(listed))[0].startswith(
-        "2 files are in train and test alike, such as 'train/ant/1.png'")
+        "files in train and test alike: 2, such as 'train/ant/1.png'")
     assert look_alikes(['Ant', 'ant ', 'a n-t', 'bee', 'Bée']) == [['Ant', 'ant ', 'a n-t']]
 
 

@@ -17,6 +17,7 @@ from nbn_timm.data.val_split import draw_validation
 from nbn_timm.datasets import create_splits, draw_split_file
 from nbn_timm.errors import InputError
 from nbn_timm.training.settings import TrainSettings
+from nbn_timm.validation import ValidateSettings
 
 COUNTS = {'ant': 12, 'bee': 5, 'cow': 2, 'dog': 1}
 
@@ -124,7 +125,24 @@ def test_the_same_pictures_as_folders_lists_and_csv_give_the_same_split(data, tm
     assert {splits.val.path(index).removeprefix(f'{data}/') for index in range(5)} == drawn
     assert splits.classes.counts == (9, 4, 1, 1) and len(splits.train_targets) == 15
     assert any('validation split: 5 of 20 training pictures' in note for note in splits.notes)
-    assert "1 of 4 classes have no picture in the val split: 'dog'" in splits.notes
+    assert "classes without a picture in the val split: 1 of 4 ('dog')" in splits.notes
+
+
+def test_names_are_below_the_data_folder_however_it_is_given(data, tmp_path, monkeypatch):
+    drawn = draw(DataSettings('folder', str(data)), tmp_path / 'a.csv')
+    assert all(file.startswith('train/') for file in drawn)
+    monkeypatch.chdir(data.parent)
+    for place in ('data', './data/', 'data/../data'):
+        assert draw(DataSettings('folder', place), tmp_path / 'b.csv') == drawn
+        splits = create_splits(DataSettings('folder', place, split_file=str(tmp_path / 'a.csv')))
+        assert len(splits.val) == 5
+    monkeypatch.chdir(data)
+    assert draw(DataSettings('folder', '.'), tmp_path / 'b.csv') == drawn
+    files = [f'{data}/{file}' if 'ant' in file else f'./{file}' for file in split_of(tmp_path / 'a.csv')]
+    rows = [f'{file},{file.split("/")[-2]}\n' for file in files]
+    (tmp_path / 'x.csv').write_text('file,label\n' + ''.join(rows))  # absolute and relative paths
+    csv = DataSettings('csv', str(data), train_csv=str(tmp_path / 'x.csv'), split_file=str(tmp_path / 'a.csv'))
+    assert len(create_splits(csv, ('train', 'val')).val) == 5
 
 
 def test_copies_stay_together(data, tmp_path):
@@ -174,14 +192,14 @@ def test_what_cannot_be_divided_is_refused(data, tmp_path):
     assert not (tmp_path / 'b.csv').exists()
     with pytest.raises(InputError, match='--val-fraction is for pictures in files, and --dataset cifar100_lt has none'):
         train.parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet20', '--val-fraction', '0.1'])
-    with pytest.raises(InputError, match='--val-fraction is for training, .*--split-file'):
-        validate.main(['--checkpoint', __file__, '--dataset', 'folder', '--val-fraction', '0.1'])
+    given = ValidateSettings.of({'dataset': 'folder', 'val_fraction': 0.1})
+    assert 'give that as --split-file' in given.without_effect(['val_fraction'], ['val_fraction'])['val_fraction']
 
 
 def test_a_draw_of_a_long_tail_comes_after_the_split(data, tmp_path):
     drawn = draw(DataSettings('folder', str(data)), tmp_path / 'a.csv')
-    splits = create_splits(DataSettings('folder', str(data), split_file=str(tmp_path / 'a.csv'), imbalance_factor=3))
-    assert len(splits.val) == len(drawn) and splits.classes.counts[0] == 9 and len(splits.train) < 15
+    splits = create_splits(DataSettings('folder', str(data), split_file=str(tmp_path / 'a.csv'), imbalance_factor=12))
+    assert len(splits.val) == len(drawn) == 5 and splits.classes.counts[:2] == (9, 3) and len(splits.train) < 15
 
 
 def test_new_pictures_are_left_out_and_gone_ones_told(data, tmp_path):
@@ -190,8 +208,8 @@ def test_new_pictures_are_left_out_and_gone_ones_told(data, tmp_path):
     (data / 'train/bee/0.png').unlink()
     splits = create_splits(DataSettings('folder', str(data), split_file=str(tmp_path / 'a.csv')))
     assert len(splits.train) + len(splits.val) == 19
-    assert any("1 training pictures are not in" in note and "'train/ant/99.png'" in note for note in splits.notes)
-    assert any('1 pictures of' in note and 'no longer' in note for note in splits.notes)
+    assert any("are left out: 1, such as 'train/ant/99.png'" in note for note in splits.notes)
+    assert any('no longer there: 1' in note for note in splits.notes)
 
 
 # Runs

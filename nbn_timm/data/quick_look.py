@@ -1,6 +1,6 @@
 """What is wrong with the data as far as it shows without reading a picture: a line or two before a training."""
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nbn_timm.data.classes import look_alikes
 from nbn_timm.data.dataset import ImageSamples
@@ -36,8 +36,8 @@ def _same_paths(files: dict[str, ImageSamples]) -> list[str]:
             continue
         there = set(images.stored_paths())
         if both := [path for path in train.stored_paths() if path in there]:
-            notes.append(f'{len(both):,} files are in train and {part} alike, such as {quoted(os.fsdecode(both[0]))}, '
-                         f'so its accuracy will be too high: take them out of one ({_SHOW_ALL})')
+            notes.append(f'files in train and {part} alike: {len(both):,}, such as {quoted(os.fsdecode(both[0]))}, so '
+                         f'the accuracy will be too high ({_SHOW_ALL})')
     return notes
 
 
@@ -48,12 +48,14 @@ def _same_contents(files: dict[str, ImageSamples], names: Sequence[str]) -> list
     paths = [files[part].path(index) for part, index in where]
     groups = [group for group in same_files(paths) if len({paths[position] for position in group}) > 1]
     notes = []
-    for differing, what in ((lambda position: where[position][0], 'in two splits, so accuracies will be too high'),
-                            (lambda position: labels[position], 'under two classes')):
+    kinds: list[tuple[Callable[[int], object], str, str]] = [
+        (lambda position: where[position][0], 'in two splits', ', so accuracies will be too high'),
+        (lambda position: labels[position], 'under two classes', '')]
+    for differing, what, so in kinds:
         found = [group for group in groups if len({differing(position) for position in group}) > 1]
         if found:
             first = found[0]
             other = next(position for position in first if differing(position) != differing(first[0]))
-            notes.append(f'{len(found):,} pictures are {what}, such as {quoted(paths[first[0]])} = '
-                         f'{quoted(paths[other])} ({_SHOW_ALL})')
+            notes.append(f'the same picture {what}: {len(found):,} times, such as {quoted(paths[first[0]])} = '
+                         f'{quoted(paths[other])}{so} ({_SHOW_ALL})')
     return notes

@@ -169,8 +169,8 @@ def _without_pictures(parts: Collection[str], datasets: Mapping[str, Any], class
         there = set(np.unique(images.targets).tolist())
         if absent := [quoted(name) for label, name in enumerate(classes.names) if label not in there]:
             some = ', '.join(absent[:3]) + (', ...' if len(absent) > 3 else '')
-            told.append(f'{len(absent):,} of {classes.num_classes:,} classes have no picture in the {part} split: '
-                        f'{some}')
+            told.append(f'classes without a picture in the {part} split: {len(absent):,} of {classes.num_classes:,} '
+                        f'({some})')
     return told
 
 

@@ -20,14 +20,19 @@ _PARTS = ('train', 'val')
 
 def picture_key(path: str, root: str) -> str:
     """What a picture is called in a split file: its path below the data folder, or all of it; with slashes."""
-    path, root = os.path.normpath(os.path.join(root, path)), os.path.join(os.path.normpath(root), '')
-    return path.removeprefix(root).replace(os.sep, '/')
+    above = os.path.join(os.path.normpath(root), '')
+    return os.path.normpath(path).removeprefix(above).replace(os.sep, '/')
 
 
 def picture_keys(samples: ImageSamples, data_dir: str | None) -> list[str]:
     """`picture_key` of all pictures."""
     root = samples.root or data_dir or ''
     return [picture_key(samples.path(index), root) for index in range(len(samples))]
+
+
+def _listed(files: Iterable[str], root: str) -> list[str]:
+    """`picture_key` of files as a table has them, relative to the data folder or absolute."""
+    return [picture_key(os.path.join(root, file), root) for file in files]
 
 
 # Drawing -----------------------------------------------------------------------------------------------------------
@@ -160,8 +165,7 @@ def read_groups(path: str | Path, root: str) -> dict[str, str]:
         InputError: It cannot be read or has no such columns.
     """
     table = read_table(path, ('file', 'group'))
-    return {picture_key(file, root): group for file, group in zip(
-        table.columns['file'], table.columns['group'], strict=True)}
+    return dict(zip(_listed(table.columns['file'], root), table.columns['group'], strict=True))
 
 
 def write_split(
@@ -202,8 +206,7 @@ class SplitFile:
         for line, part in zip(table.lines, table.columns['split'], strict=True):
             if part not in _PARTS:
                 raise InputError(f'line {line} of {table.what} has the split {quoted(part)}: write train or val')
-        return cls(str(path), {picture_key(file, root): part for file, part in zip(
-            table.columns['file'], table.columns['split'], strict=True)})
+        return cls(str(path), dict(zip(_listed(table.columns['file'], root), table.columns['split'], strict=True)))
 
     def divide(self, source: Source, data_dir: str | None) -> None:
         """Divide the training pictures of `source`; what the file does not name is left out, and told.
@@ -230,7 +233,7 @@ class SplitFile:
         source.notes.append(f'validation split: {len(chosen["val"]):,} of {len(keys):,} training pictures, by '
                             f'{quoted(self.path)}')
         if new := parts.count(None):
-            source.notes.append(f'{new:,} training pictures are not in {quoted(self.path)}, such as '
-                                f'{quoted(keys[parts.index(None)])}, and are left out')
+            source.notes.append(f'training pictures that {quoted(self.path)} does not name are left out: {new:,}, such '
+                                f'as {quoted(keys[parts.index(None)])}')
         if gone := len(self.part_of.keys() - set(keys)):
-            source.notes.append(f'{gone:,} pictures of {quoted(self.path)} are no longer among the training pictures')
+            source.notes.append(f'pictures of {quoted(self.path)} that are no longer there: {gone:,}')

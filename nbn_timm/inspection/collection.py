@@ -114,7 +114,8 @@ def collect(settings: DataSettings) -> Collection:
     if not found:
         raise InputError(f'the dataset {settings.dataset} has no pictures here: give a folder, or a list of them')
     names = splits.classes.names if splits.classes else label_names(splits.num_classes or 1)
-    notes = [note for note in splits.notes if ' no validation split' not in note and ' no picture in the ' not in note]
+    known = ' no validation split', 'without a picture in the'  # which are findings
+    notes = [note for note in splits.notes if not any(told in note for told in known)]
     root = next((images.root for images in found.values() if isinstance(images, ImageSamples)), '')
     return Collection(f'{settings.dataset} ({settings.data_dir or "in memory"})', found, names, len(names),
                       root=root or settings.data_dir or '', notes=notes, shot_limits=dataset.shot_limits)

@@ -106,7 +106,7 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
     foreign = [*names[collection.trained:]]
     yield Finding('unknown_classes', 'stops', len(foreign),
                   f'{_classes(foreign)} that the training split does not have',
-                  'rename them as in the training split, or remove them', names=foreign)
+                  'rename as in the training split, or remove', names=foreign)
     alike = look_alikes(names)
     yield Finding('alike_names', 'look', len(alike), 'class names that differ by capitals, blanks and dashes only: '
                   f'{_times(len(alike))}', 'put what belongs together into one class',
@@ -116,7 +116,7 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
             absent = [name for label, name in enumerate(names[:collection.trained])
                       if not collection.counts(part)[label]]
             yield Finding(f'absent_in_{part}', 'look', len(absent), f'{_classes(absent)} without a {part} picture',
-                          'move some there, or their accuracy will not be known', names=absent)
+                          'move some there, else nothing is known of their accuracy', names=absent)
     if train is not None:
         single = [name for label, name in enumerate(names) if train[label] == 1]
         yield Finding('single_pictures', 'note', len(single), f'{_classes(single)} with one training picture',
@@ -148,7 +148,7 @@ def _of_repeats(collection: Collection, same: list[list[int]], near: list[list[i
                 where['inside_class'].append(group)
         known = 'same' if exact else 'near'
         yield _repeat(f'{known}_across_splits', where['across_splits'], f'{word} in two splits',
-                      'remove it from training, or the accuracy is too good to be true')
+                      'remove from training, else the accuracy is too good to be true')
         yield _repeat(f'{known}_two_classes', where['two_classes'], f'{word} under two classes',
                       'decide which class is right')
         yield _repeat(f'{known}_inside_class', where['inside_class'], f'{word} twice in one class and split',
@@ -174,25 +174,25 @@ def _of_pictures(result: Inspection) -> Iterable[Finding]:
     facts = result.facts
     sound = [index for index, one in enumerate(facts) if not one.fault]
     damaged = [index for index, one in enumerate(facts) if one.fault]
-    yield _pictures('damaged', 'stops', damaged, 'cannot be read', 'replace them by intact copies, or remove them')
+    yield _pictures('damaged', 'stops', damaged, 'cannot be read', 'replace by intact copies, or remove')
     greys = {index: np.frombuffer(facts[index].grey, np.uint8) for index in sound}
     plain = [index for index in sound if greys[index].std() < PLAIN]
-    yield _pictures('one_colour', 'look', plain, 'of nearly one colour', 'see whether they show anything')
+    yield _pictures('one_colour', 'look', plain, 'of nearly one colour', 'keep only what shows something')
     dark = [index for index in sound if index not in set(plain) and np.percentile(greys[index], 99) < DARK]
-    yield _pictures('dark', 'look', dark, 'very dark', 'see whether they show anything')
+    yield _pictures('dark', 'look', dark, 'very dark', 'keep only what shows something')
     shorter = {index: min(facts[index].width, facts[index].height) for index in sound}
     limit = min(SMALL_SIDE, float(np.median(list(shorter.values()))) / 2) if shorter else 0
     yield _pictures('small', 'look', [index for index in sound if shorter[index] < limit],
-                    f'with a side below {limit:g} pixels', 'replace them by larger ones, or look at what they are')
+                    f'with a side below {limit:g} pixels', 'replace by larger ones, or remove')
     long = [index for index in sound if max(facts[index].width, facts[index].height) > LONG * shorter[index]]
     yield _pictures('long', 'look', long, f'more than {LONG:g} times as long as wide',
-                    'cut out what matters, since a crop shows little of them')
+                    'cut out what matters, since a crop shows little of the rest')
     turned = [index for index in sound if facts[index].orientation != 1]
     yield _pictures('turned', 'note', turned, 'turned by their EXIF orientation',
-                    'training, validation and prediction read them upright')
+                    'nothing to do, all commands read them upright')
     misnamed = [index for index in sound if _misnamed(result.collection.path(index), facts[index].format)]
     yield _pictures('misnamed', 'note', misnamed, 'of another format than their names say',
-                    'they are read all the same')
+                    'nothing to do, they are read all the same')
 
 
 def _pictures(kind: str, severity: Severity, found: list[int], what: str, remedy: str) -> Finding:
