@@ -183,6 +183,32 @@ def test_class_folders_without_splits_are_checked_and_trained(tmp_path):
             command()
 
 
+def test_the_archive_of_tiny_imagenet_as_it_is(tmp_path):
+    folder = collection(tmp_path / 'tiny', {'train': {'n01/images': 3, 'n02/images': 2}})
+    for number in range(3):
+        save(folder / f'val/images/val_{number}.JPEG', scene(500 + number))
+        save(folder / f'test/images/test_{number}.JPEG', scene(600 + number))
+    (folder / 'val/val_annotations.txt').write_text(
+        ''.join(f'val_{number}.JPEG\t{name}\t0\t0\t9\t9\n' for number, name in enumerate(('n01', 'n02', 'n01'))))
+    told, found = checked(folder)
+    assert told['per_class'] == {'n01': {'train': 3, 'val': 2, 'shot': 'few'},
+                                 'n02': {'train': 2, 'val': 1, 'shot': 'few'}}
+    assert found.keys() == {'unlabelled_test'}
+
+
+def test_names_that_are_no_utf_8(pictures, tmp_path, capsys):
+    strange = 'caf\udce9'
+    save(pictures / 'train/ant/x.png', scene(700))
+    (pictures / 'train/ant/x.png').rename(pictures / f'train/ant/{strange}.png')
+    shutil.copy(pictures / f'train/ant/{strange}.png', pictures / 'train/ant/y.png')
+    (pictures / 'train/ant/bad\nline.png').touch()
+    (pictures / f'train/ant/{strange}2.png').touch()
+    checked(pictures, '--html', str(tmp_path / 'page.html'), '--groups-file', str(tmp_path / 'groups.csv'))
+    listed = read_table(tmp_path / 'groups.csv', ['file']).columns['file']
+    assert sorted(listed) == [f'train/ant/{strange}.png', 'train/ant/y.png']
+    assert 'bad\\nline.png' in capsys.readouterr().out
+
+
 def test_lists_csv_and_benchmarks(pictures, capsys):
     listed = _list(pictures, 'train/ant/0.png 0\ntrain/bee/0.png 1\ntrain/bee/1.png 1\ntrain/bee/7.png 1\n')
     file = pictures / 'found.json'

@@ -112,6 +112,8 @@ def describe_draw(settings: DataSettings) -> str:
     """How the long tail of a training came about, empty where that is not known."""
     if settings.train_list:
         return f'list file `{settings.train_list}`'
+    if settings.train_csv:
+        return f'CSV file `{settings.train_csv}`'
     benchmark = find_benchmark(settings.dataset)
     if benchmark is not None:
         return benchmark.describe_draw(settings.imbalance_factor, settings.imbalance_profile, settings.imbalance_seed)

@@ -113,8 +113,8 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
                   names=[' = '.join(map(quoted, group)) for group in alike])
     for part in ('val', 'test'):
         if part in splits:
-            absent = [name for label, name in enumerate(names[:collection.trained])
-                      if not collection.counts(part)[label]]
+            counts = collection.counts(part)
+            absent = [name for label, name in enumerate(names[:collection.trained]) if not counts[label]]
             yield Finding(f'absent_in_{part}', 'look', len(absent), f'{_classes(absent)} without a {part} picture',
                           'move some there, else nothing is known of their accuracy', names=absent)
     if train is not None:

@@ -14,7 +14,7 @@ _BAR = 30  # characters of the longest
 def as_text(result: Inspection) -> str:
     """The tables, the findings with the first examples, and a line that says whether a training would go through."""
     collection = result.collection
-    parts = [f'{collection.what}: {len(collection):,} pictures of {len(collection.names):,} classes',
+    parts = [f'{one_line(collection.what)}: {len(collection):,} pictures of {len(collection.names):,} classes',
              _splits(collection), _files(result), _classes(collection), *_found(result)]
     return '\n\n'.join(filter(None, [*parts, '\n'.join(collection.notes), verdict(result)]))
 
