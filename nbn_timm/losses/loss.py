@@ -57,7 +57,8 @@ def register_loss(
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts and views == 1, views, balances)
+        _TRAITS[name] = _Traits(
+            experts, features, soft_targets, deferrable and not experts and views == 1, views, balances)
         return loss_class
     return register
 
