@@ -21,6 +21,7 @@ class _Traits(NamedTuple):
     soft_targets: bool
     deferrable: bool
     views: int
+    balances: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -34,6 +35,7 @@ def register_loss(
         soft_targets: bool = True,
         deferrable: bool = True,
         views: int = 1,
+        balances: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -50,10 +52,13 @@ def register_loss(
         views: How many differently augmented versions of each image it is called with. If there are several, logits
             and features have one dimension more, the first, as logits [views, B, C], and the target is still that of
             the B images.
+        balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
+            do so twice.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable and not experts and views == 1, views)
+        _TRAITS[name] = _Traits(
+            experts, features, soft_targets, deferrable and not experts and views == 1, views, balances)
         return loss_class
     return register
 
@@ -76,6 +81,11 @@ def takes_soft_targets(name: str) -> bool:
 def number_of_views(name: str) -> int:
     """How many augmented versions of each image the loss of that name is called with."""
     return _TRAITS[name].views
+
+
+def balances_classes(name: str) -> bool:
+    """Whether the loss of that name makes classes count alike."""
+    return _TRAITS[name].balances
 
 
 def is_deferrable(name: str) -> bool:

@@ -123,7 +123,7 @@ class Ride(_RideLoss):
         return self.class_temperatures if self.reweighting else super().temperature(logits)
 
 
-@register_loss('ride_balanced_softmax', experts=True)
+@register_loss('ride_balanced_softmax', experts=True, balances=True)
 class RideBalancedSoftmax(_RideLoss):
     """RIDE's loss with balanced softmax as each expert's base loss, for the logits of each expert [B, E, C].
 

@@ -12,9 +12,10 @@ from nbn_timm.datasets import draws_validation
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
 from nbn_timm.trained.results import EvaluatedWeights
+from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
-from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
+from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 
@@ -35,8 +36,8 @@ def config_text(settings: TrainSettings) -> str:
     return '# Settings of this run; `--config` reads this file.\n' + yaml.safe_dump(known, sort_keys=False)
 
 
-def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> None:
-    """Say what is about to run; without a start epoch it is a second stage of one pass."""
+def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more: Collection[str] = ()) -> None:
+    """Say what is about to run, and `more`; without a start epoch it is a second stage of one pass."""
     settings, batch, counts = plan.settings, plan.batch, plan.splits.class_counts
     parameters = sum(parameter.numel() for parameter in model.parameters())
     runs = (f'--stage {settings.second_stage.stage}' if start_epoch is None else
@@ -50,6 +51,7 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
         f'steps, on {plan.world.device.type}',
         f'run       {plan.folder}, {runs}, seed {settings.run.seed}',
         *plan.splits.notes,
+        *more,
     ]
     if settings.average.model_ema:
         lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
@@ -72,16 +74,19 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
 
 def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
     """Report on the best checkpoint, or on the last one where none was chosen."""
-    model = evaluation_model(task)
-    epochs = max(start_epoch, plan.settings.schedule.epochs)
+    model, settings = evaluation_model(task), plan.settings
+    epochs = max(start_epoch, settings.schedule.epochs)
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
-        metric = plan.settings.run.eval_metric
+        metric = settings.run.eval_metric
         weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=f'validation {metric}')
     else:
         weights = EvaluatedWeights(LAST, epochs, epochs)
     divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
     files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    if settings.imbalance.imbalance:
+        weights = adjusted(plan, model, weights)
+        files += [weights.file] if weights.file == ADJUSTED else []
     report_on(plan, model, weights, files)
 
 

@@ -3,6 +3,7 @@ import logging
 from pathlib import Path
 
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
+from nbn_timm.training.adjust import tell_adjustment, with_choice
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
     build_mixing,
@@ -13,7 +14,7 @@ from nbn_timm.training.build import (
     build_train_loader,
     connect_second_stage,
 )
-from nbn_timm.training.combinations import check_combinations
+from nbn_timm.training.combinations import check_combinations, doubtful
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.gpu import prepare_gpu
@@ -42,6 +43,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     stage = build_second_stage(settings)
     check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
+    settings = with_choice(settings, splits)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
                 model.num_classes)
@@ -64,7 +66,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     keeper = Keeper(plan, task, optimizer, scaler)
     start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
-    announce(plan, model, start_epoch)
+    announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None

@@ -28,6 +28,7 @@ from nbn_timm.training.settings import TrainSettings
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
+ADJUSTED = 'model_adjusted.pth.tar'
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
 # What a run leaves when it ends; the logs also tell of one that has not.
 _RESULTS = ('test.json', 'val.json')
@@ -114,9 +115,18 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = Fals
         InputError: The disk is full or refuses; earlier checkpoints are intact.
     """
     if is_best:
-        atomic_write(folder / BEST, lambda path: _write(state, path))
+        save_file(folder / BEST, state)
     with _previous(folder, history):
-        atomic_write(folder / LAST, lambda path: _write(state, path))
+        save_file(folder / LAST, state)
+
+
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: The disk is full or refuses; what was there before is intact.
+    """
+    atomic_write(path, lambda temporary: _write(state, temporary))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
 from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
 from nbn_timm.evaluation.result import METRICS
+from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
@@ -91,6 +92,7 @@ class TrainSettings(SettingGroups):
     model: ModelSettings = ModelSettings()
     start: StartSettings = StartSettings()
     batch: BatchSettings = BatchSettings()
+    imbalance: ImbalanceSettings = ImbalanceSettings()
     sampler: SamplerSettings = SamplerSettings()
     loss: LossSettings = LossSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
@@ -154,7 +156,8 @@ class TrainSettings(SettingGroups):
     def default_experiment(self) -> str:
         """Name of a run by what it trains: model, data, what is unusual about it, seed."""
         unusual = [
-            *(name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL),
+            *([self.imbalance.imbalance] if self.imbalance.imbalance else
+              (name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL)),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
             *([self.second_stage.stage] if self.second_stage.stage else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
