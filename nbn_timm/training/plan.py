@@ -88,12 +88,13 @@ class Plan:
             batch_size: int,
             seed: int,
             views: int = 1,
+            drop_last: bool | None = None,
     ) -> TrainLoader:
         """A loader of training images, augmented as the settings say; some methods need more than one."""
         return create_train_loader(
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
-            pin_memory=self.settings.loader.pin_mem, views=views,
+            drop_last=drop_last, pin_memory=self.settings.loader.pin_mem, views=views,
             other_views=self.settings.augment.of_other_views())
 
     def two_views(
