@@ -21,6 +21,8 @@ from nbn_timm.datasets.named_dataset import (
     prescribes_format,
     reason_unused,
     register_dataset,
+    shifted_test,
+    with_shifted_test,
 )
 from nbn_timm.registry import import_modules
 
@@ -46,4 +48,6 @@ __all__ = [
     'reason_unused',
     'register_benchmark',
     'register_dataset',
+    'shifted_test',
+    'with_shifted_test',
 ]

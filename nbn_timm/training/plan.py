@@ -22,7 +22,7 @@ from nbn_timm.data import (
     keep_in_memory,
 )
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import create_splits
+from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
@@ -168,7 +168,7 @@ def open_training_data(
     if initial and known is None:
         splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
     check_eval_metric(settings.run.eval_metric, splits)
-    return splits
+    return with_shifted_test(settings.data, splits, splits.class_counts)
 
 
 def check_eval_metric(name: str, splits: Splits) -> None:
