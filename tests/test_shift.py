@@ -7,7 +7,7 @@ from torch.utils.data import TensorDataset
 from nbn_timm.data import ArraySamples, ClassCounts, DataSettings
 from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.data.splits import Splits
-from nbn_timm.datasets import find_benchmark, shifted_test, with_shifted_test
+from nbn_timm.datasets import create_splits, find_benchmark, shifted_test, with_shifted_test
 from nbn_timm.datasets.list_benchmark import SADE_LISTS
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import shifted_accuracy
@@ -102,7 +102,7 @@ def test_the_test_split_becomes_the_part_asked_for(owned):
 @pytest.mark.parametrize('text', ['forward', 'sideways_3', 'forward_0.5', 'backward_x', '50'])
 def test_other_distributions_are_refused(text):
     with pytest.raises(InputError, match='give forward_RATIO or backward_RATIO'):
-        DataSettings('list', test_distribution=text)
+        create_splits(DataSettings('list', test_distribution=text))
 
 
 def test_accuracies_are_of_the_images_in_order_of_strength():

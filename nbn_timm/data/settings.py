@@ -81,10 +81,6 @@ class DataSettings(Settings):
     batch_size: int = 1
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.shift()
-
     def shift(self) -> ClassShift | None:
         """The distribution of the test, None for all of its images.
 

@@ -123,9 +123,11 @@ def create_splits(
         known: Classes of a finished network, by which the labels are numbered.
 
     Raises:
-        InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
+        InputError: The dataset is unknown, a part of it is missing or malformed, the class numbers disagree, or the
+            test is to have a distribution that there is not.
     """
     dataset = find_dataset(settings.dataset)
+    settings.shift()  # refused before anything is read
     given = read_counts(settings.class_counts) if settings.class_counts else None
     settings = replace(settings, num_classes=_known_classes(dataset, settings))
     source = dataset.read(settings, parts, given is None)
