@@ -8,18 +8,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
+from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, find_benchmark, reason_unused
+from nbn_timm.datasets import (
+    benchmark_of,
+    create_splits,
+    dataset_choices,
+    find_benchmark,
+    reason_unused,
+    shifted_test,
+    with_shifted_test,
+)
 from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, deployed, foldable
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
     EvalResult,
     LongTailEvaluator,
     RoutingEvaluator,
+    ShiftedAccuracy,
     evaluate,
     logit_offset,
     shifted_accuracy,
@@ -72,7 +83,7 @@ class EvaluationSettings(Settings):
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
-              'test_split': 'test'}
+              'test_split': 'test', 'test_distribution': 'test'}
 _OF_DRAWING = {'val_fraction', 'val_seed', 'val_groups', 'group_column'}
 _OF_TRAINING_DATA = {'train_list', 'train_split', *OF_THE_DRAW}
 
@@ -172,13 +183,17 @@ def validate(settings: ValidateSettings, world: World) -> None:
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
     if settings.evaluation.logits_file:
         evaluator.keep_logits()
+    if settings.post_hoc.test_agnostic:
+        evaluator.keep_hits()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
     if settings.evaluation.logits_file:
         write_logits(settings.evaluation.logits_file, evaluator, world)
+    shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
+        settings.post_hoc.test_agnostic) else None
     if world.is_primary:
-        report_evaluation(settings, result, class_counts, about)
+        report_evaluation(settings, result, class_counts, about, shifted)
         rate = result.num_samples / (time.perf_counter() - start)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
@@ -224,6 +239,7 @@ def open_evaluated_data(
         raise InputError(f"'{data.dataset}' has no {split} split here: "
                          f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")
     counts = class_counts_of(settings, trained, splits)
+    splits = with_shifted_test(settings.data, splits, counts)
     if counts is None and (settings.post_hoc.test_agnostic or settings.adjustment.logit_adjustment):
         raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
                          '--class-counts FILE and leave out --counts-from none')
@@ -308,12 +324,11 @@ def report_evaluation(
         result: EvalResult,
         class_counts: Classes | None,
         about: dict[str, Any],
+        shifted: ShiftedAccuracy | None = None,
 ) -> None:
     """Print the table, and write the files that were asked for."""
     table = result.table()
-    if settings.post_hoc.test_agnostic:
-        assert class_counts is not None
-        shifted = shifted_accuracy(result, class_counts)
+    if shifted is not None:
         about = {**about, 'test_agnostic': shifted.to_dict()}
         table += f'\n\n{shifted.table()}'
     print(f'\n{table}')
@@ -323,16 +338,42 @@ def report_evaluation(
         result.write_per_class_csv(settings.evaluation.per_class_file, class_counts)
 
 
+def test_agnostic(
+        settings: ValidateSettings,
+        dataset: Dataset,
+        class_counts: Classes | None,
+        evaluator: LongTailEvaluator,
+        world: World,
+) -> ShiftedAccuracy | None:
+    """The accuracies on SADE's test sets, from an evaluation of all images; None but on the first process."""
+    hits, = of_all_images((evaluator.hits(),), world) or (None,)
+    if hits is None:
+        return None
+    benchmark = find_benchmark(settings.data.dataset)
+    published = settings.evaluation.split == 'test'
+    tests = {shift: shifted_test(settings.data, dataset, class_counts, shift, published)[0]
+             for ratio in (benchmark.shift_ratios if benchmark else RATIOS)
+             for shift in (ClassShift('forward', ratio), ClassShift('backward', ratio))}
+    return shifted_accuracy(hits.numpy(), tests)
+
+
+def of_all_images(own: tuple[torch.Tensor, ...], world: World) -> tuple[torch.Tensor, ...] | None:
+    """Numbers [N, ...] of each process's images as those of all images in order; None but on the first process."""
+    of_processes = world.gather(own)
+    if not world.is_primary:
+        return None
+    # Process r has the images r, r + processes, ...
+    place = torch.cat([torch.arange(len(parts[0])) * world.size + rank for rank, parts in enumerate(of_processes)])
+    order = place.argsort()
+    return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+
+
 def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
     """Write `logits` [N, C] and `labels` [N] of all processes' images."""
-    of_processes = world.gather(evaluator.logits())
-    if not world.is_primary:
+    gathered = of_all_images(evaluator.logits(), world)
+    if gathered is None:
         return
-    numbers = torch.tensor([len(labels) for _, labels in of_processes])
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
-    order = place.argsort()
-    logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+    logits, labels = gathered
     atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
 
 

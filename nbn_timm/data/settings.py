@@ -5,6 +5,7 @@ from typing import Any
 
 from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.longtail import PROFILES
+from nbn_timm.data.shift import ClassShift
 from nbn_timm.key_values import refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
@@ -47,6 +48,7 @@ class DataSettings(Settings):
             factor, and draws nothing where there is none.
         imbalance_profile: See `profile_counts`.
         imbalance_seed: Of the draw; 0 is LDAM's.
+        test_distribution: See `ClassShift.parse`.
         class_counts: File of training images per class instead of what the training split shows.
         download: Let torchvision and timm fetch what is missing.
         train_split, val_split, test_split: Names of the splits of timm's dataset types; without `val_split` there
@@ -100,12 +102,23 @@ class DataSettings(Settings):
         unset='as the dataset is, or its benchmark prescribes')
     imbalance_profile: str = setting(PROFILES[0], 'of that draw', choices=PROFILES, inherited=True)
     imbalance_seed: int = setting(0, 'of that draw', limits=NOT_NEGATIVE, inherited=True)
+    test_distribution: str | None = setting(
+        None, 'test on a long-tailed part of the test split, as SADE does: forward_RATIO (as in training) or '
+        'backward_RATIO, such as backward_50', metavar='NAME', inherited=True, unset='all of it')
     class_counts: str | None = setting(
         None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,
         unset='counted')
     download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine')
     batch_size: int = 1
     seed: int = 0
+
+    def shift(self) -> ClassShift | None:
+        """The distribution of the test, None for all of its images.
+
+        Raises:
+            InputError: It is none.
+        """
+        return ClassShift.parse(self.test_distribution) if self.test_distribution else None
 
     @property
     def lists(self) -> dict[str, str]:

@@ -24,6 +24,8 @@ from nbn_timm.datasets.named_dataset import (
     prescribes_format,
     reason_unused,
     register_dataset,
+    shifted_test,
+    with_shifted_test,
 )
 from nbn_timm.datasets.val_fraction import draw_split_file
 from nbn_timm.registry import import_modules
@@ -54,4 +56,6 @@ __all__ = [
     'reason_unused',
     'register_benchmark',
     'register_dataset',
+    'shifted_test',
+    'with_shifted_test',
 ]

@@ -6,10 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from nbn_timm.data.classes import read_counts
+import numpy as np
+from torch.utils.data import Dataset
+
+from nbn_timm.data.classes import ClassCounts, read_counts
+from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
 from nbn_timm.data.settings import OF_THE_DRAW, OF_THE_SPLIT, DataSettings
+from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
+from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
 from nbn_timm.data.val_split import SplitFile
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
@@ -61,6 +67,10 @@ class NamedDataset(ABC):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         """Those fields of `DataSettings` that `read` takes account of, given the others."""
 
+    def published_test(self, settings: DataSettings, shift: ClassShift) -> np.ndarray | None:
+        """Indices of the test images of a shifted test that is published as a list, in order; None if there is none."""
+        return None
+
     def validates(self, settings: DataSettings) -> bool | None:
         """Whether there is a validation split; None where only the data tell."""
         return None
@@ -75,7 +85,8 @@ class NamedDataset(ABC):
 
     def used_settings(self, settings: DataSettings) -> frozenset[str]:
         """The fields of `DataSettings` that have an effect on this dataset, given the others."""
-        used = self.own_settings(settings) | {'dataset', 'num_classes', 'class_counts', 'imbalance_factor'}
+        used = self.own_settings(settings) | {
+            'dataset', 'num_classes', 'class_counts', 'imbalance_factor', 'test_distribution'}
         if self.drawn_factor(settings) is not None:
             used |= OF_THE_DRAW
         return used | OF_THE_SPLIT if self.splits_files(settings) else used
@@ -119,9 +130,11 @@ def create_splits(
         known: Classes of a finished network, by which the labels are numbered.
 
     Raises:
-        InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
+        InputError: The dataset is unknown, a part of it is missing or malformed, the class numbers disagree, or the
+            test is to have a distribution that there is not.
     """
     dataset = find_dataset(settings.dataset)
+    settings.shift()  # refused before anything is read
     given = read_counts(settings.class_counts) if settings.class_counts else None
     settings = replace(settings, num_classes=known_number(dataset, settings))
     divided = settings.split_file if dataset.splits_files(settings) else None
@@ -146,6 +159,54 @@ def has_validation(settings: DataSettings) -> bool | None:
 def data_root(samples: Any, settings: DataSettings) -> str:
     """The folder that paths of a split file are relative to."""
     return getattr(samples, 'root', '') or settings.data_dir or ''
+
+
+def shifted_test(
+        settings: DataSettings,
+        test: Dataset,
+        class_counts: ClassCounts | None,
+        shift: ClassShift,
+        published: bool = True,
+) -> tuple[np.ndarray, str]:
+    """The images of a test set that a shifted test has, and in words where their choice is from.
+
+    Args:
+        settings: Of the data.
+        test: The whole test set.
+        class_counts: Training images per class, which rank the classes where no list is published.
+        shift: The distribution.
+        published: Take the list that is published for the benchmark, if there is one.
+
+    Raises:
+        InputError: It cannot be told which images these are.
+    """
+    listed = find_dataset(settings.dataset).published_test(settings, shift) if published else None
+    if listed is not None:
+        return listed, "SADE's list"
+    targets = dataset_targets(test)
+    if targets is None:
+        raise InputError(f'the labels of the test images of {settings.dataset} are not known beforehand, so there is '
+                         'no part of them to choose: leave out --test-distribution and --test-agnostic')
+    if class_counts is None:
+        raise InputError(f'which classes are frequent in the test {shift} follows from the training images per class, '
+                         'which are not known: give --class-counts FILE')
+    return shifted_indices(targets, class_counts, shift), "by SADE's rule for CIFAR"
+
+
+def with_shifted_test(settings: DataSettings, splits: Splits, class_counts: ClassCounts | None) -> Splits:
+    """The splits with the part of the test split that `--test-distribution` asks for.
+
+    Raises:
+        InputError: See `shifted_test`.
+    """
+    shift, test = settings.shift(), splits.test
+    if shift is None or test is None:
+        return splits
+    indices, source = shifted_test(settings, test, class_counts, shift)
+    part: Any = test.select(indices) if isinstance(test, LabelledImages) else SelectedSamples(
+        test, indices, np.asarray(dataset_targets(test)))
+    note = f'the test is {len(indices):,} of the {len(test):,} test images, {shift}, {source}'  # type: ignore[arg-type]
+    return replace(splits, test=part, notes=[*splits.notes, note])
 
 
 def reason_unused(name: str, settings: DataSettings) -> str | None:

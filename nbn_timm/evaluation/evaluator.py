@@ -55,7 +55,7 @@ class LongTailEvaluator(ClassificationEvaluator):
         counted = class_counts is not None and class_counts.counts is not None
         self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
-        self.keeps_logits = False
+        self.keeps_logits = self.keeps_hits = False
         super().__init__(device, max_samples=max_samples)
 
     def reset(self) -> None:
@@ -65,6 +65,7 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.class_correct = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
         self.class_total = torch.zeros_like(self.class_correct)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.kept_hits: list[torch.Tensor] = []
         self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
 
     def keep_logits(self) -> None:
@@ -75,6 +76,14 @@ class LongTailEvaluator(ClassificationEvaluator):
         """Logits [N, C] as they were judged and labels [N] of this process's images, on the CPU."""
         outputs, targets = zip(*self.kept, strict=True)
         return torch.cat(outputs), torch.cat(targets)
+
+    def keep_hits(self) -> None:
+        """Remember of every image from now on whether it was recognised, see `hits`."""
+        self.keeps_hits = True
+
+    def hits(self) -> torch.Tensor:
+        """Whether the largest logit of each image of this process is its label's, bool [N], on the CPU."""
+        return torch.cat(self.kept_hits)
 
     def predict(self, model: nn.Module, images: torch.Tensor) -> Any:
         """What `update` takes, from a model in eval mode."""
@@ -109,6 +118,8 @@ class LongTailEvaluator(ClassificationEvaluator):
 
         rank = _rank_of_target(output, target)
         top1, top5 = rank < 1, rank < 5
+        if self.keeps_hits:
+            self.kept_hits.append(top1.cpu())
         self.losses.add(F.cross_entropy(output, target, reduction='none'))
         self.counts += torch.stack([torch.ones_like(top1).sum(), top1.sum(), top5.sum()])
         self.class_correct += torch.bincount(target[top1], minlength=self.num_classes)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
-from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
+from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, not_with, setting
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class PostHocSettings(Settings):
     tau_norm: float | None = setting(None, "divide each class's weight vector by its length to the power TAU",
                                      limits=NOT_NEGATIVE, metavar='TAU')
     test_agnostic: bool = setting(
-        False, 'add the accuracy under forward and backward long-tailed class distributions (SADE)')
+        False, 'add the accuracy under forward and backward long-tailed class distributions, on the images of SADE',
+        effect=not_with('test_distribution'))
 
 
 def _counted(name: str, others: Values) -> str | None:

@@ -22,6 +22,7 @@ from nbn_timm.key_values import (
     refuse_owned,
 )
 from nbn_timm.layers import add_nbn
+from nbn_timm.layers.head import ClassVectors
 
 from .model_folder import is_model_folder, read_folder_config, read_weights
 
@@ -32,6 +33,7 @@ _OWNERS = {
     'checkpoint_path': 'give --initial-checkpoint',
     'features_only': 'a network without a classifier is of no use here, so leave it out',
 }
+_RULES = (nn.modules.conv._ConvNd, nn.Linear, ClassVectors)  # layers that start by chance
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -84,6 +86,33 @@ def create_model(
             if isinstance(module, BATCH_NORMS):
                 module.momentum = bn_momentum
     return model
+
+
+@torch.no_grad()
+def init_by_torch(model: Any, classifier_alone: bool = False) -> None:
+    """Give convolutions and linear layers new weights by their own `reset_parameters`, which is torch's rule.
+
+    Some released codes leave them so, where timm and most others have Kaiming's rule for convolutions. Normalisation
+    layers keep the values that they begin with.
+
+    Args:
+        model: Of timm's kind, with untrained weights.
+        classifier_alone: Leave all but the classifier.
+
+    Raises:
+        InputError: The model does not say what its classifier is.
+    """
+    parts: Any = [model]
+    if classifier_alone:
+        classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+        if not isinstance(classifier, nn.Module | tuple | list):
+            raise InputError(f'--init torch_classifier: {type(model).__name__} does not say what its classifier is; '
+                             'give --init torch or leave it out')
+        parts = [classifier] if isinstance(classifier, nn.Module) else classifier
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, _RULES):
+                module.reset_parameters()
 
 
 def _check_name(name: str, pretrained: bool, flag: str) -> None:

@@ -3,7 +3,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbn_timm.settings import PROBABILITY, Settings, not_with, setting
+from nbn_timm.settings import PROBABILITY, Settings, Values, not_with, setting
+
+INITS = ('model', 'torch', 'torch_classifier')
+
+
+def _given_weights(name: str, others: Values) -> str | None:
+    given = next((one for one in ('pretrained', 'initial_checkpoint') if getattr(others, one)), None)
+    return given and f'has no effect with --{given.replace("_", "-")}, which gives all weights'
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,9 @@ class StartSettings(Settings):
 
     pretrained: bool = setting(False, "from the model's published weights", effect=not_with('initial_checkpoint'))
     initial_checkpoint: str | None = setting(None, 'from these weights', metavar='FILE', is_file=True)
+    init: str = setting(
+        INITS[0], "initial weights: by the model's own rule, by torch's for every layer, or by torch's for the "
+        'classifier alone', choices=INITS, effect=_given_weights)
     drop: float | None = setting(None, 'dropout rate', limits=PROBABILITY, metavar='P', unset="the model's")
     drop_path: float | None = setting(None, 'drop path rate', limits=PROBABILITY, metavar='P', unset="the model's")
     bn_momentum: float | None = setting(None, 'momentum of all BatchNorm layers', limits=PROBABILITY,

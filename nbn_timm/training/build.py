@@ -17,7 +17,8 @@ from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_f
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
-from nbn_timm.models.create import create_model
+from nbn_timm.models.create import create_model, init_by_torch
+from nbn_timm.models.settings import StartSettings
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
@@ -69,6 +70,8 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         model = create_model(
             of_model.model, num_classes, start.pretrained, start.drop, start.drop_path, start.bn_momentum,
             of_model.add_nbn, of_model.model_kwargs)
+    if start.init != StartSettings.init and not (start.pretrained or start.initial_checkpoint):
+        init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
     if start.initial_checkpoint:
         load_weights(model, start.initial_checkpoint)
     if isinstance(stage, TrainedSecondStage):
@@ -111,7 +114,8 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     elif settings.sampler.sampler_kwargs:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, so --sampler-kwargs would have no "
                          'effect: leave them out')
-    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss))
+    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss),
+                             settings.batch.drop_last or None)
 
 
 def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> Mixing | None:

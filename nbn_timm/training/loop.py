@@ -37,6 +37,7 @@ class LoopSettings:
     channels_last: bool = False
     clip_grad: float | None = None
     clip_mode: str = OptimizerSettings.clip_mode  # 'norm', 'value' or 'agc'
+    drop_last: bool = False  # leave out an update of fewer batches
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ def train_one_epoch(
     num_updates = epoch * progress.updates_per_epoch
     lr = 0.0
     for update, batches in enumerate(batched(loader, settings.accum_steps)):
+        if settings.drop_last and len(batches) < settings.accum_steps:
+            break
         if mixing is not None:
             batches = [mixing(*batch) for batch in batches]
         lr = optimizer.param_groups[0]['lr']

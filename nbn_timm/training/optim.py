@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import (
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.wsd_lr import WSDLRScheduler
@@ -14,6 +20,7 @@ from torch import nn
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import KeyValue, call, check_types, key_values, reason_of, refuse_owned, refuse_unknown
+from nbn_timm.second_stages.classifier import classifier_of
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
@@ -39,6 +46,12 @@ def _has_momentum(name: str, others: Values) -> str | None:
     return None
 
 
+def _by_epoch(name: str, others: Values) -> str | None:
+    if others.sched == 'constant':
+        return 'has no effect on --sched constant'
+    return 'has no effect with --sched-on-updates' if others.sched_on_updates else None
+
+
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
     """What changes the weights."""
@@ -49,6 +62,8 @@ class OptimizerSettings(Settings):
     opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
                        metavar='NAME')
     lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE)
+    classifier_lr: float | None = setting(
+        None, "the classifier's own, the highest of the schedule too", limits=NOT_NEGATIVE, unset='--lr')
     momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
@@ -70,6 +85,9 @@ class ScheduleSettings(Settings):
                          choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
                                      effect=only_with('sched', 'cosine', 'linear', 'wsd', 'step', 'multistep'))
+    sched_ahead: int = setting(
+        0, 'epochs by which the rate is ahead of its course: 1 skips the first rate and trains the last epoch with the '
+        'one after the end, as where a schedule is stepped before every epoch', limits=NOT_NEGATIVE, effect=_by_epoch)
     min_lr: float = setting(0.0, 'end of the cosine', limits=NOT_NEGATIVE, effect=only_with('sched', 'cosine'))
     warmup_epochs: int = setting(0, 'in which the rate rises evenly', limits=NOT_NEGATIVE)
     warmup_lr: float | None = setting(
@@ -101,13 +119,23 @@ class AverageSettings(Settings):
     model_ema_warmup: bool = setting(False, 'begin with a smaller decay', effect=only_with('model_ema'))
 
 
-def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def create_optimizer(
+        model: nn.Module,
+        settings: OptimizerSettings,
+        rates: Mapping[nn.Module, float] | None = None,
+) -> torch.optim.Optimizer:
     """Create one of timm's optimizers over the parameters of a model.
 
     With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
     bias never turns away from the direction of its first step.
 
     What an optimizer refuses only when it steps is found by a step on stand-ins of the parameters.
+
+    Args:
+        model: Whose parameters it changes.
+        settings: Of the optimizer.
+        rates: Parts of the model whose learning rate is a multiple of the run's, and these multiples; None is
+            `classifier_lr` for the classifier. The schedule keeps the multiples, from its first step on.
 
     Raises:
         InputError: Unknown optimizer or setting, a value that it cannot take, or an optimizer that cannot be had here.
@@ -119,8 +147,14 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         refuse_unknown(what, settings.opt_kwargs, known, sorted(known.keys() - _OWNERS.keys()))
         check_types(what, own, known)
 
+    rates = classifier_rate(model, settings) if rates is None else rates
+    if rates and 'layer_decay' in settings.opt_kwargs:
+        raise InputError('--opt-kwargs layer_decay sets the learning rate of each layer, and so does a rate of the '
+                         "classifier's own: leave one of the two out")
+
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
-        optimizer = create_optimizer_v2(model, opt, filter_bias_and_bn=not settings.decay_1d, **given)
+        parameters = parameter_groups(model, settings, rates) if rates else model
+        optimizer = create_optimizer_v2(parameters, opt, filter_bias_and_bn=not settings.decay_1d, **given)
         step_on_stand_ins(optimizer)
         return optimizer
 
@@ -128,6 +162,43 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         ('lr', settings.lr), ('weight_decay', settings.weight_decay), ('momentum', settings.momentum),
         ('opt', settings.opt))]
     return call(make, [*own, *flags], what)
+
+
+def classifier_rate(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Module, float]:
+    """The classifier of a model and the multiple of `lr` that `classifier_lr` is; nothing if it is not set.
+
+    Raises:
+        InputError: There is no classifier, or no rate to be a multiple of.
+    """
+    if settings.classifier_lr is None:
+        return {}
+    if not settings.lr:
+        raise InputError('--classifier-lr is kept as a multiple of --lr, which is 0: give a small --lr')
+    classifier = classifier_of(model)
+    parts = [classifier] if isinstance(classifier, nn.Module) else classifier
+    return dict.fromkeys(parts, settings.classifier_lr / settings.lr)
+
+
+def parameter_groups(
+        model: nn.Module,
+        settings: OptimizerSettings,
+        rates: Mapping[nn.Module, float],
+) -> list[dict[str, Any]]:
+    """The parameters of a model by weight decay and by learning rate, those with the run's rate first.
+
+    `lr_scale` is what timm's schedulers multiply the rate of a group by.
+    """
+    rate_of = {parameter: rate for part, rate in rates.items() for parameter in part.parameters()}
+    keep: Any = getattr(model, 'no_weight_decay', tuple)()
+    by_decay = param_groups_weight_decay(
+        model, settings.weight_decay, weight_decay_exclude_1d=not settings.decay_1d,
+        no_weight_decay_list=() if settings.decay_1d else keep)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for group in by_decay:
+        for parameter in group['params']:
+            groups.setdefault((rate_of.get(parameter, 1.0), group['weight_decay']), []).append(parameter)
+    return [dict(params=parameters, weight_decay=decay, lr_scale=rate)
+            for (rate, decay), parameters in sorted(groups.items(), key=lambda group: group[0][0] != 1)]
 
 
 _OWNERS = {

@@ -23,7 +23,7 @@ from nbn_timm.data import (
 )
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import create_splits
+from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.models import RoutedExperts
@@ -89,12 +89,13 @@ class Plan:
             batch_size: int,
             seed: int,
             views: int = 1,
+            drop_last: bool | None = None,
     ) -> TrainLoader:
         """A loader of training images, augmented as the settings say; some methods need more than one."""
         return create_train_loader(
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
-            pin_memory=self.settings.loader.pin_mem, views=views,
+            drop_last=drop_last, pin_memory=self.settings.loader.pin_mem, views=views,
             other_views=self.settings.augment.of_other_views())
 
     def two_views(
@@ -170,7 +171,7 @@ def open_training_data(
     if world.is_primary:
         splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
-    return splits
+    return with_shifted_test(settings.data, splits, splits.class_counts)
 
 
 def check_eval_metric(name: str, splits: Splits) -> None:

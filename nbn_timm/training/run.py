@@ -54,10 +54,13 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
 
     plan = plan.with_small_images_in_memory()
     loader = build_train_loader(plan, model)
-    updates_per_epoch = -(-len(loader) // batch.accum_steps)
+    drop_last = settings.batch.drop_last
+    updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
     task = build_task(plan, model, mixing, stage)
-    optimizer = create_optimizer(model if stage is None else stage.trained(model), settings.optimizer)
+    optimizer = create_optimizer(
+        *((model, settings.optimizer) if stage is None else
+          (stage.trained(model), settings.optimizer, stage.rates(model))))
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
@@ -68,14 +71,14 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     write_settings(plan)
     announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
-                        settings.optimizer.clip_grad, settings.optimizer.clip_mode)
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None)
     for epoch in range(start_epoch, epochs):
         seed_everything(settings.run.seed, epoch, world.rank)
         begin_epoch(task, loader, mixing, epoch, graphs)
-        scheduler.step(epoch)
+        scheduler.step(epoch + settings.schedule.sched_ahead)
         scheduler.step_update(epoch * updates_per_epoch)
         trained = train_one_epoch(
             task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs)
