@@ -3,12 +3,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from nbn_timm.errors import InputError
 
 from ._released import StateDict
+from .hub_files import hub_file
 from .weight_files import read_state_dict
 
 __all__ = ['FOLDER', 'HUB', 'is_model_folder', 'read_folder_config', 'read_weights']
@@ -32,7 +32,7 @@ def read_folder_config(source: str) -> dict[str, Any]:
     """
     try:
         config = json.loads(_file(source, 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, RecursionError, EntryNotFoundError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
                          'connection') from error
@@ -56,9 +56,9 @@ def read_weights(source: str) -> StateDict | None:
     for name in _WEIGHTS:
         try:
             path = _file(source, name)
-        except (OSError, EntryNotFoundError):
+        except (FileNotFoundError, EntryNotFoundError):
             continue
-        except (HfHubHTTPError, HFValidationError) as error:
+        except (OSError, HFValidationError) as error:
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise InputError(f"the weights of '{source}' cannot be had ({reason}): check the name and the "
                              'connection') from error
@@ -74,4 +74,4 @@ def _file(source: str, name: str) -> Path:
             raise FileNotFoundError(f"there is no file '{path}'")
         return path
     repo_id, _, revision = place.partition('@')
-    return Path(hf_hub_download(repo_id, name, revision=revision or None))
+    return hub_file(repo_id, name, revision or None)
