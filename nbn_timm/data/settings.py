@@ -222,7 +222,7 @@ class AugmentSettings(Settings):
     color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
                                               unset='1', effect=all_of(not_with('no_aug'), _jittered, _some_jitter))
     force_color_jitter: bool = setting(False, 'jitter beside --aa too',
-                                       effect=all_of(not_with('no_aug'), only_with('aa')))
+                                       effect=all_of(not_with('no_aug'), only_with('aa'), _some_jitter))
     aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",
                              metavar='POLICY', effect=not_with('no_aug'))
     train_interpolation: str | None = setting(None, "resampling in training: timm's name or 'random'", metavar='NAME',

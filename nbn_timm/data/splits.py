@@ -114,7 +114,9 @@ def assemble(
     num_classes = settings.num_classes or (len(source.names) if source.names else None)
     if num_classes is None and targets is not None:
         num_classes = int(targets.max()) + 1
-    description, notes = f'train split of {settings.dataset}', list(source.notes)
+    read = ['train'] if train is not None else [part for part in PARTS if part in datasets]
+    description = ' and '.join([f'{part} split' for part in read] or ['classes']) + f' of {settings.dataset}'
+    notes = list(source.notes)
 
     if factor is not None and train is not None:
         datasets['train'], targets = _drawn(settings, train, targets, num_classes, factor)

@@ -1,6 +1,6 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,20 @@ from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import (
     KeyValue,
     call,
+    cannot_take,
     check_number,
     check_types,
     key_values,
     raised_here,
     reason_of,
     refuse_owned,
+    shown,
 )
 from nbn_timm.layers import add_nbn
 from nbn_timm.layers.head import ClassVectors
 
-from .model_folder import is_model_folder, read_folder_config, read_weights
+from .model_folder import HUB, find_weights_file, is_model_folder, read_folder_config, read_weights
+from .size_limit import LARGEST_NUMBER, TooLarge, largest_number, size_limit
 
 _OWNERS = {
     'model_name': 'give --model',
@@ -76,6 +79,10 @@ def create_model(
         if one.key.endswith(('drop_rate', 'drop_path_rate')) and one.value is not None:
             # Of some models these are used, and refused, in the first step of training alone.
             check_number(what, flags[1], one.key, one.value, high=1)
+        if one.key == 'in_chans' and one.value != 3:
+            raise cannot_take(what, flags[1], one.key, one.value, 'all images are read as RGB, so leave in_chans out')
+        if largest_number(one.value) > LARGEST_NUMBER:
+            raise cannot_take(what, flags[1], one.key, one.value, f'give whole numbers up to {LARGEST_NUMBER:,}')
 
     model = _made_by_timm(name, num_classes, pretrained, given)
     check_types(what, own, _switches(model))
@@ -120,7 +127,10 @@ def _check_name(name: str, pretrained: bool, flag: str) -> None:
         raise InputError(f"unknown {flag} '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
     if is_model_folder(name):
-        read_folder_config(name)
+        for key, value in (read_folder_config(name).get('model_args') or {}).items():
+            if largest_number(value) > LARGEST_NUMBER:
+                raise InputError(f"the config.json of '{name}' sets {key} to {shown(value)}, which no network has: "
+                                 'correct it, or get it again')
         if pretrained:
             read_weights(name)  # timm would look at no checksum
 
@@ -128,12 +138,19 @@ def _check_name(name: str, pretrained: bool, flag: str) -> None:
 def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: Sequence[KeyValue]) -> nn.Module:
     """`timm.create_model`, what may go wrong there as one sentence; bugs in a model stay what they are."""
     def make(weights: bool = False, **settings: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
+        with size_limit():
+            return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
 
     try:
+        if given or is_model_folder(name):
+            _try_outline(make, given, f"model '{name}'")
+        if pretrained:
+            _fetch_weights(name)
         return call(partial(make, pretrained), given, f"model '{name}'", retry=make)
     except InputError:
         raise
+    except TooLarge as error:
+        raise InputError(f"model '{name}' is too large for this machine ({error}): give another one") from error
     except (RuntimeError, OSError, ValueError) as error:
         if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
             raise
@@ -145,6 +162,32 @@ def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: S
         if not is_model_folder(name):
             raise
         raise InputError(_no_model(name, error)) from error
+
+
+def _try_outline(make: Callable[..., nn.Module], given: Sequence[KeyValue], what: str) -> None:
+    """Make a model without memory first, so that what is wrong is found before its weights take memory and time.
+
+    Raises:
+        InputError: A setting is to blame.
+        TooLarge: The model is too large, and no setting is to blame.
+    """
+    def outline(**settings: Any) -> nn.Module:
+        with torch.device('meta'):
+            return make(**settings)
+
+    try:
+        call(outline, given, what)
+    except Exception as error:  # of code that may raise anything
+        is_told = isinstance(error, InputError) and 'meta' not in str(error.__cause__)  # else it has no outline
+        if is_told or isinstance(error, TooLarge):
+            raise
+
+
+def _fetch_weights(name: str) -> None:
+    """Bring the weights of one of timm's models into the Hub's cache; timm would wait for ever if they trickle."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is not None and cfg.hf_hub_id and not cfg.hf_hub_filename and not (cfg.file or cfg.state_dict):
+        find_weights_file(f'{HUB}{cfg.hf_hub_id}')
 
 
 def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:

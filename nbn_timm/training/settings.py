@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.imbalance.settings import ImbalanceSettings
@@ -125,8 +126,12 @@ class TrainSettings(SettingGroups):
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
         if values.device == 'cpu' and self.group_of(name) is GpuSettings:
             return 'has no effect with --device cpu'
-        if name == 'color_jitter_prob' and values.color_jitter is None and self._without_jitter():
+        if name in ('color_jitter_prob', 'force_color_jitter') and (
+                values.color_jitter is None and self._without_jitter()):
             return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
+        if name == 'train_interpolation' and not values.aa and self._keeps_size():  # timm's policies resample by it
+            return (f'has no effect on --dataset {self.data.dataset}, whose images are padded and cropped in their own '
+                    'size')
         stage = SECOND_STAGES.get(values.stage) if values.stage else None
         if stage is not None and name == 'bn_momentum' and (values.freeze_bn or 'freeze_bn' in stage.unused):
             return f'has no effect where BatchNorm is frozen, as --stage {values.stage} has it'
@@ -141,6 +146,13 @@ class TrainSettings(SettingGroups):
 
     def _without_jitter(self) -> bool:
         return bool(self.data.dataset) and not find_dataset(self.data.dataset).defaults.color_jitter
+
+    def _keeps_size(self) -> bool:
+        """Whether training takes the images of a benchmark in the size that all of them have."""
+        if not self.data.dataset or self.data.lists or self.input.img_size or self.input.input_size:
+            return False
+        published = find_dataset(self.data.dataset).defaults
+        return published.published and not TRAIN_TRANSFORMS.find(published.train_transform).resizes
 
     def _unwatched(self, name: str) -> str | None:
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
