@@ -304,7 +304,7 @@ def report_evaluation(
         about: dict[str, Any],
 ) -> None:
     """Print the table, and write the files that were asked for."""
-    table = result.table()
+    table = f'{result.table()}\n\n{result.further_table()}'
     if settings.post_hoc.test_agnostic:
         assert class_counts is not None
         shifted = shifted_accuracy(result, class_counts)

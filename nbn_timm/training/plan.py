@@ -172,12 +172,13 @@ def open_training_data(
 
 def check_eval_metric(name: str, splits: Splits) -> None:
     """Refuse to choose checkpoints by the accuracy of a split that has no classes."""
-    if splits.val is None or name not in ('many', 'medium', 'few'):
+    shot = name.removeprefix('ece_')
+    if splits.val is None or shot not in ('many', 'medium', 'few'):
         return
     if splits.class_counts is None:
         raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
-    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[name]:
-        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
+    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[shot]:
+        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {shot}-shot')
 
 
 def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:

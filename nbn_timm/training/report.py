@@ -64,7 +64,7 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
     """Say how an epoch (0-based) went."""
     if result is not None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
-                          for name, value in result.metrics().items())
+                          for name, value in result.headline().items())
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
@@ -108,4 +108,5 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if splits.class_counts is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
         files.append(f'{split}_per_class.csv')
-    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder, ', '.join(files))
+    _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
+                 result.further_table(), folder, ', '.join(files))
