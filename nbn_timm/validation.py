@@ -2,15 +2,15 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
+from nbn_timm.data.classes import label_names
+from nbn_timm.data.dataset import picture_names
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, find_benchmark, reason_unused
@@ -24,8 +24,8 @@ from nbn_timm.evaluation import (
     logit_offset,
     shifted_accuracy,
 )
+from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.files import atomic_write
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
@@ -69,6 +69,9 @@ class EvaluationSettings(Settings):
     logits_file: str | None = setting(
         None, 'write the float32 logits of all images, in the order of the split, and their labels, as NumPy .npz',
         metavar='FILE', kind='place')
+    save_predictions: str | None = setting(
+        None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
+        'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
@@ -146,6 +149,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     Raises:
         InputError: Something given is wrong.
     """
+    check_format(settings.evaluation.save_predictions)
     with world.primary_first():
         trained = open_network(settings)
     splits, class_counts = open_evaluated_data(settings, trained, world)
@@ -168,11 +172,18 @@ def validate(settings: ValidateSettings, world: World) -> None:
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
     if settings.evaluation.logits_file:
         evaluator.keep_logits()
+    if settings.evaluation.save_predictions:
+        evaluator.keep_predictions()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
     if settings.evaluation.logits_file:
         write_logits(settings.evaluation.logits_file, evaluator, world)
+    if settings.evaluation.save_predictions:
+        predictions = Predictions.in_order(world.gather(evaluator.predictions()))
+        if world.is_primary:
+            write_predictions(settings.evaluation.save_predictions, predictions,
+                              told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about)
         rate = result.num_samples / (time.perf_counter() - start)
@@ -297,6 +308,13 @@ def describe(
     }
 
 
+def told_names(trained: TrainedModel, splits: Splits, class_counts: Classes | None) -> tuple[str, ...]:
+    """Names of all classes, of whoever has some; else their numbers."""
+    known = [classes.names for classes in (trained.classes, class_counts, splits.classes)
+             if classes is not None and classes.named and classes.num_classes == trained.model.num_classes]
+    return known[0] if known else label_names(trained.model.num_classes)
+
+
 def report_evaluation(
         settings: ValidateSettings,
         result: EvalResult,
@@ -322,17 +340,9 @@ def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
     of_processes = world.gather(evaluator.logits())
     if not world.is_primary:
         return
-    numbers = torch.tensor([len(labels) for _, labels in of_processes])
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
-    order = place.argsort()
+    order = torch.from_numpy(order_of_split([len(labels) for _, labels in of_processes]))
     logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
-    atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
-
-
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    with open(path, 'wb') as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_arrays(path, logits=logits.numpy(), labels=labels.numpy())
 
 
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:

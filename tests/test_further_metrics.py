@@ -1,4 +1,4 @@
-"""Macro F1, harmonic mean, worst class, calibration error, NLL and Brier: against the field's code, on any processes."""
+"""Macro F1, harmonic mean, worst class, calibration, NLL and Brier: against the field's code, on any processes."""
 import json
 
 import numpy as np

@@ -1,6 +1,6 @@
-"""How far the confidence of a network is to be trusted: images counted by the probability of their likeliest class.
+"""How far the confidence of a network is to be trusted: images counted by it, and the calibration error.
 
-Source of the error: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with 15 bins of equal width, each
+Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, with 15 bins of equal width, each
 with its upper border.
 """
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """Evaluation over a dataset, exact under any number of processes."""
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from timm.task import ClassificationEvaluator, evaluation_sample_limit
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.calibration import BINS, Calibration, bin_of, from_units, whole_units
+from nbn_timm.evaluation.predictions import FeatureLengths, Predictions
 from nbn_timm.evaluation.result import EvalResult
 
 # Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding,
@@ -60,7 +62,8 @@ class LongTailEvaluator(ClassificationEvaluator):
         for group, (_, labels) in enumerate(self.shot_split.items() if self.shot_split else ()):
             self.group_of_class[list(labels)] = group
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
-        self.keeps_logits = False
+        self.keeps_logits = self.keeps_predictions = False
+        self.feature_lengths = FeatureLengths()
         super().__init__(device, max_samples=max_samples)
 
     def reset(self) -> None:
@@ -74,6 +77,7 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.confidences = torch.zeros(3, len(self.groups) * BINS, dtype=torch.int64, device=self.device)
         self.brier = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.kept_predictions: list[Predictions] = []
         self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
 
     def keep_logits(self) -> None:
@@ -84,6 +88,18 @@ class LongTailEvaluator(ClassificationEvaluator):
         """Logits [N, C] as they were judged and labels [N] of this process's images, on the CPU."""
         outputs, targets = zip(*self.kept, strict=True)
         return torch.cat(outputs), torch.cat(targets)
+
+    def keep_predictions(self) -> None:
+        """Remember what is said of every image from now on, see `predictions`."""
+        self.keeps_predictions = True
+
+    def predictions(self) -> Predictions:
+        """What was said of this process's images."""
+        return Predictions.concatenate(self.kept_predictions)
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Around calls of the model: look at what predictions are kept with."""
+        return self.feature_lengths.watching(model) if self.keeps_predictions else nullcontext()
 
     def predict(self, model: nn.Module, images: torch.Tensor) -> Any:
         """What `update` takes, from a model in eval mode."""
@@ -115,6 +131,10 @@ class LongTailEvaluator(ClassificationEvaluator):
         valid = (target >= 0) & (target < self.num_classes)
         self.faults += torch.stack([(~output.isfinite().all(dim=1)).sum(), (~valid).sum()])
         target = target.clamp(0, self.num_classes - 1)
+        if self.keeps_predictions:
+            lengths = self.feature_lengths.last
+            self.kept_predictions.append(
+                Predictions.of_logits(output, target, None if lengths is None else lengths[:len(output)]))
 
         rank = _rank_of_target(output, target)
         top1, top5 = rank < 1, rank < 5
@@ -219,7 +239,7 @@ def evaluate(
     evaluator.max_samples = evaluation_sample_limit(loader)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), evaluator.watching(model):
         for images, target in loader:
             if len(images) < _FEWEST:
                 images = images[torch.arange(_FEWEST, device=images.device) % len(images)]
