@@ -158,12 +158,13 @@ class EvalResult:
 
         ece = ''.join(f'{shown(name):>9}' for name in ('ece_many', 'ece_medium', 'ece_few'))
         return '\n'.join([
+            f'{"":<20}{"all":>10}{"many":>9}{"medium":>9}{"few":>9}',
+            f'{"Calibration error":<20}{shown("ece"):>10}{ece}',
             f'{"Macro F1":<20}{shown("macro_f1"):>10}',
             f'{"Harmonic mean":<20}{shown("harmonic_mean"):>10}',
             f'{"Worst class":<20}{shown("worst_class"):>10}',
             f'{"NLL":<20}{shown("nll", 4):>10}',
-            f'{"Brier":<20}{shown("brier", 4):>10}{"many":>9}{"medium":>9}{"few":>9}',
-            f'{"Calibration error":<20}{shown("ece"):>10}{ece}'])
+            f'{"Brier":<20}{shown("brier", 4):>10}'])
 
     def write_json(self, path: str | Path, **about: Any) -> None:
         """Write the entries of `about`, which say what was evaluated, and `to_dict()`; whole or not at all."""

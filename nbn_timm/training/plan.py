@@ -25,6 +25,7 @@ from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.second_stages import SecondStage
@@ -138,12 +139,19 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
-        """Evaluate a model on a split."""
-        evaluator = self.evaluator(unwrap_model(model))
+    def evaluate(self, model: nn.Module, dataset: Dataset, evaluator: LongTailEvaluator | None = None) -> EvalResult:
+        """Evaluate a model on a split, by its own evaluator or the given one."""
+        evaluator = evaluator or self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
+
+    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
+        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_predictions()
+        result = self.evaluate(model, dataset, evaluator)
+        return result, Predictions.in_order(self.world.gather(evaluator.predictions()))
 
 
 def open_training_data(

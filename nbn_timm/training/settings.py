@@ -62,6 +62,7 @@ class RunSettings(Settings):
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
+    report: bool = setting(True, 'write report.html when the run ends', kind='machine')
 
 
 @dataclass(frozen=True)
