@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from nbn_timm.errors import InputError
@@ -157,8 +158,9 @@ def with_predictions(run: Run, folder: Path) -> Run:
     if not file.is_file():
         return run
     kept = Predictions.read(file)
+    hits = np.bincount(kept.labels[kept.correct], minlength=len(run.classes)).tolist()
     audited = replace(run, predictions=kept, classes=[
-        replace(row, correct=int((kept.correct & (kept.labels == label)).sum())) for label, row in enumerate(run.classes)])
+        replace(row, correct=correct) for row, correct in zip(run.classes, hits, strict=True)])
     if abs(audited.accuracy() - run.accuracy()) > ROUNDING:
         raise InputError(f"'{file}' says {audited.accuracy():.2f}% and the run {run.accuracy():.2f}%: they are of two "
                          'networks, so collect the run again')

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from nbn_timm.pages import Table, can_draw, how_to_draw, write_page
+from nbn_timm.pages import Number, Table, can_draw, how_to_draw, write_page
 from nbn_timm.report import figures
 from nbn_timm.report.bootstrap import LEVEL, RESAMPLES, Interval, paired_interval
 from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import Gallery, Shown, percent
 from nbn_timm.report.recipe import differing_settings
 from nbn_timm.report.run import SHOTS, FinishedRun
-from nbn_timm.report.single import CARDS, PICTURES, feature_lengths
+from nbn_timm.report.single import CARDS, DECIMALS, PICTURES, feature_lengths
 
 _CLASSES = 10  # that gain or lose most
 
@@ -99,7 +99,8 @@ def number_table(runs: Sequence[FinishedRun]) -> Table:
     for key, label, unit in CARDS:
         values = [run.results.get(key) for run in runs]
         if any(value is not None for value in values):
-            rows.append([f'{label} ({unit})', *(None if value is None else float(value) for value in values)])
+            numbers = (None if value is None else Number(value, DECIMALS.get(key, 2)) for value in values)
+            rows.append([f'{label} ({unit})', *numbers])
     return Table(['', *(run.name for run in runs)], rows)
 
 
@@ -165,6 +166,6 @@ def interval_table(rows: Sequence[tuple[str, int, str, Interval]]) -> Table:
     """For people; whether zero lies outside is said in words."""
     words = {0: 'not told apart', 1: 'more', -1: 'less'}
     return Table(['', 'over', 'difference', 'from', 'to', ''], [
-        [name, f'{number:,} {what}', *(f'{value:+.{4 if name.startswith("NLL") else 2}f}' for value in
+        [name, f'{number:,} {what}', *(Number(value, 4 if name.startswith('NLL') else 2, signed=True) for value in
                                        (found.mean, found.low, found.high)), words[found.verdict]]
         for name, number, what, found in rows])

@@ -184,6 +184,7 @@ def draw_lengths(axes: Any, lengths: Mapping[str, Mapping[str, float]], colors: 
     axes.set(ylabel='mean feature length')
     axes.grid(visible=False, axis='x')
     if len(lengths) > 1:
+        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
         axes.legend(fontsize=8)
 
 

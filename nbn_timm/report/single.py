@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from nbn_timm.evaluation.calibration import Calibration
-from nbn_timm.pages import Card, Table, can_draw, how_to_draw, write_page
+from nbn_timm.pages import Card, Number, Table, can_draw, how_to_draw, write_page
 from nbn_timm.report import figures
 from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import Gallery, told
@@ -22,6 +22,7 @@ CARDS = (
     ('harmonic_mean', 'Harmonic mean', 'of the recalls, %'), ('worst_class', 'Worst class', 'its recall, %'),
     ('ece', 'Calibration error', '15 bins, points'), ('nll', 'NLL', 'per picture'), ('brier', 'Brier', '0 to 2'),
 )
+DECIMALS = {'nll': 4, 'brier': 4}
 _TALL = 15  # rows from which a table scrolls by itself
 
 
@@ -90,8 +91,7 @@ def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
 
 def cards(run: FinishedRun) -> list[Card]:
     """The headline numbers that there are."""
-    decimals = {'nll': 4, 'brier': 4}
-    return [Card(label, f'{run.results[key]:.{decimals.get(key, 2)}f}', note) for key, label, note in CARDS
+    return [Card(label, Number(run.results[key], DECIMALS.get(key, 2)), note) for key, label, note in CARDS
             if isinstance(run.results.get(key), int | float)]
 
 
