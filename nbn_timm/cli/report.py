@@ -23,13 +23,14 @@ from nbn_timm.report import (
     FinishedRun,
     NormSizes,
     find_checkpoint,
+    is_run,
     norm_sizes,
     read_run,
     write_comparison,
     write_report,
 )
 from nbn_timm.settings import SettingGroups, Settings, only_with, setting
-from nbn_timm.trained.opening import open_trained
+from nbn_timm.trained.opening import checkpoint_record, open_trained
 from nbn_timm.training.distributed import World, init_world
 from nbn_timm.training.report import REPORT
 from nbn_timm.training.settings import TrainSettings
@@ -66,7 +67,7 @@ def create_parser() -> argparse.ArgumentParser:
     """The flags and the runs."""
     parser = build_parser(ReportCommand, 'nbn-report', 'Write one HTML page of a run: curves, classes, confusion, '
                           'pictures, calibration, settings; or a comparison of several runs with the first.')
-    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or a checkpoint in it')
+    parser.add_argument('runs', nargs='+', metavar='RUN', help='folder of a run, or a checkpoint')
     return parser
 
 
@@ -118,7 +119,10 @@ def folder_of(place: Path) -> Path:
 
 def read(place: Path, name: str, settings: ReportSettings, world: World, work: Path) -> FinishedRun:
     """Read a run, and evaluate its network again if that is asked for."""
-    run = read_run(folder_of(place), name=name)
+    if place.is_file() and not is_run(place.parent):  # a checkpoint alone
+        run = FinishedRun(name, place.parent, checkpoint_record(str(place)).arguments, (), 'test', {}, (), None)
+    else:
+        run = read_run(folder_of(place), name=name)
     if not settings.evaluate:
         return run
     checkpoint = place if place.is_file() else find_checkpoint(run)
@@ -136,7 +140,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
         validate(validation_settings(ValidateSettings.of(values), values), world)
     found = read_run(run.folder, work, name)
     kept = {key: run.results[key] for key in ('checkpoint', 'weights') if key in run.results}
-    return replace(found, results={**found.results, **kept})
+    return replace(found, settings=run.settings, results={**found.results, **kept})
 
 
 def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> Any:

@@ -15,6 +15,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
 
 SHOTS = ('many', 'medium', 'few')
+_FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
 _WEIGHTS = ('model_best.pth.tar', 'last.pth.tar')
 
 T = TypeVar('T')
@@ -112,9 +113,8 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     Raises:
         InputError: It is no folder of a run, or a file is damaged.
     """
-    known = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
-    if not any((folder / file).is_file() for file in known):
-        raise InputError(f"'{folder}' is no folder of a run (it has none of {', '.join(known)}): give the folder that "
+    if evaluated is None and not is_run(folder):
+        raise InputError(f"'{folder}' is no folder of a run (it has none of {', '.join(_FILES)}): give the folder that "
                          'train.py has written')
     place = evaluated or folder
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
@@ -133,6 +133,11 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
         name or folder.resolve().name, folder,
         _read(folder / 'args.yaml', lambda text: dict(yaml.safe_load(text)), {}),
         _read(folder / 'summary.csv', _summary, []), split, results, classes, predictions, tuple(notes))
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder has a file that only runs leave."""
+    return any((folder / file).is_file() for file in _FILES)
 
 
 def find_checkpoint(run: FinishedRun) -> Path | None:

@@ -80,7 +80,8 @@ def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
     if not can_draw():
         found.append(how_to_draw())
     if not run.results:
-        found.append('The folder has no test.json: the run is not finished, or another program has written it.')
+        found.append('There is no test.json: the run is not finished, or another program has made it. nbn-report '
+                     '--evaluate evaluates its network.')
     if run.results and run.predictions is None:
         found.append('There is nothing of single pictures, since an earlier version kept no predictions: '
                      'nbn-report --evaluate runs the network again.')
