@@ -291,7 +291,8 @@ def test_a_network_without_batch_norm_has_no_sizes():
 _MEASURE = """<script>addEventListener('load', () => { const wide = [...document.querySelectorAll('main *')].filter(
   one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.scroll, pre'));
   document.documentElement.setAttribute('data-found', JSON.stringify({width: innerWidth,
-  over: document.documentElement.scrollWidth - document.documentElement.clientWidth, wide: wide.map(one => one.outerHTML.slice(0, 80)),
+  over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  wide: wide.map(one => one.outerHTML.slice(0, 80)),
   fetched: performance.getEntriesByType('resource').map(one => one.name).filter(name => !name.startsWith('data:')),
   broken: [...document.images].filter(one => !one.naturalWidth).length}));});</script>"""
 
