@@ -117,7 +117,7 @@ def test_classes_confusion_and_pictures_are_those_of_the_predictions(runs):
     shown = pair_table(run, Numbers()).rows
     wrong = {pair: count for pair, count in pairs.items() if pair[0] != pair[1]}
     assert [row[2] for row in shown] == sorted(wrong.values(), reverse=True)
-    for label, guess, count, _, _, _, pictures in shown:
+    for label, guess, count, pictures, *_ in shown:
         names = run.names
         assert wrong[names.index(label), names.index(guess)] == count
         assert all(names[kept.labels[index]] == label and names[kept.predicted[index]] == guess for index in pictures)

@@ -148,9 +148,9 @@ def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> A
     if run.predictions is None or not run.settings.get('dataset'):
         return None
     data = DataSettings.from_record({**run.settings, **({'data_dir': data_dir} if data_dir else {})})
-    data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
     known = Known(Classes(None, tuple(run.names), 'the run'), 'the run', binding=True)
     try:
+        data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
         splits = create_splits(data, (run.split,), known)
     except InputError as error:
         notes.append(f'The pictures are not at hand: {error}')

@@ -19,7 +19,7 @@ MATRIX_LIMIT = 50  # classes of which a matrix can be read
 _OF_SHOT = {'all': INK, 'many': SERIES[0], 'medium': SERIES[1], 'few': SERIES[2]}
 
 
-def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | None = None, log: bool = False) -> Svg:
+def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | None = None) -> Svg:
     """Values over epochs, a line for each name."""
     lines = {name: line for name, line in lines.items() if line[0]}
 
@@ -30,9 +30,6 @@ def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | No
             axes.plot(epochs, values, label=name, marker='o' if len(epochs) == 1 else None, markersize=4, **color)
         axes.set(xlabel='epoch', ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if log:
-            axes.set_yscale('log')
-            plain_log(axes.yaxis)
         if len(lines) > 1:
             axes.legend(fontsize=8)
 
@@ -45,12 +42,10 @@ def training_curves(run: FinishedRun) -> list[tuple[Svg, str]]:
     loss = {'training': run.curve('train_loss'), watched: run.curve('eval_loss')}
     accuracy = {shot: run.curve(column) for shot, column in
                 (('all', 'eval_top1'), *((shot, f'eval_{shot}') for shot in SHOTS))}
-    rates = run.curve('lr')
-    wide = bool(rates[1]) and min(rates[1]) > 0 and max(rates[1]) > 100 * min(rates[1])
     return [
         (curves(loss, 'loss by epoch', 'loss'), 'Loss. The training loss is of the method, which may weigh classes.'),
         (curves(accuracy, 'accuracy by epoch', 'accuracy in %', _OF_SHOT), f'Accuracy after each epoch, {watched}.'),
-        (curves({'rate': rates}, 'learning rate by epoch', 'learning rate', log=wide), 'Learning rate.')]
+        (curves({'rate': run.curve('lr')}, 'learning rate by epoch', 'learning rate'), 'Learning rate.')]
 
 
 def shot_bars(runs: Mapping[str, Mapping[str, Any]], label: str = 'accuracy by shot') -> Svg:

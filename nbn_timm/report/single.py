@@ -101,15 +101,15 @@ def shot_table(run: FinishedRun) -> Table | None:
     splits = run.results.get('splits')
     if not splits or run.shot_of_class is None:
         return None
-    limits = {'many': f'more than {splits["many_above"]}', 'few': f'less than {splits["few_below"]}',
-              'medium': f'{splits["few_below"]} to {splits["many_above"]}'}
+    limits = {'many': f'>{splits["many_above"]}', 'few': f'<{splits["few_below"]}',
+              'medium': f'{splits["few_below"]}–{splits["many_above"]}'}
     rows = []
     for shot in SHOTS:
         of_shot = [row for row in run.classes if row.shot == shot]
-        rows.append([shot, f'{limits[shot]} training images', len(of_shot),
+        rows.append([shot, limits[shot], len(of_shot),
                      sum(row.train_images or 0 for row in of_shot), splits[shot]['images'], run.results.get(shot),
                      run.results.get(f'ece_{shot}')])
-    return Table(['shots', 'classes with', 'classes', 'training images', f'{run.split} images', 'accuracy %',
+    return Table(['shots', 'images per class', 'classes', 'training images', f'{run.split} images', 'accuracy %',
                   'calibration error'], rows)
 
 
@@ -151,10 +151,10 @@ def pair_table(run: FinishedRun, gallery: Gallery | None) -> Table | None:
         of_pair = (predictions.labels == pairs[0, place]) & (predictions.predicted == pairs[1, place])
         those = np.flatnonzero(of_pair)
         surest = those[np.argsort(-predictions.confidence[those], kind='stable')][:PICTURES_OF_PAIR]
-        rows.append([label.name, guess.name, int(counts[place]), 100 * float(counts[place]) / label.test_images,
-                     label.train_images, guess.train_images, gallery.row(surest.tolist())])
-    return Table(['is', 'told to be', 'pictures', '% of the class', 'training images', 'and of the other',
-                  'such pictures'], rows) if rows else None
+        rows.append([label.name, guess.name, int(counts[place]), gallery.row(surest.tolist()),
+                     100 * float(counts[place]) / label.test_images, label.train_images, guess.train_images])
+    return Table(['is', 'told to be', 'times', 'such pictures', '% of the class', 'training images', 'of the other'],
+                 rows) if rows else None
 
 
 def shot_confusion(run: FinishedRun) -> Table | None:
