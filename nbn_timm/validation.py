@@ -2,16 +2,16 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
+from nbn_timm.data.classes import label_names
+from nbn_timm.data.dataset import picture_names
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
@@ -35,8 +35,8 @@ from nbn_timm.evaluation import (
     logit_offset,
     shifted_accuracy,
 )
+from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.files import atomic_write
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
@@ -80,6 +80,9 @@ class EvaluationSettings(Settings):
     logits_file: str | None = setting(
         None, 'write the float32 logits of all images, in the order of the split, and their labels, as NumPy .npz',
         metavar='FILE', kind='place')
+    save_predictions: str | None = setting(
+        None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
+        'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
@@ -161,6 +164,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     Raises:
         InputError: Something given is wrong.
     """
+    check_format(settings.evaluation.save_predictions)
     with world.primary_first():
         trained = open_network(settings)
     splits, class_counts = open_evaluated_data(settings, trained, world)
@@ -185,6 +189,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
         evaluator.keep_logits()
     if settings.post_hoc.test_agnostic:
         evaluator.keep_hits()
+    if settings.evaluation.save_predictions:
+        evaluator.keep_predictions()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
@@ -192,6 +198,11 @@ def validate(settings: ValidateSettings, world: World) -> None:
         write_logits(settings.evaluation.logits_file, evaluator, world)
     shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
         settings.post_hoc.test_agnostic) else None
+    if settings.evaluation.save_predictions:
+        predictions = Predictions.in_order(world.gather(evaluator.predictions()))
+        if world.is_primary:
+            write_predictions(settings.evaluation.save_predictions, predictions,
+                              told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about, shifted)
         rate = result.num_samples / (time.perf_counter() - start)
@@ -319,6 +330,13 @@ def describe(
     }
 
 
+def told_names(trained: TrainedModel, splits: Splits, class_counts: Classes | None) -> tuple[str, ...]:
+    """Names of all classes, of whoever has some; else their numbers."""
+    known = [classes.names for classes in (trained.classes, class_counts, splits.classes)
+             if classes is not None and classes.named and classes.num_classes == trained.model.num_classes]
+    return known[0] if known else label_names(trained.model.num_classes)
+
+
 def report_evaluation(
         settings: ValidateSettings,
         result: EvalResult,
@@ -327,7 +345,7 @@ def report_evaluation(
         shifted: ShiftedAccuracy | None = None,
 ) -> None:
     """Print the table, and write the files that were asked for."""
-    table = result.table()
+    table = f'{result.table()}\n\n{result.further_table()}'
     if shifted is not None:
         about = {**about, 'test_agnostic': shifted.to_dict()}
         table += f'\n\n{shifted.table()}'
@@ -362,9 +380,7 @@ def of_all_images(own: tuple[torch.Tensor, ...], world: World) -> tuple[torch.Te
     of_processes = world.gather(own)
     if not world.is_primary:
         return None
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(len(parts[0])) * world.size + rank for rank, parts in enumerate(of_processes)])
-    order = place.argsort()
+    order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes]))
     return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
 
 
@@ -374,12 +390,7 @@ def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
     if gathered is None:
         return
     logits, labels = gathered
-    atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
-
-
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    with open(path, 'wb') as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_arrays(path, logits=logits.numpy(), labels=labels.numpy())
 
 
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:

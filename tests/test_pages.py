@@ -14,6 +14,7 @@ from nbn_timm.pages import Card, Table, figure_svg, page, render, thumbnail, wri
 from nbn_timm.pages.figures import SERIES
 
 pytestmark = pytest.mark.fast
+FIGURES = True
 
 
 @pytest.fixture

@@ -210,8 +210,8 @@ def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     assert str(folder) in printed
     assert 'chosen by validation top1' in printed
     assert {path.name for path in folder.iterdir()} == {
-        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, 'last-1.pth.tar', BEST, 'test.json',
-        'test_per_class.csv'}
+        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, 'last-1.pth.tar', BEST, 'test.json', 'report.html',
+        'test_per_class.csv', 'test_predictions.npz'}
     columns = (folder / 'summary.csv').read_text().splitlines()[0].split(',')
     assert {f'eval_{name}' for name in ('top1', 'top5', 'many', 'medium', 'few', 'mean_class', 'loss')} < set(columns)
     checkpoint = torch.load(folder / LAST, weights_only=True)

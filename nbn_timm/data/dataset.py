@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Self
 
 from nbn_timm.data.pictures import read_picture
@@ -101,6 +101,30 @@ class ImageSamples(LabelledImages):
     def _path(self, index: int) -> bytes:
         begin = self._ends[index - 1] if index else 0
         return self._paths[begin:self._ends[index]]
+
+
+def picture_names(dataset: Any, number: int) -> list[str]:
+    """Files of the pictures of a split; of those that are in no files of their own, the position, from 0."""
+    if isinstance(dataset, ImageSamples):
+        return [dataset.path(index) for index in range(number)]
+    filenames = getattr(dataset, 'filenames', None)  # of timm's datasets
+    if filenames is None or isinstance(dataset, IterableDataset):
+        return [str(index) for index in range(number)]
+    try:
+        return [str(name) for name in filenames(absolute=True)][:number]
+    except (TypeError, NotImplementedError, AssertionError):  # the reader has none
+        return [str(index) for index in range(number)]
+
+
+def picture(dataset: Any, index: int) -> Image.Image:
+    """The picture at `index` of a split that can be indexed, before any transform."""
+    if isinstance(dataset, LabelledImages):
+        return dataset.image(index)
+    transform, dataset.transform = dataset.transform, None
+    try:
+        return dataset[index][0]
+    finally:
+        dataset.transform = transform
 
 
 class ArraySamples(LabelledImages):

@@ -1,7 +1,7 @@
 """What CIFAR-10-LT and CIFAR-100-LT share: torchvision's data and the format in which the field reads them."""
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchvision.datasets import CIFAR10
 
@@ -41,7 +41,8 @@ class CifarLT(DrawnBenchmark):
 
     def load(self, settings: DataSettings, part: str) -> tuple[ArraySamples, tuple[str, ...]]:
         """The 50,000 training images or the 10,000 test images in torchvision's order."""
-        cifar, train = self.cifar, part == 'train'
+        cifar: Any = self.cifar
+        train = part == 'train'
         data_dir = image_root(settings)
         download = settings.download and train  # which fetches both splits
         try:

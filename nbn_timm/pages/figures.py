@@ -59,6 +59,13 @@ def figure_svg(draw: Callable[[Any], None], label: str, width: float = 4.8, heig
     return _inline(file.getvalue(), label)
 
 
+def plain_log(axis: Any) -> None:
+    """Plain numbers for a logarithmic axis: matplotlib would write formulas, and text is not taken for one here."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _inline(svg: str, label: str) -> Markup:
     """The svg element alone, as wide as its place and with the page's colours; the page's style sets the font."""
     svg = svg[svg.index('<svg'):]

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,12 +21,20 @@ class Card:
     note: str = ''
 
 
+class Number(NamedTuple):
+    """A number in a table with digits of its own."""
+
+    value: float
+    decimals: int = 2
+    signed: bool = False
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows under column titles.
 
-    A cell that is a float is shown with `decimals` digits, an int with separators, None as a dash; numbers stand on
-    the right. A cell that is a `markupsafe.Markup` is shown as HTML, any other text as it stands.
+    A cell that is a float is shown with `decimals` digits, a `Number` with its own, an int with separators, None as a
+    dash; numbers stand on the right. A `markupsafe.Markup` is shown as HTML, any other text as it stands.
 
     Attributes:
         columns: Titles.
@@ -71,13 +79,15 @@ def cell(value: Any, decimals: int = 2) -> Any:
         return _NOTHING
     if isinstance(value, bool):
         return 'yes' if value else 'no'
+    if isinstance(value, Number):
+        return f'{value.value:{"+" if value.signed else ""},.{value.decimals}f}'
     if isinstance(value, float):
         return f'{value:,.{decimals}f}'
     return f'{value:,}' if isinstance(value, int) else value
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float | Number) and not isinstance(value, bool)
 
 
 @cache

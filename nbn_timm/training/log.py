@@ -85,7 +85,7 @@ class RunLog:
                **{f'eval_{key}': value for key, value in (evaluation or {}).items()}, 'lr': lr}
         now = datetime.now(timezone.utc).isoformat(timespec='seconds')
         with _writing(self.summary.parent):
-            update_summary(epoch, train, evaluation, filename=str(self.summary), lr=lr)
+            update_summary(epoch, train, self._in_columns(evaluation), filename=str(self.summary), lr=lr)
             with open(self.lines, 'a', encoding='utf-8') as file:
                 file.write(json.dumps({'epoch': epoch, 'time': now, **row}) + '\n')
         numbers = {key: value for key, value in row.items() if value is not None}
@@ -95,6 +95,14 @@ class RunLog:
             self.tensorboard.flush()
         if self.wandb is not None:
             self.wandb.log({'epoch': epoch, **numbers})
+
+    def _in_columns(self, evaluation: Metrics | None) -> Metrics | None:
+        """The metrics that the summary has columns for, where a version with fewer of them began it."""
+        if evaluation is None or not self.summary.exists() or not self.summary.stat().st_size:
+            return evaluation
+        with open(self.summary, encoding='utf-8') as file:
+            columns = file.readline().strip().split(',')
+        return {key: value for key, value in evaluation.items() if f'eval_{key}' in columns}
 
     def close(self) -> None:
         """Finish TensorBoard and W&B."""

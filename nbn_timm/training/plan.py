@@ -26,6 +26,7 @@ from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.second_stages import SecondStage
@@ -140,12 +141,19 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
-        """Evaluate a model on a split."""
-        evaluator = self.evaluator(unwrap_model(model))
+    def evaluate(self, model: nn.Module, dataset: Dataset, evaluator: LongTailEvaluator | None = None) -> EvalResult:
+        """Evaluate a model on a split, by its own evaluator or the given one."""
+        evaluator = evaluator or self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
+
+    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
+        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_predictions()
+        result = self.evaluate(model, dataset, evaluator)
+        return result, Predictions.in_order(self.world.gather(evaluator.predictions()))
 
 
 def open_training_data(
@@ -176,12 +184,13 @@ def open_training_data(
 
 def check_eval_metric(name: str, splits: Splits) -> None:
     """Refuse to choose checkpoints by the accuracy of a split that has no classes."""
-    if splits.val is None or name not in ('many', 'medium', 'few'):
+    shot = name.removeprefix('ece_')
+    if splits.val is None or shot not in ('many', 'medium', 'few'):
         return
     if splits.class_counts is None:
         raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
-    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[name]:
-        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
+    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[shot]:
+        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {shot}-shot')
 
 
 def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:

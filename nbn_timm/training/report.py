@@ -6,11 +6,14 @@ import yaml
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
+from torch.utils.data import Dataset
 
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draws_validation
+from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
+from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.keeper import Keeper
@@ -20,6 +23,7 @@ from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
+REPORT = 'report.html'
 
 _logger = logging.getLogger(__name__)
 
@@ -64,11 +68,20 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
     _logger.info('\n'.join(lines))
 
 
+def write_page(plan: Plan, model: nn.Module, dataset: Dataset) -> None:
+    """Write report.html, of what the run has left in its folder."""
+    try:
+        norms = norm_sizes(unwrap_model(model))
+    except InputError:  # a network without BatchNorm
+        norms = None
+    write_report(plan.folder / REPORT, read_run(plan.folder), TrainSettings, dataset, norms, plan.world.size)
+
+
 def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
     """Say how an epoch (0-based) went."""
     if result is not None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
-                          for name, value in result.metrics().items())
+                          for name, value in result.headline().items())
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
@@ -104,7 +117,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
         return
-    result = plan.evaluate(model, dataset)
+    result, predictions = plan.evaluate_and_keep(model, dataset)
     if not plan.world.is_primary:
         return
     settings = plan.settings
@@ -112,8 +125,13 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
         precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
-    files = [*files, f'{split}.json']
-    if splits.class_counts is not None:
-        result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
+    predictions.write(folder / f'{split}_predictions.npz')
+    files = [*files, f'{split}.json', f'{split}_predictions.npz']
+    if splits.classes is not None:
+        result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
         files.append(f'{split}_per_class.csv')
-    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder, ', '.join(files))
+    if settings.run.report:
+        write_page(plan, model, dataset)
+        files.append(REPORT)
+    _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
+                 result.further_table(), folder, ', '.join(files))

@@ -19,6 +19,7 @@ from torch import nn
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.files import atomic_write, file_sha256, open_regular
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
@@ -45,10 +46,10 @@ class Best:
 
 
 def is_better(metric: float, best: Best | None, name: str) -> bool:
-    """Whether `metric` beats the best so far; for 'loss' lower is better."""
+    """Whether `metric` beats the best so far; of a loss or an error lower is better."""
     if best is None:
         return True
-    return metric < best.metric if name == 'loss' else metric > best.metric
+    return metric < best.metric if name in LOWER_IS_BETTER else metric > best.metric
 
 
 def checkpoint_state(

@@ -7,7 +7,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
-from nbn_timm.evaluation.result import METRICS
+from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
 from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
@@ -61,9 +61,10 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
     resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
                                  metavar='FILE', kind='place')
-    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
+    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
+    report: bool = setting(True, 'write report.html when the run ends', kind='machine')
 
 
 @dataclass(frozen=True)
