@@ -2,8 +2,9 @@
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from nbn_timm.cli import export, predict, push, train, validate
+from nbn_timm.cli import export, predict, probe, push, train, validate
 from nbn_timm.config import build_parser
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
@@ -11,6 +12,7 @@ from nbn_timm.validation import ValidateSettings
 COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = {
     'nbn-train': (TrainSettings, lambda: build_parser(TrainSettings, 'nbn-train', train.DESCRIPTION)),
     'nbn-validate': (ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', validate.DESCRIPTION)),
+    'nbn-probe': (ProbeSettings, lambda: build_parser(ProbeSettings, 'nbn-probe', probe.DESCRIPTION)),
     'nbn-predict': (predict.PredictSettings, predict.create_parser),
     'nbn-export': (export.ExportCommand, export.create_parser),
     'nbn-push': (push.PushCommand, push.create_parser),

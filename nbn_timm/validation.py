@@ -322,10 +322,7 @@ def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
     of_processes = world.gather(evaluator.logits())
     if not world.is_primary:
         return
-    numbers = torch.tensor([len(labels) for _, labels in of_processes])
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
-    order = place.argsort()
+    order = world.dataset_order([len(labels) for _, labels in of_processes])
     logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
     atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
 

@@ -1,7 +1,7 @@
 """Where this process stands among the processes of a run, and the few things that they must do together."""
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,18 @@ class World:
         with torch.cuda.device(self.device) if self.device.type == 'cuda' else nullcontext():
             dist.all_gather_object(values, value)
         return values
+
+    @staticmethod
+    def dataset_order(numbers: Sequence[int]) -> torch.Tensor:
+        """Which entry of all processes' results, one after the other, is of which image of an evaluation, int64 [N].
+
+        Process r has the images r, r + processes, ...
+
+        Args:
+            numbers: Of images, by process, without padding.
+        """
+        places = [torch.arange(number) * len(numbers) + rank for rank, number in enumerate(numbers)]
+        return torch.cat(places).argsort()
 
     @contextmanager
     def primary_first(self) -> Iterator[None]:

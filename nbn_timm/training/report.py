@@ -9,11 +9,11 @@ from torch import nn
 
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
+from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
-from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
@@ -27,7 +27,7 @@ def write_settings(plan: Plan) -> None:
         write_text_atomic(plan.folder / SETTINGS_FILE, config_text(plan.settings))
 
 
-def config_text(settings: TrainSettings) -> str:
+def config_text(settings: SettingGroups) -> str:
     """All settings as a config that `--config` reads."""
     known = {key: value for key, value in settings.values().items() if key not in ('config', 'resume')}
     return '# Settings of this run; `--config` reads this file.\n' + yaml.safe_dump(known, sort_keys=False)
