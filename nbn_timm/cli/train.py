@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
-from nbn_timm.datasets import LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
@@ -94,13 +93,7 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = values.get('initial_checkpoint')
     if not checkpoint:
         return {}
-    record = checkpoint_record(checkpoint)
-    dataset = str(values.get('dataset') or record.dataset)
-    same_format = bool(values.get('stage')) or dataset == record.dataset or not prescribes_format(dataset)
-    inherited = record.inherited(TrainSettings, values, same_format)
-    if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
-        return {name: value for name, value in inherited.items() if name not in LISTS}
-    return inherited
+    return checkpoint_record(checkpoint).inherited_by_training(TrainSettings, values, bool(values.get('stage')))
 
 
 if __name__ == '__main__':

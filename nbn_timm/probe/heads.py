@@ -122,17 +122,20 @@ def fit_head(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = HEADS[method.kind](features.size, classes.num_classes).to(x.device)
-        if method.kind == LINEAR:  # nothing has to be broken, and noise where no feature varies would stay
-            head.weight.data.zero_()
-            head.bias.data.zero_()
-        sampler = create_sampler(method.sampler, labels.cpu().numpy(), classes, seed, epochs=settings.head_epochs)
-        batch = settings.head_batch_size or min(max(len(labels) // 20, 16), 512)
+        settings = settings.for_features(len(features), features.size)
+        epochs, batch, rate, decay = (settings.head_epochs, settings.head_batch_size, settings.head_lr,
+                                      settings.head_weight_decay)
+        assert epochs is not None and batch is not None and rate is not None and decay is not None
+        sampler = create_sampler(method.sampler, labels.cpu().numpy(), classes, seed, epochs=epochs)
         updates = max(len(sampler) // batch, 1)
+        _begin(head, x[0], labels)
+        if method.kind == LINEAR and not takes_features(method.loss):
+            _begin_bias(head.bias, loss, labels[torch.tensor(list(sampler))])  # type: ignore[arg-type]
         optimizer = create_optimizer(head, OptimizerSettings(
-            opt='adamw', lr=settings.head_lr, weight_decay=settings.head_weight_decay, decay_1d=False))
+            opt='adamw', lr=rate, weight_decay=decay, decay_1d=False))
         scheduler = create_scheduler(
-            optimizer, ScheduleSettings(epochs=settings.head_epochs, sched='cosine', sched_on_updates=True), updates)
-        for epoch in range(settings.head_epochs):
+            optimizer, ScheduleSettings(epochs=epochs, sched='cosine', sched_on_updates=True), updates)
+        for epoch in range(epochs):
             if hasattr(loss, 'set_epoch'):
                 loss.set_epoch(epoch)  # type: ignore[operator]
             for number, indices in enumerate(_batches(sampler, epoch, batch)):
@@ -211,6 +214,45 @@ def _moments(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     mean, variance = flat.mean(dim=0), flat.var(dim=0, correction=0)
     std = (variance + _FLOOR * variance.mean()).sqrt()
     return mean.float(), torch.where(std > 0, std, torch.ones_like(std)).float()
+
+
+@torch.no_grad()
+def _begin(head: Any, x: torch.Tensor, labels: torch.Tensor) -> None:
+    """Initial weights: zeros of a linear head, else the directions of the classes' means, as chance takes long to turn.
+
+    Args:
+        head: Whose loss is convex if it is linear.
+        x: [N, D], with mean zero.
+        labels: [N].
+    """
+    if isinstance(head, nn.Linear):
+        head.weight.zero_()
+        head.bias.zero_()
+        return
+    sums = torch.zeros_like(head.weight).index_add_(0, labels, x)
+    there = torch.bincount(labels, minlength=head.out_features) > 0
+    head.weight[there] = nn.functional.normalize(sums[there], dim=1)
+
+
+def _begin_bias(bias: nn.Parameter, loss: nn.Module, labels: torch.Tensor) -> None:
+    """The best constant logits, which small steps would take long to reach: of cross-entropy, the logarithmic prior.
+
+    Args:
+        bias: [C]; changed in place.
+        loss: In its first epoch.
+        labels: Of an epoch.
+    """
+    optimizer = torch.optim.LBFGS([bias], max_iter=50, line_search_fn='strong_wolfe')
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        value: torch.Tensor = loss(bias.expand(len(labels), -1), labels)
+        # A class without images has no best constant: its logit would fall for ever.
+        value = value + 1e-6 * bias.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def _batches(sampler: Any, epoch: int, size: int) -> Iterator[torch.Tensor]:

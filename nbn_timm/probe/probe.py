@@ -13,7 +13,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import read_mapping
 from nbn_timm.data import Classes, DataDefaults, Splits
 from nbn_timm.data.splits import Known
-from nbn_timm.datasets import create_splits, prescribes_format
+from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.files import write_text_atomic
@@ -47,9 +47,7 @@ def probe_settings(settings: ProbeSettings, given: Mapping[str, Any]) -> ProbeSe
     weights, values = settings.weights, dict(given)
     if weights.checkpoint:
         record = checkpoint_record(weights.checkpoint)
-        dataset = str(values.get('dataset') or record.dataset)
-        same_format = dataset == record.dataset or not prescribes_format(dataset)
-        values = {**record.inherited(ProbeSettings, values, same_format), **values}
+        values = {**record.inherited_by_training(ProbeSettings, values), **values}
     elif not (weights.pretrained or weights.pretrained_path):
         raise InputError('features of untrained weights are of no use: give --pretrained, --pretrained-path PATH or '
                          '--checkpoint FILE')
@@ -83,7 +81,7 @@ def probe(settings: ProbeSettings, world: World, folder: Path) -> None:
             f': {counts.total:,} training images of {counts.num_classes} classes, '
             f'imbalance factor {counts.imbalance_factor:.4g} ({counts.source})'),
         f'run       {folder}, seed {settings.run.seed}' + (', in place of an equal one' if replaced else ''),
-        *splits.notes, *slower]))
+        *(note for note in splits.notes if 'no best epoch' not in note), *slower]))
     model.to(world.device)
     if precision.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -237,7 +235,7 @@ def _keep(
     kept = comparison.find(name) if name else comparison.best
     put_head(model, kept.head)
     write_text_atomic(folder / SETTINGS_FILE, config_text(settings))
-    arguments = {**training_arguments(settings, world.size, images), **_came_to(settings, kept)}
+    arguments = {**training_arguments(settings, world.size, images), **_came_to(settings, kept, features['train'])}
     state = fitted_state(model.cpu(), settings.model.model, arguments, classes)
     save_checkpoint(folder, state, is_best=True)
     chosen_by = 'hand' if name else f'validation {comparison.metric}'
@@ -262,9 +260,9 @@ def _keep(
                  ', '.join(files))
 
 
-def _came_to(settings: ProbeSettings, kept: ComparedHead) -> dict[str, Any]:
+def _came_to(settings: ProbeSettings, kept: ComparedHead, train: Features) -> dict[str, Any]:
     """How the kept head was trained, by the names that a training has for it."""
-    method, heads = head_method(kept.name), settings.heads
+    method, heads = head_method(kept.name), settings.heads.for_features(len(train), train.size)
     return {
         'head': kept.described, 'loss': method.loss, 'loss_kwargs': dict(method.loss_kwargs),
         'sampler': method.sampler, 'no_aug': True, 'opt': 'adamw', 'lr': heads.head_lr,

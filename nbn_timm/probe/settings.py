@@ -1,5 +1,5 @@
 """Settings of cached features and of the heads on them."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
@@ -32,7 +32,7 @@ class ProbeRunSettings(Settings):
     seed: int = setting(42, 'of all random draws', limits=NOT_NEGATIVE)
     output: str = setting('output', 'parent of all run folders', metavar='DIR', kind='place')
     experiment: str | None = setting(None, "the run's folder", metavar='NAME', kind='place',
-                                     unset='<model>-<dataset>-probe-s<seed>')
+                                     unset='<model>-<dataset>-probe-s<seed>, with the head of --keep')
     eval_metric: str = setting('mean_class', 'of the validation, by which a head is chosen', choices=METRICS)
 
 
@@ -74,11 +74,31 @@ class HeadSettings(Settings):
                                unset='the best of the validation by --eval-metric')
     folds: int = setting(5, 'where there is no validation split, parts of the training images of which each is judged '
                          'by heads that were trained on the others', limits=Limits(2, 100))
-    head_epochs: int = setting(30, 'passes over the features', limits=AT_LEAST_1)
-    head_lr: float = setting(1e-3, 'learning rate of AdamW, falling by a cosine to zero', limits=POSITIVE)
-    head_weight_decay: float = setting(0.5, 'of AdamW', limits=NOT_NEGATIVE)
+    head_epochs: int | None = setting(None, 'passes over the features', limits=AT_LEAST_1,
+                                      unset='30, or more where these make less than 500 updates')
+    head_lr: float | None = setting(None, 'learning rate of AdamW, falling by a cosine to zero', limits=POSITIVE,
+                                    unset='1.28 / length of the feature vectors, at most 0.05')
+    head_weight_decay: float | None = setting(None, 'of AdamW', limits=NOT_NEGATIVE,
+                                              unset='length of the feature vectors / 256')
     head_batch_size: int | None = setting(None, 'images per update', limits=Limits(2),
                                           unset='a twentieth of the images, from 16 to 512')
+
+    def for_features(self, images: int, size: int) -> 'HeadSettings':
+        """With numbers for what is not given.
+
+        Logits are sums over a vector, in which AdamW moves every weight by its rate: the longer the vector, the smaller
+        the rate for the same logits (Yang et al., "Tensor Programs V", 2022), and the stronger the decay beside it.
+
+        Args:
+            images: Of an epoch.
+            size: Length of a feature vector.
+        """
+        batch_size = self.head_batch_size or min(max(images // 20, 16), 512)
+        updates = max(images // batch_size, 1)
+        return replace(
+            self, head_batch_size=batch_size, head_epochs=self.head_epochs or max(30, -(-500 // updates)),
+            head_lr=self.head_lr or min(1.28 / size, 0.05),
+            head_weight_decay=size / 256 if self.head_weight_decay is None else self.head_weight_decay)
 
 
 @dataclass(frozen=True)
@@ -103,5 +123,7 @@ class ProbeSettings(SettingGroups):
         return reason_unused(name, self.data)
 
     def default_experiment(self) -> str:
-        """Name of a run by its model, data and seed."""
-        return f'{self.model.model}-{self.data.dataset}-probe-s{self.run.seed}'.replace('/', '_').replace(':', '_')
+        """Name of a run by its model, data, the head that is asked for, and seed."""
+        keep = f'-{self.heads.keep}' if self.heads.keep else ''
+        name = f'{self.model.model}-{self.data.dataset}-probe{keep}-s{self.run.seed}'
+        return name.replace('/', '_').replace(':', '_')
