@@ -10,6 +10,7 @@ from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.models.transfer import source_file
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world
@@ -62,7 +63,9 @@ def run_settings(given: Given[TrainSettings]) -> TrainSettings:
         InputError: There is no model or no data set.
     """
     values = given.values()
-    settings = given.settings(_inherited(values))
+    if file := values.get('initial_checkpoint'):
+        values['initial_checkpoint'] = str(source_file(file))
+    settings = TrainSettings.of({**_inherited(values), **values})
     stage = settings.second_stage.stage
     for name, value in (('dataset', settings.data.dataset), ('model', settings.model.model)):
         if not value:

@@ -70,19 +70,16 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 def load_pretrained_file(
         model: nn.Module,
         source: str | Path,
-        rows: Sequence[tuple[int, int]] = (),
-        *,
+        rows: Sequence[tuple[int, int]] | None = None,
         use_ema: bool = True,
-        classifier: bool = True,
 ) -> str:
     """Load weights into a model of the same architecture whose classifier may be for other classes.
 
     Args:
         model: Of timm's; it is changed in place.
         source: See `find_weights`.
-        rows: Of a classifier that does not fit as a whole, the classes that keep theirs: label here, label there.
+        rows: Of the classifier, the classes that keep theirs: label here, label there. None takes all of it if it fits.
         use_ema: Take averaged weights where there are some.
-        classifier: Take a classifier that fits. Without it, the model's own stays.
 
     Returns:
         What became of the classifier, in words; empty if it was loaded.
@@ -103,11 +100,11 @@ def load_pretrained_file(
         raise InputError(f"the weights in '{source}' do not fit {name}: they differ in {len(wrong)} entries (first: "
                          f'{wrong[0]}); give the --model and --model-kwargs that they were trained with')
     same = here.keys() == weights.keys() and all(here[key].shape == weights[key].shape for key in here)
-    if same and classifier:
+    if same and rows is None:
         model.load_state_dict(weights)
         return ''
     model.load_state_dict({**here, **{key: weights[key] for key in mine}})
-    kept = _copy_rows(model, weights, of_classifier, rows) if classifier else 0
+    kept = _copy_rows(model, weights, of_classifier, rows or ())
     if kept:
         return f'all but the classifier, of which {kept} classes of the same name keep their rows'
     return 'all but the classifier, which begins anew'

@@ -108,7 +108,7 @@ def open_backbone(settings: ProbeSettings, splits: Splits, world: World) -> tupl
             of_model.model, settings.data.num_classes or splits.num_classes, weights.pretrained and not file,
             nbn=of_model.add_nbn, model_kwargs=of_model.model_kwargs)
     if file:
-        load_pretrained_file(model, file, classifier=False)
+        load_pretrained_file(model, file, rows=())
     return model.eval().requires_grad_(False), f"'{file}'" if file else 'pretrained'
 
 

@@ -19,10 +19,12 @@ from nbn_timm.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
+    Limits,
     Settings,
     Values,
     all_of,
     flag,
+    not_with,
     only_with,
     setting,
 )
@@ -54,6 +56,9 @@ class OptimizerSettings(Settings):
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
+    layer_decay: float | None = setting(
+        None, 'factor of the rate from each layer to the one before it', limits=Limits(0, 1, above=True), unset='1',
+        effect=not_with('stage'))
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
@@ -120,7 +125,8 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         check_types(what, own, known)
 
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
-        optimizer = create_optimizer_v2(model, opt, filter_bias_and_bn=not settings.decay_1d, **given)
+        optimizer = create_optimizer_v2(model, opt, filter_bias_and_bn=not settings.decay_1d,
+                                        layer_decay=settings.layer_decay, **given)
         step_on_stand_ins(optimizer)
         return optimizer
 
@@ -137,8 +143,9 @@ _OWNERS = {
     'momentum': 'give --momentum',
     'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
+    'layer_decay': 'give --layer-decay',
     'model_or_params': 'the parameters are those of the model, so leave it out',
-    'param_group_fn': 'the parameters are grouped by --decay-1d and layer_decay, so leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d and --layer-decay, so leave it out',
 }
 
 
