@@ -1,5 +1,7 @@
 """Training that begins with a network for other classes, and parts of a network that do not learn."""
+import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,10 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import main as train
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError
+from nbn_timm.layers import nbn_layers
 from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.models.create import create_model
-from nbn_timm.models.transfer import classifier_names, load_pretrained_file, source_file
+from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, source_file
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.freezing import Freezing, parameters_up_to
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer
@@ -120,6 +123,40 @@ def test_the_classifier_is_where_the_number_of_classes_shows(name):
     assert {key for key in three if three[key].shape != five[key].shape} <= {
         key for key in three if key.startswith(prefixes)}
     assert prefixes
+
+
+@pytest.mark.parametrize('name', ['test_efficientnet', 'resnet18', 'resnet20'])
+def test_nbn_on_trained_weights_keeps_the_function(name):
+    torch.manual_seed(0)
+    model = create_model(name, 3)
+    for module in model.modules():  # as after a training: weights of all sizes, and one that is zero
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, 0.7, 0.5)
+            nn.init.normal_(module.bias)
+            module.weight.data[0] = 0.0
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.1, 3.0)
+    plain = deepcopy(model).eval()
+    told = add_nbn_to_trained(model)
+    assert nbn_layers(model)
+    images = torch.randn(4, 3, 64, 64)
+    with torch.no_grad():
+        before, after = plain(images), model.eval()(images)
+    assert (after - before).abs().max() <= 5e-6 * before.abs().max()
+    assert float(re.search(r'differ by (\S+) of the largest', told)[1]) <= 5e-6
+
+
+def test_nbn_is_added_to_plain_weights_after_they_are_loaded(first, folder, tmp_path, capsys):
+    """And weights that have NBN are loaded into NBN."""
+    flags = ['--model', MODEL, '--add-nbn', '--epochs', '1', '--lr', '0']
+    train([*command(folder / 'first', tmp_path), *flags, '--pretrained-path', str(first), '--experiment', 'one'])
+    assert 'NBN was put into the network with its weights' in capsys.readouterr().out
+    train([*command(folder / 'first', tmp_path), *flags, '--pretrained-path', str(tmp_path / 'one'), '--experiment',
+           'two'])
+    assert 'NBN was put' not in capsys.readouterr().out
+    one, two = state(tmp_path / 'one'), state(tmp_path / 'two')
+    assert any(key.endswith('.scale.alpha') for key in one)
+    assert all(torch.equal(one[key], two[key]) for key in one if key.endswith(('weight', 'alpha')))
 
 
 # What does not learn

@@ -4,15 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from torch import nn
 
 from nbn_timm.errors import InputError, quoted
+from nbn_timm.layers import add_nbn
 
 from ._released import StateDict, to_model_format
+from .create import create_model
 from .model_folder import FOLDER, HUB, is_model_folder, read_weights
 from .weight_files import read_state_dict
 
-__all__ = ['classifier_names', 'find_weights', 'load_pretrained_file', 'source_file']
+__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'source_file',
+           'start_model']
 
 # What a folder with weights may hold, in the order of preference: a run's best and last, timm's and the Hub's.
 _FILES = ('model_best.pth.tar', 'last.pth.tar', 'model.safetensors', 'pytorch_model.bin', 'model.pth')
@@ -108,6 +112,66 @@ def load_pretrained_file(
     if kept:
         return f'all but the classifier, of which {kept} classes of the same name keep their rows'
     return 'all but the classifier, which begins anew'
+
+
+@torch.no_grad()
+def add_nbn_to_trained(model: Any) -> str:
+    """Put NBN into the last stage of a network with weights, which in evaluation computes what it did.
+
+    Args:
+        model: Of timm's; it is changed in place.
+
+    Returns:
+        By how much its outputs differ on a batch of noise, in words.
+
+    Raises:
+        InputError: It has no BatchNorm for NBN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, *get_model_input_config(model)['input_size'], generator=generator)
+    training = model.training
+    before = model.eval()(images)
+    after = add_nbn(model, keep_function=True)(images)
+    model.train(training)
+    difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    return (f'NBN was put into the network with its weights: in evaluation its outputs on a batch of noise differ by '
+            f'{difference:.1e} of the largest; in training it normalises by the batch, and so goes other ways')
+
+
+def start_model(
+        name: str,
+        num_classes: int | None,
+        file: str | None,
+        rows: Sequence[tuple[int, int]] | None = None,
+        *,
+        pretrained: bool = False,
+        nbn: bool = False,
+        **settings: Any,
+) -> tuple[Any, list[str]]:
+    """A model with the weights that it is to start from, and what a person should know of them.
+
+    Args:
+        name: As for `create_model`.
+        num_classes: Of the classifier.
+        file: See `load_pretrained_file`; None takes the model's own weights.
+        rows: See `load_pretrained_file`.
+        pretrained: The model's own weights are the published ones.
+        nbn: Put NBN into the last stage; if the weights are of a network without, its function stays.
+        settings: Further arguments of `create_model`.
+
+    Raises:
+        InputError: As these.
+    """
+    later = nbn and (pretrained if file is None else not has_nbn(find_weights(file)))
+    model = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
+    told = load_pretrained_file(model, file, rows) if file is not None else ''
+    notes = [f"'{file}' gives {told}"] if told and rows != () else []  # else the caller has said so
+    return model, [*notes, *([add_nbn_to_trained(model)] if later else [])]
+
+
+def has_nbn(weights: StateDict) -> bool:
+    """Whether weights are of a network with NBN, of this package or as released."""
+    return 'scale_factor' in weights or any(key.endswith('.scale.alpha') for key in weights)
 
 
 @torch.no_grad()

@@ -17,8 +17,8 @@ from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.files import write_text_atomic
-from nbn_timm.models.create import check_input_size, create_model
-from nbn_timm.models.transfer import load_pretrained_file
+from nbn_timm.models.create import check_input_size
+from nbn_timm.models.transfer import start_model
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
 from nbn_timm.probe.features import FeatureFolder, Features, extract_features, feature_key
 from nbn_timm.probe.heads import Head, head_logits
@@ -104,11 +104,10 @@ def open_backbone(settings: ProbeSettings, splits: Splits, world: World) -> tupl
     weights, of_model = settings.weights, settings.model
     file = weights.checkpoint or weights.pretrained_path
     with world.primary_first():
-        model: Any = create_model(
-            of_model.model, settings.data.num_classes or splits.num_classes, weights.pretrained and not file,
+        model, notes = start_model(
+            of_model.model, settings.data.num_classes or splits.num_classes, file, (), pretrained=weights.pretrained,
             nbn=of_model.add_nbn, model_kwargs=of_model.model_kwargs)
-    if file:
-        load_pretrained_file(model, file, rows=())
+    splits.notes.extend(notes)
     return model.eval().requires_grad_(False), f"'{file}'" if file else 'pretrained'
 
 

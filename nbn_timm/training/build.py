@@ -17,8 +17,7 @@ from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_f
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
-from nbn_timm.models.create import create_model
-from nbn_timm.models.transfer import load_pretrained_file
+from nbn_timm.models.transfer import start_model
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
@@ -68,15 +67,17 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     """
     of_model, start, loss = settings.model, settings.start, settings.loss.loss
     num_classes = settings.data.num_classes or splits.num_classes
+    own_run = start.initial_checkpoint
+    goes_on = own_run if stage is not None else None  # with the very network
+    file = None if goes_on else own_run or start.pretrained_path
     with world.primary_first():
-        model = create_model(
-            of_model.model, num_classes, start.pretrained and not start.pretrained_path, start.drop, start.drop_path,
-            start.bn_momentum, of_model.add_nbn, of_model.model_kwargs)
-    if start.initial_checkpoint and stage is not None:
-        load_weights(model, start.initial_checkpoint)
-    elif file := start.initial_checkpoint or start.pretrained_path:
-        told = load_pretrained_file(model, file, _rows_kept(file, splits) if start.initial_checkpoint else None)
-        splits.notes.extend([f"'{file}' gives {told}"] if told else [])
+        model, notes = start_model(
+            of_model.model, num_classes, file, _rows_kept(own_run, splits) if own_run and not goes_on else None,
+            pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
+            drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs)
+    splits.notes.extend(notes)
+    if goes_on:
+        load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):
         model = stage.prepare(model)
     if takes_experts(loss):
