@@ -235,8 +235,11 @@ class Field:
         if self.type is dict:
             return 'none'
         if self.many:
-            return ' '.join(f'{value:g}' for value in self.default)
-        return f'{self.default:g}' if self.type in (int, float) else str(self.default)
+            return ' '.join(map(self._shown, self.default))
+        return self._shown(self.default)
+
+    def _shown(self, value: Any) -> str:
+        return f'{value:g}' if self.type in (int, float) else str(value)
 
 
 class Settings:

@@ -30,6 +30,7 @@ from nbn_timm.config import build_parser, read_given
 from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
 from nbn_timm.mixing import MIXINGS
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages import SECOND_STAGES
 from nbn_timm.settings import SettingGroups
@@ -53,6 +54,7 @@ PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-predict': partial(check_flags, predict.PredictSettings, predict.create_parser),
     'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
     'nbn-check': partial(check_flags, check.CheckSettings, check.create_parser),
+    'nbn-probe': partial(check_flags, ProbeSettings, lambda: build_parser(ProbeSettings, 'nbn-probe', '')),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
     'nbn-report': partial(check_flags, report.ReportCommand, report.create_parser),

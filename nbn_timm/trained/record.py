@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeVar
 
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
-from nbn_timm.data.settings import DataSettings, InputSettings
+from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
+from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST
@@ -197,6 +198,32 @@ class NetworkRecord:
         return {name: recorded[name] for name, declared in groups.declared().items()
                 if declared.declaration.inherited and name not in given and name not in left_out
                 and recorded.get(name) not in (None, '', declared.default)}
+
+    def inherited_by_training(
+            self,
+            groups: type[SettingGroups],
+            given: Mapping[str, Any],
+            same_task: bool = False,
+    ) -> dict[str, Any]:
+        """What a new training takes from the record of the network that it begins with, see `inherited`.
+
+        The images are read as the network had them, unless a benchmark prescribes another format. Where lists are
+        given, the recorded ones would be strangers among them, and so would be a recorded validation split of the
+        training images where these are others or are divided otherwise.
+
+        Args:
+            groups: The command's settings.
+            given: Values that the command was given, by name.
+            same_task: It goes on with the task of the network, whose format then holds in any case.
+        """
+        dataset = str(given.get('dataset') or self.dataset)
+        same_format = same_task or dataset == self.dataset or not prescribes_format(dataset)
+        found = self.inherited(groups, given, same_format)
+        lists = LISTS | CSVS
+        other_images = bool(lists & given.keys())
+        other_draw = any(name in given and given[name] != self.arguments.get(name) for name in OF_THE_SPLIT)
+        left_out = {*(lists if other_images else ()), *(OF_THE_SPLIT if other_images or other_draw else ())}
+        return {name: value for name, value in found.items() if name not in left_out}
 
     def public(self, groups: type[SettingGroups], private: tuple[str, ...] = ()) -> 'NetworkRecord':
         """The record without paths and without what is the machine's.

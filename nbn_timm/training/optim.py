@@ -26,10 +26,12 @@ from nbn_timm.settings import (
     NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
+    Limits,
     Settings,
     Values,
     all_of,
     flag,
+    not_with,
     only_with,
     setting,
 )
@@ -69,6 +71,9 @@ class OptimizerSettings(Settings):
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
+    layer_decay: float | None = setting(
+        None, 'factor of the rate from each layer to the one before it', limits=Limits(0, 1, above=True), unset='1',
+        effect=not_with('stage'))
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
@@ -148,13 +153,14 @@ def create_optimizer(
         check_types(what, own, known)
 
     rates = classifier_rate(model, settings) if rates is None else rates
-    if rates and 'layer_decay' in settings.opt_kwargs:
-        raise InputError('--opt-kwargs layer_decay sets the learning rate of each layer, and so does a rate of the '
-                         "classifier's own: leave one of the two out")
+    if rates and settings.layer_decay is not None:
+        raise InputError("--layer-decay sets the learning rate of each layer, and so does a rate of the classifier's "
+                         'own: leave one of the two out')
 
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
         parameters = parameter_groups(model, settings, rates) if rates else model
-        optimizer = create_optimizer_v2(parameters, opt, filter_bias_and_bn=not settings.decay_1d, **given)
+        optimizer = create_optimizer_v2(parameters, opt, filter_bias_and_bn=not settings.decay_1d,
+                                        layer_decay=settings.layer_decay, **given)
         step_on_stand_ins(optimizer)
         return optimizer
 
@@ -208,8 +214,9 @@ _OWNERS = {
     'momentum': 'give --momentum',
     'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
+    'layer_decay': 'give --layer-decay',
     'model_or_params': 'the parameters are those of the model, so leave it out',
-    'param_group_fn': 'the parameters are grouped by --decay-1d and layer_decay, so leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d and --layer-decay, so leave it out',
 }
 
 

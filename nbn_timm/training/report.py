@@ -14,6 +14,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_text_atomic
 from nbn_timm.report import norm_sizes, read_run, write_report
+from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.keeper import Keeper
@@ -34,7 +35,7 @@ def write_settings(plan: Plan) -> None:
         write_text_atomic(plan.folder / SETTINGS_FILE, config_text(plan.settings))
 
 
-def config_text(settings: TrainSettings) -> str:
+def config_text(settings: SettingGroups) -> str:
     """All settings as a config that `--config` reads."""
     known = {key: value for key, value in settings.values().items() if key not in ('config', 'resume')}
     return '# Settings of this run; `--config` reads this file.\n' + yaml.safe_dump(known, sort_keys=False)

@@ -6,6 +6,7 @@ from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training.adjust import tell_adjustment, with_choice
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
+    build_freezing,
     build_mixing,
     build_model,
     build_scaler,
@@ -58,6 +59,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
     task = build_task(plan, model, mixing, stage)
+    freezing = build_freezing(settings, model, world) if stage is None else None
     optimizer = create_optimizer(
         *((model, settings.optimizer) if stage is None else
           (stage.trained(model), settings.optimizer, stage.rates(model))))
@@ -77,6 +79,8 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
                         _logger.info if world.is_primary else None)
     for epoch in range(start_epoch, epochs):
         seed_everything(settings.run.seed, epoch, world.rank)
+        if freezing is not None:
+            freezing.set_epoch(epoch)
         begin_epoch(task, loader, mixing, epoch, graphs)
         scheduler.step(epoch + settings.schedule.sched_ahead)
         scheduler.step_update(epoch * updates_per_epoch)
