@@ -132,6 +132,14 @@ def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
             assert json.loads(path.read_text())['top1'] == accuracy
 
 
+def test_shifted_tests_are_parts_of_the_whole_one(work, tmp_path):
+    path = tmp_path / 'whole.json'
+    validate.main(arguments(work, '--test-agnostic', '--test-distribution', 'uniform', '--results-file', str(path)))
+    assert json.loads(path.read_text())['num_samples'] == 37
+    with pytest.raises(InputError, match='--test-agnostic has no effect with --test-distribution forward_3, but with'):
+        validate.main(arguments(work, '--test-agnostic', '--test-distribution', 'forward_3'))
+
+
 @pytest.mark.parametrize('flags', [['--test-agnostic'], ['--logit-adjustment', '1']])
 def test_what_needs_counts_says_so(flags, work):
     with pytest.raises(InputError, match='need the training images per class'):

@@ -1,16 +1,26 @@
 """What recipes need to be the published ones: settings that carry their values, each against a plain computation."""
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import parse_train
+from nbn_timm.config import ASKED_FOR, shipped_configs
+from nbn_timm.data import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.layers import CosPlusLinear
+from nbn_timm.losses import create_loss
 from nbn_timm.models.create import create_model, init_by_torch
+from nbn_timm.samplers import create_sampler
+from nbn_timm.second_stages import FittedSecondStage
+from nbn_timm.settings import flag
+from nbn_timm.training.build import build_second_stage
+from nbn_timm.training.combinations import check_combinations, loss_settings
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer, create_scheduler
 
 pytestmark = pytest.mark.fast
@@ -134,3 +144,31 @@ def test_a_rate_of_the_classifiers_own_follows_the_schedule(name, parts):
 def test_rates_that_cannot_be_had_together(settings, message):
     with pytest.raises(InputError, match=message):
         create_optimizer(timm.create_model('resnet20', num_classes=4), settings)
+
+
+@pytest.mark.parametrize('name', shipped_configs())
+def test_every_recipe_starts(name, tmp_path):
+    """Settings that go together, and its loss, sampler, optimizer and first rate; models are built in test_config."""
+    torch.save({'args': {'model': 'resnet20'}}, tmp_path / 'first.pth')
+    given = yaml.safe_load(shipped_configs()[name].read_text())
+    flags = ['--initial-checkpoint', str(tmp_path / 'first.pth')] if 'stage' in given else []
+    flags += [f'{flag(key)}=some.pth' for key, value in given.items() if value == ASKED_FOR]
+    settings = parse_train(['--config', name, *flags])
+    assert settings.without_effect(list(given)) == {}
+    stage = build_second_stage(settings)
+    check_combinations(settings, stage)
+    if isinstance(stage, FittedSecondStage):
+        return
+    counts = ClassCounts((400, 90, 30, 6) * 25, tuple(map(str, range(100))), 'a test')
+    targets = np.repeat(np.arange(100), 4)
+    create_sampler(settings.sampler.sampler, targets, counts, 0, 0, 1, settings.schedule.epochs,
+                   **settings.sampler.sampler_kwargs)
+    create_loss(settings.loss.loss, counts, **loss_settings(settings, False))
+    experts = 'ride' in settings.model.model or settings.second_stage.stage == 'routing'
+    model = timm.create_model('resnet32_ride' if experts else 'resnet20', num_classes=100)
+    model = model if stage is None else stage.prepare(model)
+    trained, parts = (model, None) if stage is None else (stage.trained(model), stage.rates(model))
+    optimizer = create_optimizer(trained, settings.optimizer, parts)
+    scheduler = create_scheduler(optimizer, settings.schedule, 10)
+    scheduler.step(settings.schedule.sched_ahead)
+    assert 0 < optimizer.param_groups[0]['lr'] <= settings.optimizer.lr
