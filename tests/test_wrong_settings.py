@@ -48,7 +48,7 @@ def test_what_the_settings_tell_is_refused_before_the_data_are_read(
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
-    ('--aa v0 --force-color-jitter', '--force-color-jitter has no effect on --dataset cifar100_lt, which is not jit'),
+    ('--aa v0 --force-color-jitter', '--force-color-jitter has no effect on --dataset cifar100_lt, which is not'),
     ('--aa v0 --force-color-jitter --color-jitter 0', '--force-color-jitter has no effect with --color-jitter 0'),
     ('--force-color-jitter --color-jitter 0.4', '--force-color-jitter has no effect without --aa'),
     ('--train-interpolation bicubic', '--train-interpolation has no effect on --dataset cifar100_lt, whose images are'),

@@ -1,5 +1,6 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
 import inspect
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,6 @@ from nbn_timm.key_values import (
     raised_here,
     reason_of,
     refuse_owned,
-    shown,
 )
 from nbn_timm.layers import add_nbn
 from nbn_timm.layers.head import ClassVectors
@@ -37,6 +37,7 @@ _OWNERS = {
     'features_only': 'a network without a classifier is of no use here, so leave it out',
 }
 _RULES = (nn.modules.conv._ConvNd, nn.Linear, ClassVectors)  # layers that start by chance
+_RECORDED = "config.json's"  # in place of a flag, of what a folder records
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -69,23 +70,17 @@ def create_model(
             had; no BatchNorm for NBN.
     """
     name = name.removeprefix('timm/')  # as on the Hub
-    _check_name(name, pretrained, flags[0])
+    recorded = _check_name(name, pretrained, flags[0])
     own = key_values(flags[1], model_kwargs or {})
     refuse_owned(own, _OWNERS)
     given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
         ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path')) if value is not None)]
     what = f"model '{name}'"
-    for one in own:
-        if one.key.endswith(('drop_rate', 'drop_path_rate')) and one.value is not None:
-            # Of some models these are used, and refused, in the first step of training alone.
-            check_number(what, flags[1], one.key, one.value, high=1)
-        if one.key == 'in_chans' and one.value != 3:
-            raise cannot_take(what, flags[1], one.key, one.value, 'all images are read as RGB, so leave in_chans out')
-        if largest_number(one.value) > LARGEST_NUMBER:
-            raise cannot_take(what, flags[1], one.key, one.value, f'give whole numbers up to {LARGEST_NUMBER:,}')
+    _check_arguments(what, flags[1], model_kwargs or {})
+    _check_arguments(what, _RECORDED, recorded)
 
     model = _made_by_timm(name, num_classes, pretrained, given)
-    check_types(what, own, _switches(model))
+    check_types(what, [*key_values(_RECORDED, recorded), *own], _switches(model))
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -122,17 +117,29 @@ def init_by_torch(model: Any, classifier_alone: bool = False) -> None:
                 module.reset_parameters()
 
 
-def _check_name(name: str, pretrained: bool, flag: str) -> None:
+def _check_name(name: str, pretrained: bool, flag: str) -> dict[str, Any]:
+    """Refuse an unknown name, or a folder that is damaged; returns the arguments that a folder records."""
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown {flag} '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
-    if is_model_folder(name):
-        for key, value in (read_folder_config(name).get('model_args') or {}).items():
-            if largest_number(value) > LARGEST_NUMBER:
-                raise InputError(f"the config.json of '{name}' sets {key} to {shown(value)}, which no network has: "
-                                 'correct it, or get it again')
-        if pretrained:
-            read_weights(name)  # timm would look at no checksum
+    if not is_model_folder(name):
+        return {}
+    config = read_folder_config(name)
+    if pretrained:
+        read_weights(name)  # timm would look at no checksum
+    return config.get('model_args') or {}
+
+
+def _check_arguments(what: str, flag: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse values that a model takes when it is made, and fails with or grows by without end."""
+    for key, value in arguments.items():
+        if key.endswith(('drop_rate', 'drop_path_rate')) and value is not None:
+            # Of some models these are used, and refused, in the first step of training alone.
+            check_number(what, flag, key, value, high=1)
+        if key == 'in_chans' and value != 3:
+            raise cannot_take(what, flag, key, value, 'all images are read as RGB, so leave in_chans out')
+        if largest_number(value) > LARGEST_NUMBER:
+            raise cannot_take(what, flag, key, value, f'give whole numbers up to {LARGEST_NUMBER:,}')
 
 
 def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: Sequence[KeyValue]) -> nn.Module:
@@ -154,7 +161,7 @@ def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: S
     except (RuntimeError, OSError, ValueError) as error:
         if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
             raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = textwrap.shorten(str(error), 400, placeholder=' ...') or type(error).__name__
         raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
                          'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
                          'out --pretrained') from error
@@ -200,7 +207,7 @@ def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def _no_model(name: str, error: Exception) -> str:
-    reason = ' '.join(str(error).split())
+    reason = textwrap.shorten(str(error), 400, placeholder=' ...')
     return (f"'{name}' is no model that timm can make with these settings ({type(error).__name__}: {reason}): check "
             '--drop, --drop-path and --model-kwargs, and its config.json, which may be damaged or of another kind')
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
 from nbn_timm.datasets import CSVS, LISTS, prescribes_format
@@ -67,13 +69,21 @@ class NetworkRecord:
         """The record in a checkpoint of this package or of timm, as `read_checkpoint` gives it.
 
         timm keeps a Namespace, in which a flag that was not given may be None, '' or {}; these are left out.
+
+        Raises:
+            InputError: A setting is a tensor, or what is said of the classes is malformed.
         """
         arguments, classes, epoch = (checkpoint.get(key) for key in ('args', 'class_counts', 'epoch'))
         if isinstance(arguments, argparse.Namespace):
             arguments = {name: value for name, value in vars(arguments).items()
-                         if value is not None and value not in ('', {})}
+                         if value is not None and (isinstance(value, torch.Tensor) or value not in ('', {}))}
+        arguments = arguments if isinstance(arguments, dict) else {}
+        for name, value in {**arguments, 'arch': checkpoint.get('arch')}.items():
+            if _holds_tensor(value):
+                raise InputError(f"the checkpoint's record is malformed, as its '{name}' is a tensor: take an earlier "
+                                 'checkpoint')
         return cls(
-            arguments if isinstance(arguments, dict) else {}, checkpoint.get('arch'),
+            arguments, checkpoint.get('arch'),
             classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
             epoch=epoch + 1 if isinstance(epoch, int) else None)
 
@@ -236,6 +246,12 @@ class NetworkRecord:
         return replace(
             self, arguments={name: without_paths(value) for name, value in told.items() if name not in private},
             classes=None if self.classes is None else public_counts(self.classes), facts=without_paths(self.facts))
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, torch.Tensor) or isinstance(value, list | tuple) and any(map(_holds_tensor, value))
 
 
 def public_counts(counts: ClassCounts) -> ClassCounts:

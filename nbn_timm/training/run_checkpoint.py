@@ -324,11 +324,13 @@ def resume_run(
     """
     state = read_checkpoint(path)
     _check_layout(path, state)
+    before = NetworkRecord.of_checkpoint(state)
     if state.get('arch', arch) != arch:
         raise InputError(f"'{path}' is of model '{state['arch']}' and not of '{arch}': give --model {state['arch']}, "
                          'or another --experiment')
-    _check_shapes(path, state['state_dict'], task)
-    before = NetworkRecord.of_checkpoint(state)
+    for key in ('state_dict', 'state_dict_ema'):
+        if state.get(key) is not None:
+            _check_shapes(path, state[key], task)
     if before.classes is not None and class_counts is not None:
         _check_classes(path, before.classes, class_counts)
     _warn_of_changes(path, before.arguments, settings)
@@ -336,7 +338,7 @@ def resume_run(
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
     if task.has_ema():
         # A run that only now turns EMA on starts the average from its weights.
-        averaged = '_ema' if 'state_dict_ema' in state else ''
+        averaged = '_ema' if state.get('state_dict_ema') is not None else ''
         task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
     _load_optimizer(path, state, optimizer)
     if scaler is not None and scaler.state_dict_key in state:
