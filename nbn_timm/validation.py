@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
@@ -94,6 +95,7 @@ class ValidateSettings(SettingGroups):
     loader: LoaderSettings = LoaderSettings()
 
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.VALIDATE
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set, the split and the source of the class counts leave unused."""
@@ -160,7 +162,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     loader = create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
     if world.is_primary:
         described = [f'{key:<14}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
@@ -184,7 +186,8 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     file, model = settings.weights.checkpoint, settings.model
     trained = open_trained(
         file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
-        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes,
+        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs | settings.input.as_model_kwargs(),
+        num_classes=settings.data.num_classes,
         all_experts=settings.checkpoint.all_experts)
     if settings.post_hoc.tau_norm is not None:
         if isinstance(trained.model, RoutedExperts):
@@ -279,7 +282,7 @@ def describe(
         class_counts: Classes | None,
 ) -> dict[str, Any]:
     """What is evaluated, as plain data for the result and for people."""
-    weights, precision = settings.weights, settings.precision
+    weights = settings.weights
     return {
         'model': trained.name,
         'parameters': sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -293,7 +296,7 @@ def describe(
         'split': settings.evaluation.split,
         'class_counts': class_counts.source if class_counts else 'none',
         **input_format.input_format(),
-        'precision': precision.amp_dtype if precision.amp else 'float32',
+        'precision': settings.precision.name,
     }
 
 
@@ -338,7 +341,7 @@ def _write_npz(path: Path, **arrays: np.ndarray) -> None:
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:
     """Put a loaded model into the form in which it is evaluated."""
     model = deployed(model.eval()) if fold else model.eval()
-    model = model.to(device)
+    model = model.to(device, precision.dtype)
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if precision.torchcompile:

@@ -139,7 +139,7 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     loader = create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=trained.input, device=device,
         num_workers=settings.loader.workers if len(dataset) > settings.batch.batch_size else 0,
-        pin_memory=settings.loader.pin_mem or device.type == 'cuda')
+        pin_memory=settings.loader.pin_mem or device.type == 'cuda', dtype=precision.dtype)
     entry = json_entry if answer.json else text_entry
 
     def write(file: TextIO) -> int:

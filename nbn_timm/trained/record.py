@@ -159,7 +159,8 @@ class NetworkRecord:
         recorded = self.told(ModelSettings)
         if name != self.model:
             return name, bool(nbn), dict(kwargs or {})
-        return name, bool(recorded.add_nbn) if nbn is None else nbn, {**recorded.model_kwargs, **(kwargs or {})}
+        arguments = {**self.input.as_model_kwargs(), **recorded.model_kwargs, **(kwargs or {})}
+        return name, bool(recorded.add_nbn) if nbn is None else nbn, arguments
 
     def inherited(
             self,
@@ -190,10 +191,13 @@ class NetworkRecord:
             left_out |= of_model
         if not same_format:
             left_out |= of_format
-        if given.get('img_size') or given.get('input_size') or self.input.input_size:
-            left_out.add('img_size')  # the recorded size in full says the same
-        if given.get('img_size'):
+        size = self.input.input_size
+        if given.get('img_size') or given.get('in_chans'):  # of the recorded size, what is not given
             left_out.add('input_size')
+            if size:
+                recorded |= {'in_chans': size[0], 'img_size': size[1]}
+        elif given.get('input_size') or size:
+            left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         return {name: recorded[name] for name, declared in groups.declared().items()
                 if declared.declaration.inherited and name not in given and name not in left_out
                 and recorded.get(name) not in (None, '', declared.default)}

@@ -20,7 +20,7 @@ class BatchSettings(Settings):
         'divided among the processes', limits=AT_LEAST_1, unset='what the others amount to')
     grad_accum_steps: int | None = setting(None, 'batches per update', limits=AT_LEAST_1, unset='1')
     validation_batch_size: int | None = setting(None, 'images per process in evaluation', limits=AT_LEAST_1,
-                                                unset='that of training', kind='machine')
+                                                unset='that of training', kind='machine', short='-vb')
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
+from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
@@ -68,7 +69,7 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     with world.primary_first():
         model = create_model(
             of_model.model, num_classes, start.pretrained, start.drop, start.drop_path, start.bn_momentum,
-            of_model.add_nbn, of_model.model_kwargs)
+            of_model.add_nbn, of_model.model_kwargs, in_chans=settings.input.channels)
     if start.initial_checkpoint:
         load_weights(model, start.initial_checkpoint)
     if isinstance(stage, TrainedSecondStage):
@@ -82,7 +83,9 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
         model = convert_sync_batchnorm(model)
-    model.to(world.device)
+    if start.grad_checkpointing:
+        checkpoint_gradients(model, of_model.model)
+    model.to(world.device, settings.precision.dtype)
     return model.to(memory_format=torch.channels_last) if settings.precision.channels_last else model
 
 
@@ -151,6 +154,7 @@ def build_task(
     distillation = settings.distillation
     teacher = build_teacher(
         distillation, plan.num_classes, plan.splits.classes, plan.input, settings.precision.channels_last)
+    teacher.to(settings.precision.dtype)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
         distillation.kd_teacher_mode == 'train', device)

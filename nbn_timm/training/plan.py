@@ -62,6 +62,12 @@ class Plan:
         """The split that is evaluated after every epoch."""
         return self.splits.val or (self.splits.test if self.settings.run.watch_test else None)
 
+    def watched_after(self, epoch: int) -> Dataset | None:
+        """What is evaluated after an epoch (0-based): the watched split, every --val-interval epochs and at the end."""
+        number, settings = epoch + 1, self.settings
+        due = number % settings.keeping.val_interval == 0 or number == settings.schedule.epochs
+        return self.watched if due else None
+
     def record(self) -> dict[str, Any]:
         """What checkpoints keep of the training: all settings, and what they came to."""
         return training_arguments(self.settings, self.world.size, self.input)
@@ -94,7 +100,7 @@ class Plan:
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
             pin_memory=self.settings.loader.pin_mem, views=views,
-            other_views=self.settings.augment.of_other_views())
+            other_views=self.settings.augment.of_other_views(), dtype=self.settings.precision.dtype)
 
     def two_views(
             self,
@@ -119,7 +125,8 @@ class Plan:
         loader = create_train_loader(
             copy(dataset), RandomSampler(dataset, generator=order), batch_size=batch_size,  # type: ignore[arg-type]
             defaults=self.input, num_workers=self.settings.loader.workers, device=self.world.device, seed=seed,
-            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform)
+            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform,
+            dtype=self.settings.precision.dtype)
         loader.set_epoch(epoch)
         for images, _ in loader:
             yield images
@@ -129,7 +136,7 @@ class Plan:
         return create_eval_loader(
             dataset, batch_size=self.settings.batch.validation_batch_size or self.batch.size, defaults=self.input,
             num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
-            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
+            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem, dtype=self.settings.precision.dtype)
 
     def evaluator(self, model: nn.Module | None = None) -> LongTailEvaluator:
         """What counts the hits of a model, and of routed experts their number."""

@@ -50,10 +50,18 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
         *plan.splits.notes,
     ]
     if settings.average.model_ema:
-        lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+        average = settings.average
+        up_to = 'growing up to ' if average.model_ema_warmup else ''
+        lines.append(f'Averaged weights (EMA, decay {up_to}{average.model_ema_decay}) are what is evaluated.')
+    optimizer = settings.optimizer
+    if optimizer.lr_base and start_epoch is not None:
+        lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '
+                     f'{optimizer.lr_base:g} for {optimizer.lr_base_size} images per update ({optimizer.scale()}).')
     run, validated = settings.run, plan.splits.val is not None
     if run.watch_test and validated:
         lines.append('--watch-test has no effect here, since there is a validation split.')
+    if settings.schedule.patience and not validated and start_epoch is not None:
+        lines.append('--patience has no effect here, since there is no validation split.')
     if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
         lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
     lines += filter(None, [settings.precision.advice(plan.world.device)])
@@ -68,10 +76,16 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
-def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
-    """Report on the best checkpoint, or on the last one where none was chosen."""
+def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> None:
+    """Report on the best checkpoint, or on the last one where none was chosen.
+
+    Args:
+        plan: Of the run.
+        task: With the weights of the last epoch.
+        keeper: Knows the best one.
+        epochs: That were trained.
+    """
     model = evaluation_model(task)
-    epochs = max(start_epoch, plan.settings.schedule.epochs)
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
         metric = plan.settings.run.eval_metric
@@ -103,7 +117,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
-        precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
+        precision=settings.precision.name)
     files = [*files, f'{split}.json']
     if splits.class_counts is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
