@@ -2,7 +2,7 @@
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from nbn_timm.cli import export, predict, push, train, validate
+from nbn_timm.cli import demo, export, predict, push, train, validate
 from nbn_timm.config import build_parser
 from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
 from nbn_timm.training.settings import TrainSettings
@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = 
     'nbn-train': (TrainSettings, lambda: build_parser(TrainSettings, 'nbn-train', train.DESCRIPTION)),
     'nbn-validate': (ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', validate.DESCRIPTION)),
     'nbn-predict': (predict.PredictSettings, predict.create_parser),
+    'nbn-demo': (demo.DemoSettings, demo.create_parser),
     'nbn-export': (export.ExportCommand, export.create_parser),
     'nbn-push': (push.PushCommand, push.create_parser),
 }

@@ -25,13 +25,14 @@ from nbn_timm.evaluation import (
     logit_offset,
     shifted_accuracy,
 )
+from nbn_timm.evaluation.calibration import calibrate
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.files import atomic_write
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, setting
+from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -39,6 +40,7 @@ from nbn_timm.trained.opening import (
     open_trained,
     published_record,
 )
+from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -70,6 +72,10 @@ class EvaluationSettings(Settings):
     logits_file: str | None = setting(
         None, 'write the float32 logits of all images, in the order of the split, and their labels, as NumPy .npz',
         metavar='FILE', kind='place')
+    fit_temperature: bool = setting(
+        False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
+        'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
+                                           not_with('logit_adjustment')))
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
@@ -168,13 +174,13 @@ def validate(settings: ValidateSettings, world: World) -> None:
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
-    if settings.evaluation.logits_file:
+    if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
         evaluator.keep_logits()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
-    if settings.evaluation.logits_file:
-        write_logits(settings.evaluation.logits_file, evaluator, world)
+    if evaluator.keeps_logits:
+        keep_logits(settings, evaluator, world)
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about)
         rate = result.num_samples / (time.perf_counter() - start)
@@ -186,7 +192,7 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     file, model = settings.weights.checkpoint, settings.model
     trained = open_trained(
         file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
-        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs | settings.input.as_model_kwargs(),
+        add_nbn=model.add_nbn, model_kwargs={**model.model_kwargs, **settings.input.as_model_kwargs()},
         num_classes=settings.data.num_classes,
         all_experts=settings.checkpoint.all_experts)
     if settings.post_hoc.tau_norm is not None:
@@ -320,17 +326,22 @@ def report_evaluation(
         result.write_per_class_csv(settings.evaluation.per_class_file, class_counts)
 
 
-def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
-    """Write `logits` [N, C] and `labels` [N] of all processes' images."""
-    of_processes = world.gather(evaluator.logits())
+def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World) -> None:
+    """Write `logits` [N, C] and `labels` [N] of all processes' images, and fit a temperature, as far as asked for."""
+    logits, labels = gather_logits(evaluator, world)
+    path, file = settings.evaluation.logits_file, settings.weights.checkpoint
     if not world.is_primary:
         return
-    numbers = torch.tensor([len(labels) for _, labels in of_processes])
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
-    order = place.argsort()
-    logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
-    atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
+    if path:
+        atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
+    if settings.evaluation.fit_temperature:
+        assert file is not None
+        found = calibrate(logits, labels, settings.evaluation.split, settings.checkpoint.use_ema)
+        if found is not None and settings.checkpoint.all_experts:
+            raise InputError('--fit-temperature is for what the network answers by itself: leave out --all-experts')
+        if found is not None:
+            write_calibration(Path(file), found)
+        print(in_words(found, len(labels)) + (f" It is kept in '{file}'." if found else ''))
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -149,8 +149,8 @@ def test_what_cannot_be_is_one_sentence(images, tmp_path, given, sentence):
 @pytest.mark.fast
 def test_channels_beside_a_size_in_full_are_refused():
     with pytest.raises(InputError, match='--in-chans has no effect with --input-size'):
-        train.parse_train(['--dataset', 'cifar10_lt', '--model', 'resnet20', '--in-chans', '1', '--input-size', '1', '32',
-                           '32'])
+        train.parse_train(['--dataset', 'cifar10_lt', '--model', 'resnet20', '--in-chans', '1', '--input-size',
+                           *'1 32 32'.split()])
 
 
 # Half precision ----------------------------------------------------------------------------------------------------

@@ -61,11 +61,10 @@ class DataDefaults:
         changed = self.override(input_size=(settings.in_chans or self.input_size[0], *size))
         changed = changed.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
         channels = changed.input_size[0]
-        for name in ('mean', 'std'):
-            values = getattr(changed, name)
-            if getattr(settings, name) is None and len(values) not in (1, channels):
-                changed = replace(changed, **{name: (sum(values) / len(values),) * channels})
-        return changed
+        adapted: dict[str, Any] = {
+            name: (sum(values) / len(values),) * channels for name in ('mean', 'std')
+            if getattr(settings, name) is None and len(values := getattr(changed, name)) not in (1, channels)}
+        return changed.override(**adapted)
 
     def input_format(self) -> dict[str, Any]:
         """What evaluation depends on, by timm's names."""

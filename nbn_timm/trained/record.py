@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import DataSettings, InputSettings
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.calibration import CALIBRATION, Calibration
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
@@ -48,6 +49,7 @@ class NetworkRecord:
         test: Accuracies.
         digest: Of the weights that the record belongs to; None in a checkpoint, which holds them.
         folded: NBN was folded after the training.
+        calibration: Temperature that makes probabilities of the logits.
         facts: In words: 'command', 'hardware', 'torch', 'date', as far as they are known.
     """
 
@@ -59,6 +61,7 @@ class NetworkRecord:
     test: Results | None = None
     digest: str | None = None
     folded: bool = False
+    calibration: Calibration | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -74,7 +77,8 @@ class NetworkRecord:
         return cls(
             arguments if isinstance(arguments, dict) else {}, checkpoint.get('arch'),
             classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
-            epoch=epoch + 1 if isinstance(epoch, int) else None)
+            epoch=epoch + 1 if isinstance(epoch, int) else None,
+            calibration=Calibration.from_dict(checkpoint.get(CALIBRATION)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> 'NetworkRecord':
@@ -95,7 +99,8 @@ class NetworkRecord:
         return cls(
             data.get('settings') or {}, name=data.get('model'), classes=Classes.from_dict(classes) if classes else None,
             epoch=data.get('epoch'), test=Results.from_dict(test, where) if test else None, digest=data.get(DIGEST),
-            folded=bool(data.get('folded')), facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
+            folded=bool(data.get('folded')), calibration=Calibration.from_dict(data.get(CALIBRATION)),
+            facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what is known."""
@@ -103,7 +108,8 @@ class NetworkRecord:
             'model': self.name, DIGEST: self.digest,
             'class_counts': None if self.classes is None else self.classes.to_dict(),
             'settings': dict(self.arguments) or None, 'epoch': self.epoch, **self.facts,
-            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None}
+            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None,
+            CALIBRATION: None if self.calibration is None else self.calibration.to_dict()}
         return {key: value for key, value in entries.items() if value is not None}
 
     def told(self, settings: type[ToldT]) -> ToldT:

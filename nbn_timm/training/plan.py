@@ -145,9 +145,14 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
-        """Evaluate a model on a split."""
-        evaluator = self.evaluator(unwrap_model(model))
+    def evaluate(
+            self,
+            model: nn.Module,
+            dataset: Dataset,
+            evaluator: LongTailEvaluator | None = None,
+    ) -> EvalResult:
+        """Evaluate a model on a split, by an evaluator of its own if none is given."""
+        evaluator = evaluator or self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)

@@ -8,8 +8,10 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation.calibration import Calibration, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.trained.results import EvaluatedWeights
+from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
@@ -110,6 +112,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
         return
+    calibration = calibrate_run(plan, model, weights)
     result = plan.evaluate(model, dataset)
     if not plan.world.is_primary:
         return
@@ -117,9 +120,26 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
-        precision=settings.precision.name)
+        precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict())
     files = [*files, f'{split}.json']
     if splits.class_counts is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
         files.append(f'{split}_per_class.csv')
     _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder, ', '.join(files))
+
+
+def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> Calibration | None:
+    """Fit a temperature on the validation split, if there is one, and keep it in the checkpoint of the run."""
+    if plan.splits.val is None:
+        return None
+    evaluator = plan.evaluator(unwrap_model(model))
+    evaluator.keep_logits()
+    plan.evaluate(model, plan.splits.val, evaluator)
+    logits, labels = gather_logits(evaluator, plan.world)
+    if not plan.world.is_primary:
+        return None
+    found = calibrate(logits, labels, 'val', plan.settings.average.model_ema)
+    if found is not None:
+        write_calibration(plan.folder / weights.file, found)
+    _logger.info(in_words(found, len(labels)))
+    return found

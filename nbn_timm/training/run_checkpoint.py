@@ -114,9 +114,9 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = Fals
         InputError: The disk is full or refuses; earlier checkpoints are intact.
     """
     if is_best:
-        atomic_write(folder / BEST, lambda path: _write(state, path))
+        atomic_write(folder / BEST, lambda path: write_state(state, path))
     with _previous(folder, history):
-        atomic_write(folder / LAST, lambda path: _write(state, path))
+        atomic_write(folder / LAST, lambda path: write_state(state, path))
 
 
 @contextmanager
@@ -151,7 +151,8 @@ def _older_names(folder: Path) -> list[str]:
     return [_older(age) for age in sorted(ages)]
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Save a checkpoint; what the system refuses is its own error."""
     with open(path, 'wb') as file:
         try:
             torch.save(dict(state), file)

@@ -121,7 +121,8 @@ def begin_epoch(
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
     if task.has_ema():  # of bfloat16 weights, whose average is rounded at random
-        task.get_trainable_module(ema=True)._sr_generator.manual_seed(epoch)
+        average: Any = task.get_trainable_module(ema=True)
+        average._sr_generator.manual_seed(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
     if graphs is not None and set_epoch is not None:
