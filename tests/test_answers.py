@@ -279,7 +279,7 @@ def test_examples_of_the_page_are_spread_over_their_folder(work, tmp_path):
 def test_without_gradio_the_page_says_what_to_install(network, monkeypatch):
     monkeypatch.setitem(sys.modules, 'gradio', None)
     with pytest.raises(InputError, match='pip install'):
-        demo.build_page(network, 'a test', [])
+        demo.build_page(network, [])
 
 
 # torch.hub ---------------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def example_files(folder: str | None) -> list[str]:
         len(files) > MOST_EXAMPLES) else list(files)
 
 
-def build_page(network: Network, name: str, examples: Sequence[str]) -> Any:
+def build_page(network: Network, examples: Sequence[str]) -> Any:
     """The page, as Gradio's Blocks.
 
     Raises:
@@ -118,12 +118,12 @@ def build_page(network: Network, name: str, examples: Sequence[str]) -> Any:
         shown = show(network, file)
         return f'### {shown.sentence}', shown.probabilities, shown.rows
 
-    with gradio.Blocks(title=f'nbn_timm: {name}') as page:
-        gradio.Markdown(f'# {name}\n' + '\n'.join(f'- {note}' for note in network.notes))
+    with gradio.Blocks(title=f'nbn_timm: {network.name}') as page:
+        gradio.Markdown(f'# {network.name}\n' + '\n'.join(f'- {note}' for note in network.notes))
         with gradio.Row():
             with gradio.Column():
                 # The file as it is, so that it is read, and turned upright, as nbn-predict does.
-                picture = gradio.Image(type='filepath', image_mode=None, label='picture')
+                picture = gradio.Image(type='filepath', image_mode=None, label='picture', height=320)
             with gradio.Column():
                 sentence = gradio.Markdown('### Choose a picture.')
                 label = gradio.Label(label='probabilities', num_top_classes=network.top_classes.topk)
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     examples = example_files(settings.page.examples)
     world = init_world(settings.precision.device)
     try:
-        page = build_page(open_demo(settings, world.device), settings.network.model, examples)
+        page = build_page(open_demo(settings, world.device), examples)
         try:
             page.launch(server_name=settings.page.host, server_port=settings.page.port, show_error=True,
                         allowed_paths=examples)

@@ -218,6 +218,7 @@ class Network:
 
     Attributes:
         settings: Of the command.
+        name: Of the network.
         model: On the device.
         input: Format of its images.
         top_classes: Chooses from the logits.
@@ -226,6 +227,7 @@ class Network:
     """
 
     settings: PredictSettings
+    name: str
     model: torch.nn.Module
     input: DataDefaults
     top_classes: TopClasses
@@ -237,7 +239,7 @@ class Network:
         """The network that the settings name."""
         trained, top_classes, notes = open_network(settings)
         model = prepare_model(trained.model, device, settings.form.fuse, settings.precision)
-        return cls(settings, model, trained.input, top_classes, device, notes)
+        return cls(settings, trained.name, model, trained.input, top_classes, device, notes)
 
     def answers(self, files: Sequence[str]) -> Iterator[FileAnswer]:
         """The answers to some files, in their order, as they come."""
