@@ -31,6 +31,7 @@ from nbn_timm.second_stages import SecondStage
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.calibrating import gather_logits
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.settings import TrainSettings
 
@@ -145,14 +146,18 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(
-            self,
-            model: nn.Module,
-            dataset: Dataset,
-            evaluator: LongTailEvaluator | None = None,
-    ) -> EvalResult:
-        """Evaluate a model on a split, by an evaluator of its own if none is given."""
-        evaluator = evaluator or self.evaluator(unwrap_model(model))
+    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
+        """Evaluate a model on a split."""
+        return self._evaluate(model, dataset, self.evaluator(unwrap_model(model)))
+
+    def logits(self, model: nn.Module, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, C] and labels [N] of a split in its order; on processes but the first, of their own images."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_logits()
+        self._evaluate(model, dataset, evaluator)
+        return gather_logits(evaluator, self.world)
+
+    def _evaluate(self, model: nn.Module, dataset: Dataset, evaluator: LongTailEvaluator) -> EvalResult:
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)

@@ -11,7 +11,7 @@ from nbn_timm.evaluation import EvalResult
 from nbn_timm.evaluation.calibration import Calibration, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.trained.results import EvaluatedWeights
-from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
+from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
@@ -132,10 +132,7 @@ def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> Ca
     """Fit a temperature on the validation split, if there is one, and keep it in the checkpoint of the run."""
     if plan.splits.val is None:
         return None
-    evaluator = plan.evaluator(unwrap_model(model))
-    evaluator.keep_logits()
-    plan.evaluate(model, plan.splits.val, evaluator)
-    logits, labels = gather_logits(evaluator, plan.world)
+    logits, labels = plan.logits(model, plan.splits.val)
     if not plan.world.is_primary:
         return None
     found = calibrate(logits, labels, 'val', plan.settings.average.model_ema)
