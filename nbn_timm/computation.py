@@ -23,8 +23,27 @@ class PrecisionSettings(Settings):
                                  unset='a GPU if there is one')
     amp: bool = setting(False, 'autocast')
     amp_dtype: str = setting('float16', 'of autocast', choices=('float16', 'bfloat16'), effect=only_with('amp'))
+    model_dtype: str | None = setting(
+        None, 'type of weights and images without --amp: half the memory', unset='float32',
+        choices=('float32', 'bfloat16', 'float16'))
     channels_last: bool = setting(False, 'memory format of images and weights')
     torchcompile: str | None = setting(None, 'compile the model', nargs='?', const='inductor', metavar='BACKEND')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.amp and self.dtype is not None:
+            raise InputError(f'--amp keeps weights in float32 and --model-dtype {self.model_dtype} does not: leave one '
+                             'out')
+
+    @property
+    def name(self) -> str:
+        """Of the precision, for records."""
+        return self.amp_dtype if self.amp else self.model_dtype or 'float32'
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of weights and images; None for float32."""
+        return None if self.model_dtype in (None, 'float32') else getattr(torch, str(self.model_dtype))
 
     @contextmanager
     def compiling(self) -> Iterator[None]:

@@ -2,12 +2,14 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.classes import label_names
@@ -37,11 +39,12 @@ from nbn_timm.evaluation import (
 )
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
+from nbn_timm.evaluation.temperature import calibrate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, setting
+from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -49,6 +52,7 @@ from nbn_timm.trained.opening import (
     open_trained,
     published_record,
 )
+from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -83,6 +87,10 @@ class EvaluationSettings(Settings):
     save_predictions: str | None = setting(
         None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
         'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
+    fit_temperature: bool = setting(
+        False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
+        'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
+                                           not_with('logit_adjustment')))
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
@@ -110,6 +118,7 @@ class ValidateSettings(SettingGroups):
     loader: LoaderSettings = LoaderSettings()
 
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.VALIDATE
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set, the split and the source of the class counts leave unused."""
@@ -179,13 +188,13 @@ def validate(settings: ValidateSettings, world: World) -> None:
     loader = create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
     if world.is_primary:
         described = [f'{key:<14}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
-    if settings.evaluation.logits_file:
+    if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
         evaluator.keep_logits()
     if settings.post_hoc.test_agnostic:
         evaluator.keep_hits()
@@ -194,8 +203,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
-    if settings.evaluation.logits_file:
-        write_logits(settings.evaluation.logits_file, evaluator, world)
+    if evaluator.keeps_logits:
+        keep_logits(settings, evaluator, world)
     shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
         settings.post_hoc.test_agnostic) else None
     if settings.evaluation.save_predictions:
@@ -214,7 +223,8 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     file, model = settings.weights.checkpoint, settings.model
     trained = open_trained(
         file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
-        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes,
+        add_nbn=model.add_nbn, model_kwargs={**model.model_kwargs, **settings.input.as_model_kwargs()},
+        num_classes=settings.data.num_classes,
         all_experts=settings.checkpoint.all_experts)
     if settings.post_hoc.tau_norm is not None:
         if isinstance(trained.model, RoutedExperts):
@@ -312,7 +322,7 @@ def describe(
         class_counts: Classes | None,
 ) -> dict[str, Any]:
     """What is evaluated, as plain data for the result and for people."""
-    weights, precision = settings.weights, settings.precision
+    weights = settings.weights
     return {
         'model': trained.name,
         'parameters': sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -326,7 +336,7 @@ def describe(
         'split': settings.evaluation.split,
         'class_counts': class_counts.source if class_counts else 'none',
         **input_format.input_format(),
-        'precision': precision.amp_dtype if precision.amp else 'float32',
+        'precision': settings.precision.name,
     }
 
 
@@ -384,19 +394,28 @@ def of_all_images(own: tuple[torch.Tensor, ...], world: World) -> tuple[torch.Te
     return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
 
 
-def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
-    """Write `logits` [N, C] and `labels` [N] of all processes' images."""
-    gathered = of_all_images(evaluator.logits(), world)
-    if gathered is None:
+def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World) -> None:
+    """Write `logits` [N, C] and `labels` [N] of all processes' images, and fit a temperature, as far as asked for."""
+    logits, labels = gather_logits(evaluator, world)
+    path, file = settings.evaluation.logits_file, settings.weights.checkpoint
+    if not world.is_primary:
         return
-    logits, labels = gathered
-    write_arrays(path, logits=logits.numpy(), labels=labels.numpy())
+    if path:
+        write_arrays(path, logits=logits.numpy(), labels=labels.numpy())
+    if settings.evaluation.fit_temperature:
+        assert file is not None
+        found = calibrate(logits, labels, settings.evaluation.split, settings.checkpoint.use_ema)
+        if found is not None and settings.checkpoint.all_experts:
+            raise InputError('--fit-temperature is for what the network answers by itself: leave out --all-experts')
+        if found is not None:
+            write_calibration(Path(file), found)
+        print(in_words(found, len(labels)) + (f" It is kept in '{file}'." if found else ''))
 
 
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:
     """Put a loaded model into the form in which it is evaluated."""
     model = deployed(model.eval()) if fold else model.eval()
-    model = model.to(device)
+    model = model.to(device, precision.dtype)
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if precision.torchcompile:

@@ -25,7 +25,7 @@ import torch
 from released import as_released, checkpoint
 from torch.distributed.run import get_args_parser
 
-from nbn_timm.cli import check, convert, export, predict, prepare, push, report, train
+from nbn_timm.cli import check, convert, demo, export, predict, prepare, push, report, sweep, train
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
@@ -58,6 +58,8 @@ PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
     'nbn-report': partial(check_flags, report.ReportCommand, report.create_parser),
+    'nbn-sweep': sweep.parse_args,
+    'nbn-demo': partial(check_flags, demo.DemoSettings, demo.create_parser),
 }
 SCRIPTS = {'train.py': 'nbn-train', 'validate.py': 'nbn-validate', 'my_train.py': 'nbn-train'}
 ELSEWHERE = ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git', 'cd')

@@ -188,7 +188,7 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
 
 def test_ema_is_the_average_by_hand():
     task = make_task()
-    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9), None)
+    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9, model_ema_warmup=False), None)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.5)
     average = None
     for epoch in range(3):

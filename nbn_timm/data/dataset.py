@@ -16,16 +16,18 @@ Transform = Callable[[Image.Image], Any]
 
 
 class LabelledImages(Dataset, ABC):
-    """Images with integer labels; `transform` turns a PIL RGB image into what `__getitem__` returns.
+    """Images with integer labels; `transform` turns a PIL image into what `__getitem__` returns.
 
     Attributes:
         targets: Labels, int64 [N].
+        mode: Of the PIL images, one of `pictures.MODES`; may be replaced at any time.
         transform: May be replaced at any time; None returns the PIL image.
     """
 
     def __init__(self, targets: Sequence[int] | np.ndarray, transform: Transform | None = None) -> None:
         self.targets = np.asarray(targets, dtype=np.int64)
         self.transform = transform
+        self.mode = 'RGB'
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -36,7 +38,7 @@ class LabelledImages(Dataset, ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, RGB, before any transform."""
+        """The image at `index`, in `mode`, before any transform."""
 
     @abstractmethod
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
@@ -86,12 +88,12 @@ class ImageSamples(LabelledImages):
             begin = end
 
     def image(self, index: int) -> Image.Image:
-        """Load the image at `index` as RGB.
+        """Load the image at `index`.
 
         Raises:
             InputError: The file is missing, truncated or no image.
         """
-        return read_picture(self.path(index))
+        return read_picture(self.path(index), self.mode)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -150,8 +152,9 @@ class ArraySamples(LabelledImages):
         self.images = images
 
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, RGB, before any transform."""
-        return Image.fromarray(self.images[index])
+        """The image at `index`, in `mode`, before any transform."""
+        image = Image.fromarray(self.images[index])
+        return image if self.mode == 'RGB' else image.convert(self.mode)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -172,7 +175,7 @@ class UnlabelledImages(ImageSamples):
             return super().__getitem__(index)
         except InputError:
             assert self.transform is not None
-            return self.transform(Image.new('RGB', (1, 1))), -1 - index
+            return self.transform(Image.new(self.mode, (1, 1))), -1 - index
 
     def fault(self, index: int) -> str:
         """What is wrong with a file that could not be read, in a sentence."""

@@ -74,11 +74,31 @@ def natural_order(name: str) -> tuple[tuple[str | int, ...], str]:
 
 # Reading -----------------------------------------------------------------------------------------------------------
 
-def read_picture(path: str, look: Callable[[Image.Image], None] | None = None) -> Image.Image:
-    """The picture in a file, upright and as RGB; of several frames the first.
+MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by channels
+
+
+def mode_of(channels: int) -> str:
+    """Pillow's mode of pictures of so many channels: grey, grey with alpha, RGB, RGBA.
+
+    Raises:
+        InputError: There is none.
+    """
+    if channels not in MODES:
+        raise InputError(f'pictures have 1 to 4 channels here (grey, grey with alpha, RGB, RGBA), and {channels} are '
+                         'asked for, as of multispectral images: give --in-chans 1 to 4 and pictures of these')
+    return MODES[channels]
+
+
+def read_picture(
+        path: str,
+        mode: str = 'RGB',
+        look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
+    """The picture in a file, upright and in a mode of `MODES`; of several frames the first.
 
     Args:
         path: The file.
+        mode: Of the picture that comes back.
         look: Is shown the picture as it is stored, before its pixels are read.
 
     Raises:
@@ -88,7 +108,7 @@ def read_picture(path: str, look: Callable[[Image.Image], None] | None = None) -
         with open_regular(path) as file, Image.open(file) as image:
             if look is not None:
                 look(image)
-            return to_rgb(image, f'image {quoted(path)}')
+            return to_mode(image, mode, f'image {quoted(path)}')
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -101,12 +121,19 @@ def read_picture(path: str, look: Callable[[Image.Image], None] | None = None) -
 
 
 def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
-    """A picture of any of Pillow's modes as 8-bit RGB, turned as its EXIF orientation says.
+    """`to_mode` for RGB."""
+    return to_mode(image, 'RGB', what)
 
-    Transparency is dropped, as everybody's loaders do, and 16-bit grey is scaled so that 65535 becomes 255.
+
+def to_mode(image: Image.Image, mode: str, what: str = 'the image') -> Image.Image:
+    """A picture of any of Pillow's modes as 8-bit values of one, turned as its EXIF orientation says.
+
+    Transparency is dropped, as everybody's loaders do, unless the mode has an alpha channel, which is opaque where the
+    picture has none. 16-bit grey is scaled so that 65535 becomes 255.
 
     Args:
         image: As `Image.open` gives it.
+        mode: One of `MODES`.
         what: Its name, for the sentence.
 
     Raises:
@@ -119,8 +146,9 @@ def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
     elif image.mode in ('I', 'F'):
         raise InputError(f"{what} has 32-bit values (mode '{image.mode}'), of which it is not known which is white: "
                          'save it with 8 or 16 bits')
-    image.info.pop('transparency', None)  # Pillow would warn that it is lost
-    image = image.convert('RGB')
+    if 'A' not in mode:
+        image.info.pop('transparency', None)  # Pillow would warn that it is lost
+    image = image.convert(mode) if 'A' not in mode else image.convert('RGBA').convert(mode)
     return image if turn is None else image.transpose(turn)
 
 

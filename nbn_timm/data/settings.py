@@ -108,7 +108,8 @@ class DataSettings(Settings):
     class_counts: str | None = setting(
         None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,
         unset='counted')
-    download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine')
+    download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine',
+                             also=('--dataset-download',))
     batch_size: int = 1
     seed: int = 0
 
@@ -151,6 +152,9 @@ class InputSettings(Settings):
                                    effect=not_with('input_size'))
     input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=SIDE, nargs=3,
                                                  metavar='N', inherited=True, unset='see above')
+    in_chans: int | None = setting(
+        None, 'channels of the images: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA; timm adapts a pretrained first '
+        'convolution', limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
     crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
                                      limits=Limits(0.1, 2), inherited=True, unset='see above')
     interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
@@ -159,6 +163,15 @@ class InputSettings(Settings):
                                              inherited=True, unset='see above')
     std: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=POSITIVE, nargs=0, metavar='F',
                                             inherited=True, unset='see above')
+
+    @property
+    def channels(self) -> int | None:
+        """Of the images, where they are given."""
+        return self.input_size[0] if self.input_size else self.in_chans
+
+    def as_model_kwargs(self) -> dict[str, int]:
+        """What the constructor of a model must be told of them."""
+        return {'in_chans': self.channels} if self.channels not in (None, 3) else {}  # type: ignore[dict-item]
 
 
 @dataclass(frozen=True)
@@ -221,6 +234,10 @@ class AugmentSettings(Settings):
         effect=all_of(not_with('no_aug'), _jittered))
     color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
                                               unset='1', effect=all_of(not_with('no_aug'), _jittered, _some_jitter))
+    grayscale_prob: float = setting(0.0, 'that an image turns grey', limits=PROBABILITY, metavar='P',
+                                    effect=not_with('no_aug'))
+    gaussian_blur_prob: float = setting(0.0, 'that an image is blurred', limits=PROBABILITY, metavar='P',
+                                        effect=not_with('no_aug'))
     force_color_jitter: bool = setting(False, 'jitter beside --aa too',
                                        effect=all_of(not_with('no_aug'), only_with('aa'), _some_jitter))
     aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",

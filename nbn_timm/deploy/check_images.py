@@ -8,7 +8,7 @@ import torch
 from nbn_timm.data import DataDefaults, DataSettings, ImageSamples
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.pictures import find_images
-from nbn_timm.data.transforms import create_transform
+from nbn_timm.data.transforms import create_transform, set_transform
 from nbn_timm.datasets import create_splits, find_dataset
 from nbn_timm.errors import InputError
 
@@ -77,6 +77,6 @@ def generated_images(count: int, input_format: DataDefaults) -> CheckImages:
 
 def _of_dataset(dataset: LabelledImages, count: int, input_format: DataDefaults, source: str) -> CheckImages:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
-    dataset.transform = create_transform(input_format)
+    set_transform(dataset, create_transform(input_format), input_format)
     pixels = torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in chosen.tolist()])
     return CheckImages(pixels, source, True)

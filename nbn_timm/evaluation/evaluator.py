@@ -10,6 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
+from nbn_timm.bars import with_bar
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.calibration import BINS, Calibration, bin_of, from_units, whole_units
@@ -251,7 +252,7 @@ def evaluate(
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model.eval()
     with torch.inference_mode(), evaluator.watching(model):
-        for images, target in loader:
+        for images, target in with_bar(loader, 'evaluation'):
             if len(images) < _FEWEST:
                 images = images[torch.arange(_FEWEST, device=images.device) % len(images)]
             images = images.to(device, non_blocking=True, memory_format=memory_format)

@@ -214,3 +214,8 @@ class EvalResult:
             (f'Medium ({split.few_below}-{split.many_above})', self.medium, split.medium),
             (f'Few (<{split.few_below})', self.few, split.few),
         ]
+
+
+def no_metrics() -> dict[str, float | None]:
+    """The names of `EvalResult.metrics`, without values, for an epoch that was not evaluated."""
+    return dict.fromkeys(EvalResult(0.0, 0.0, (1,), (1,), None).metrics())

@@ -57,7 +57,7 @@ def facts_of_file(path: str) -> PictureFacts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of Pillow, about metadata and very large pictures
-            picture = read_picture(path, note)
+            picture = read_picture(path, look=note)
     except InputError as error:
         return PictureFacts(str(error), size)
     return _seen(picture)._replace(size=size, **stored)

@@ -11,6 +11,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.data.pictures import mode_of
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import (
     KeyValue,
@@ -51,6 +52,7 @@ def create_model(
         nbn: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
         flags: tuple[str, str] = ('--model', '--model-kwargs'),
+        in_chans: int | None = None,
 ) -> nn.Module:
     """Create a registered model; a wrong name or argument is an error that says so in one sentence.
 
@@ -64,6 +66,7 @@ def create_model(
         nbn: Put NBN into the last stage, see `add_nbn`; pretrained weights are loaded before.
         model_kwargs: Further arguments of the model.
         flags: Which give name and arguments, for messages.
+        in_chans: Channels of the images, to which timm adapts pretrained weights; None keeps the model's own.
 
     Raises:
         InputError: Unknown model, tag or argument, or a value that the model cannot take; no pretrained weights to be
@@ -74,7 +77,8 @@ def create_model(
     own = key_values(flags[1], model_kwargs or {})
     refuse_owned(own, _OWNERS)
     given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
-        ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path')) if value is not None)]
+        ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path'),
+        ('in_chans', in_chans, '--in-chans')) if value is not None)]
     what = f"model '{name}'"
     _check_arguments(what, flags[1], model_kwargs or {})
     _check_arguments(what, _RECORDED, recorded)
@@ -136,8 +140,6 @@ def _check_arguments(what: str, flag: str, arguments: Mapping[str, Any]) -> None
         if key.endswith(('drop_rate', 'drop_path_rate')) and value is not None:
             # Of some models these are used, and refused, in the first step of training alone.
             check_number(what, flag, key, value, high=1)
-        if key == 'in_chans' and value != 3:
-            raise cannot_take(what, flag, key, value, 'all images are read as RGB, so leave in_chans out')
         if largest_number(value) > LARGEST_NUMBER:
             raise cannot_take(what, flag, key, value, f'give whole numbers up to {LARGEST_NUMBER:,}')
 
@@ -222,15 +224,15 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
         input_size: (channels, height, width) of the images.
 
     Raises:
-        InputError: The model is for another size, not for RGB images, or no classifier. What it cannot do with images
+        InputError: The model is for another size or number of channels, or no classifier. What it cannot do with images
             of its own size either is no fault of the size, and stays the error that it is.
     """
     takes = get_model_input_config(model)
     channels, height, width = takes['input_size']
-    if not channels == input_size[0] == 3:
-        raise InputError(f"all images are read as RGB, but model '{name}' takes {channels} channels and the input size "
-                         f'says {input_size[0]}: leave in_chans out of --model-kwargs and give an input size of 3 '
-                         'channels')
+    mode_of(input_size[0])
+    if channels != input_size[0]:
+        raise InputError(f"model '{name}' takes images of {channels} channels, and these have {input_size[0]}: leave "
+                         'in_chans out of --model-kwargs, and give --in-chans')
     if takes['fixed_input_size'] and (height, width) != input_size[1:]:
         wanted = input_size[1] if input_size[1] == input_size[2] else '({},{})'.format(*input_size[1:])
         ours = f'--img-size {height} or ' if height == width else ''
@@ -252,9 +254,9 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
 def _try_image(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Tensor:
     """What a model gives in evaluation for a grey image; its modes stay as they are."""
     training = [module for module in model.modules() if module.training]
-    device = next((parameter.device for parameter in model.parameters()), None)
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.zeros(0))
     try:
-        return model.eval()(torch.zeros(1, *input_size, device=device))
+        return model.eval()(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
     finally:
         for module in training:
             module.training = True

@@ -48,5 +48,8 @@ class StartSettings(Settings):
                                  effect=not_with('stage'))
     drop: float | None = setting(None, 'dropout rate', limits=PROBABILITY, metavar='P', unset="the model's")
     drop_path: float | None = setting(None, 'drop path rate', limits=PROBABILITY, metavar='P', unset="the model's")
+    grad_checkpointing: bool = setting(
+        False, 'keep fewer activations for the backward pass and compute them again there: less memory, more time',
+        kind='machine')
     bn_momentum: float | None = setting(None, 'momentum of all BatchNorm layers', limits=PROBABILITY,
                                         unset="the model's")

@@ -12,6 +12,7 @@ from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
 from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
@@ -51,6 +52,7 @@ class NetworkRecord:
         test: Accuracies.
         digest: Of the weights that the record belongs to; None in a checkpoint, which holds them.
         folded: NBN was folded after the training.
+        calibration: Temperature that makes probabilities of the logits.
         facts: In words: 'command', 'hardware', 'torch', 'date', as far as they are known.
     """
 
@@ -62,6 +64,7 @@ class NetworkRecord:
     test: Results | None = None
     digest: str | None = None
     folded: bool = False
+    calibration: FittedTemperature | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -85,7 +88,8 @@ class NetworkRecord:
         return cls(
             arguments, checkpoint.get('arch'),
             classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
-            epoch=epoch + 1 if isinstance(epoch, int) else None)
+            epoch=epoch + 1 if isinstance(epoch, int) else None,
+            calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> 'NetworkRecord':
@@ -106,7 +110,8 @@ class NetworkRecord:
         return cls(
             data.get('settings') or {}, name=data.get('model'), classes=Classes.from_dict(classes) if classes else None,
             epoch=data.get('epoch'), test=Results.from_dict(test, where) if test else None, digest=data.get(DIGEST),
-            folded=bool(data.get('folded')), facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
+            folded=bool(data.get('folded')), calibration=FittedTemperature.from_dict(data.get(CALIBRATION)),
+            facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what is known."""
@@ -114,7 +119,8 @@ class NetworkRecord:
             'model': self.name, DIGEST: self.digest,
             'class_counts': None if self.classes is None else self.classes.to_dict(),
             'settings': dict(self.arguments) or None, 'epoch': self.epoch, **self.facts,
-            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None}
+            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None,
+            CALIBRATION: None if self.calibration is None else self.calibration.to_dict()}
         return {key: value for key, value in entries.items() if value is not None}
 
     def told(self, settings: type[ToldT]) -> ToldT:
@@ -170,7 +176,8 @@ class NetworkRecord:
         recorded = self.told(ModelSettings)
         if name != self.model:
             return name, bool(nbn), dict(kwargs or {})
-        return name, bool(recorded.add_nbn) if nbn is None else nbn, {**recorded.model_kwargs, **(kwargs or {})}
+        arguments = {**self.input.as_model_kwargs(), **recorded.model_kwargs, **(kwargs or {})}
+        return name, bool(recorded.add_nbn) if nbn is None else nbn, arguments
 
     def inherited(
             self,
@@ -201,10 +208,13 @@ class NetworkRecord:
             left_out |= of_model
         if not same_format:
             left_out |= of_format
-        if given.get('img_size') or given.get('input_size') or self.input.input_size:
-            left_out.add('img_size')  # the recorded size in full says the same
-        if given.get('img_size'):
+        size = self.input.input_size
+        if given.get('img_size') or given.get('in_chans'):  # of the recorded size, what is not given
             left_out.add('input_size')
+            if size:
+                recorded |= {'in_chans': size[0], 'img_size': size[1]}
+        elif given.get('input_size') or size:
+            left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         return {name: recorded[name] for name, declared in groups.declared().items()
                 if declared.declaration.inherited and name not in given and name not in left_out
                 and recorded.get(name) not in (None, '', declared.default)}

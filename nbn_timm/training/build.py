@@ -25,6 +25,7 @@ from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
@@ -76,7 +77,8 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         model, notes = start_model(
             of_model.model, num_classes, file, _rows_kept(own_run, splits) if own_run and not goes_on else None,
             pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
-            drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs)
+            drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
+            in_chans=settings.input.channels)
     splits.notes.extend(notes)
     if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
         init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
@@ -93,7 +95,9 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
         model = convert_sync_batchnorm(model)
-    model.to(world.device)
+    if start.grad_checkpointing:
+        checkpoint_gradients(model, of_model.model)
+    model.to(world.device, settings.precision.dtype)
     return model.to(memory_format=torch.channels_last) if settings.precision.channels_last else model
 
 
@@ -187,6 +191,7 @@ def build_task(
     distillation = settings.distillation
     teacher = build_teacher(
         distillation, plan.num_classes, plan.splits.classes, plan.input, settings.precision.channels_last)
+    teacher.to(settings.precision.dtype)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
         distillation.kd_teacher_mode == 'train', device)

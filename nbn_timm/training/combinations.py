@@ -1,6 +1,8 @@
 """What cannot go together, as far as the settings tell: refused before any data are read."""
 from typing import Any
 
+import torch
+
 from nbn_timm.errors import InputError
 from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets
 from nbn_timm.losses.loss import check_loss_settings
@@ -24,6 +26,8 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     """
     if isinstance(stage, FittedSecondStage):  # nothing is trained
         return
+    if settings.precision.dtype is torch.float16:
+        raise InputError('--model-dtype float16 cannot hold small gradients: give bfloat16, or --amp in its place')
     assert stage is None or isinstance(stage, TrainedSecondStage)
     check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
     mixing = chosen_mixing(settings, stage)

@@ -140,9 +140,11 @@ def train_one_epoch(
         task.update_ema(step=num_updates)
         if scheduler is not None:
             scheduler.step_update(num_updates)
+        progress.advance(losses.images * world.size)
         if progress.due(update):
             losses.check(epoch)
             progress.show(update, losses.mean(), lr, losses.images * world.size)
+    progress.end()
     if mixing is not None:
         mixing.end_epoch()
     if not losses.images:

@@ -1,8 +1,9 @@
 """Optimizer and learning-rate schedule by name, both timm's."""
 import copy
 import inspect
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +42,10 @@ def _clips(name: str, others: Values) -> str | None:
     return 'has no effect without --clip-grad' if others.clip_grad is None else None
 
 
+def _not_computed(name: str, others: Values) -> str | None:
+    return 'has no effect with --lr-base, which --lr-base 0 turns off' if others.lr_base else None
+
+
 def _has_momentum(name: str, others: Values) -> str | None:
     known = str(others.opt).lower() in list_optimizers()
     if known and not get_optimizer_info(str(others.opt).lower()).has_momentum:
@@ -63,9 +68,19 @@ class OptimizerSettings(Settings):
 
     opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
                        metavar='NAME')
-    lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE)
+    lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE,
+                        effect=_not_computed)
     classifier_lr: float | None = setting(
         None, "the classifier's own, the highest of the schedule too", limits=NOT_NEGATIVE, unset='--lr')
+    lr_base: float | None = setting(
+        None, 'learning rate of an update of --lr-base-size images; that of this run follows from its images per '
+        'update', limits=NOT_NEGATIVE, unset='none, --lr holds')
+    lr_base_size: int = setting(256, 'images of an update for which --lr-base holds', limits=AT_LEAST_1,
+                                effect=only_with('lr_base'))
+    lr_base_scale: str | None = setting(
+        None, 'how the rate grows with the images of an update: in proportion to their number or to its square root',
+        choices=('linear', 'sqrt'), effect=only_with('lr_base'),
+        unset="sqrt for Adam's relatives and LAMB, else linear")
     momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
@@ -77,6 +92,24 @@ class OptimizerSettings(Settings):
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
+    def scale(self) -> str:
+        """How the rate follows the batch: as given, or by timm's rule for this optimizer."""
+        adaptive = any(part in self.opt.lower() for part in ('ada', 'lamb'))
+        return self.lr_base_scale or ('sqrt' if adaptive else 'linear')
+
+    def for_batch(self, images: int) -> 'OptimizerSettings':
+        """The settings with the learning rate of a run.
+
+        That is --lr, or with --lr-base timm's rule: base * images / base size, or base * sqrt(images / base size).
+
+        Args:
+            images: Of an update, over all processes.
+        """
+        if not self.lr_base:
+            return self
+        ratio = images / self.lr_base_size
+        return replace(self, lr=self.lr_base * (math.sqrt(ratio) if self.scale() == 'sqrt' else ratio))
+
 
 @dataclass(frozen=True)
 class ScheduleSettings(Settings):
@@ -86,6 +119,9 @@ class ScheduleSettings(Settings):
     of_training = True
 
     epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
+    patience: int | None = setting(
+        None, 'end the run when --eval-metric on the validation split has not become better for so many epochs',
+        limits=AT_LEAST_1, unset='all epochs are trained')
     sched: str = setting('cosine', "course of the rate; 'linear' falls evenly to zero, 'wsd' does so at the end alone",
                          choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
@@ -107,7 +143,7 @@ class ScheduleSettings(Settings):
     decay_milestones: tuple[int, ...] = setting(
         (60, 80), '1-based epochs from which the decays hold', limits=AT_LEAST_1, nargs=0,
         effect=only_with('sched', 'multistep'))
-    decay_rate: float = setting(0.1, 'factor of a decay', limits=NOT_NEGATIVE,
+    decay_rate: float = setting(0.1, 'factor of a decay', limits=NOT_NEGATIVE, also=('--dr',),
                                 effect=only_with('sched', 'step', 'multistep'))
 
 
@@ -119,9 +155,11 @@ class AverageSettings(Settings):
     of_training = True
 
     model_ema: bool = setting(False, 'keep, evaluate and save averaged weights (EMA)')
-    model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps', limits=PROBABILITY,
+    model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps, at most', limits=PROBABILITY,
                                      effect=only_with('model_ema'))
-    model_ema_warmup: bool = setting(False, 'begin with a smaller decay', effect=only_with('model_ema'))
+    model_ema_warmup: bool = setting(
+        True, 'begin with a smaller decay, 1 - u ** (-2/3) at update u, so that the average of a short run follows '
+        "too; --no-model-ema-warmup is timm's default", effect=only_with('model_ema'))
 
 
 def create_optimizer(

@@ -33,6 +33,7 @@ from nbn_timm.second_stages import SecondStage
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.calibrating import gather_logits
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.settings import TrainSettings
 
@@ -63,6 +64,12 @@ class Plan:
     def watched(self) -> Dataset | None:
         """The split that is evaluated after every epoch."""
         return self.splits.val or (self.splits.test if self.settings.run.watch_test else None)
+
+    def watched_after(self, epoch: int) -> Dataset | None:
+        """What is evaluated after an epoch (0-based): the watched split, every --val-interval epochs and at the end."""
+        number, settings = epoch + 1, self.settings
+        due = number % settings.keeping.val_interval == 0 or number == settings.schedule.epochs
+        return self.watched if due else None
 
     def record(self) -> dict[str, Any]:
         """What checkpoints keep of the training: all settings, and what they came to."""
@@ -97,7 +104,7 @@ class Plan:
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
             drop_last=drop_last, pin_memory=self.settings.loader.pin_mem, views=views,
-            other_views=self.settings.augment.of_other_views())
+            other_views=self.settings.augment.of_other_views(), dtype=self.settings.precision.dtype)
 
     def two_views(
             self,
@@ -122,7 +129,8 @@ class Plan:
         loader = create_train_loader(
             copy(dataset), RandomSampler(dataset, generator=order), batch_size=batch_size,  # type: ignore[arg-type]
             defaults=self.input, num_workers=self.settings.loader.workers, device=self.world.device, seed=seed,
-            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform)
+            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform,
+            dtype=self.settings.precision.dtype)
         loader.set_epoch(epoch)
         for images, _ in loader:
             yield images
@@ -132,7 +140,7 @@ class Plan:
         return create_eval_loader(
             dataset, batch_size=self.settings.batch.validation_batch_size or self.batch.size, defaults=self.input,
             num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
-            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
+            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem, dtype=self.settings.precision.dtype)
 
     def evaluator(self, model: nn.Module | None = None) -> LongTailEvaluator:
         """What counts the hits of a model, and of routed experts their number."""
@@ -147,6 +155,13 @@ class Plan:
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
+
+    def logits(self, model: nn.Module, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, C] and labels [N] of a split in its order; on processes but the first, of their own images."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_logits()
+        self.evaluate(model, dataset, evaluator)
+        return gather_logits(evaluator, self.world)
 
     def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
         """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""

@@ -12,11 +12,13 @@ from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draws_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.adjust import adjusted
+from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
@@ -59,10 +61,18 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
         *more,
     ]
     if settings.average.model_ema:
-        lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+        average = settings.average
+        up_to = 'growing up to ' if average.model_ema_warmup else ''
+        lines.append(f'Averaged weights (EMA, decay {up_to}{average.model_ema_decay}) are what is evaluated.')
+    optimizer = settings.optimizer
+    if optimizer.lr_base and start_epoch is not None:
+        lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '
+                     f'{optimizer.lr_base:g} for {optimizer.lr_base_size} images per update ({optimizer.scale()}).')
     run, validated = settings.run, plan.splits.val is not None
     if run.watch_test and validated:
         lines.append('--watch-test has no effect here, since there is a validation split.')
+    if settings.schedule.patience and not validated and start_epoch is not None:
+        lines.append('--patience has no effect here, since there is no validation split.')
     if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
         lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
     lines += filter(None, [settings.precision.advice(plan.world.device)])
@@ -86,10 +96,16 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
-def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
-    """Report on the best checkpoint, or on the last one where none was chosen."""
+def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> None:
+    """Report on the best checkpoint, or on the last one where none was chosen.
+
+    Args:
+        plan: Of the run.
+        task: With the weights of the last epoch.
+        keeper: Knows the best one.
+        epochs: That were trained.
+    """
     model, settings = evaluation_model(task), plan.settings
-    epochs = max(start_epoch, settings.schedule.epochs)
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
         metric = settings.run.eval_metric
@@ -118,6 +134,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
         return
+    calibration = calibrate_run(plan, model, weights)
     result, predictions = plan.evaluate_and_keep(model, dataset)
     if not plan.world.is_primary:
         return
@@ -125,7 +142,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
-        precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
+        precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict())
     predictions.write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
@@ -136,3 +153,17 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
                  result.further_table(), folder, ', '.join(files))
+
+
+def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> FittedTemperature | None:
+    """Fit a temperature on the validation split, if there is one, and keep it in the checkpoint of the run."""
+    if plan.splits.val is None:
+        return None
+    logits, labels = plan.logits(model, plan.splits.val)
+    if not plan.world.is_primary:
+        return None
+    found = calibrate(logits, labels, 'val', plan.settings.average.model_ema and weights.second_stage is None)
+    if found is not None:
+        write_calibration(plan.folder / weights.file, found)
+    _logger.info(in_words(found, len(labels)))
+    return found

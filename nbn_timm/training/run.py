@@ -2,6 +2,7 @@
 import logging
 from pathlib import Path
 
+from nbn_timm.bars import on_terminal
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training.adjust import tell_adjustment, with_choice
 from nbn_timm.training.batch import plan_batch
@@ -60,9 +61,10 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     mixing = build_mixing(plan, loader, stage)
     task = build_task(plan, model, mixing, stage)
     freezing = build_freezing(settings, model, world) if stage is None else None
+    of_batch = settings.optimizer.for_batch(batch.global_size)
     optimizer = create_optimizer(
-        *((model, settings.optimizer) if stage is None else
-          (stage.trained(model), settings.optimizer, stage.rates(model))))
+        *((model, of_batch) if stage is None else
+          (stage.trained(model), of_batch, stage.rates(model))))
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
@@ -76,8 +78,11 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
-                        _logger.info if world.is_primary else None)
+                        _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
+    done = start_epoch
     for epoch in range(start_epoch, epochs):
+        if keeper.gave_up(epoch):
+            break
         seed_everything(settings.run.seed, epoch, world.rank)
         if freezing is not None:
             freezing.set_epoch(epoch)
@@ -87,8 +92,10 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         trained = train_one_epoch(
             task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
-        result = plan.evaluate(evaluation_model(task), plan.watched) if plan.watched is not None else None
+        watched = plan.watched_after(epoch)
+        result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
         show_epoch(epoch, epochs, result)
         keeper.keep(epoch, trained, result)
+        done = epoch + 1
     keeper.close()
-    report_run(plan, task, keeper, start_epoch)
+    report_run(plan, task, keeper, done)

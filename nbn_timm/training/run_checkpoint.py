@@ -127,7 +127,7 @@ def save_file(path: Path, state: Mapping[str, Any]) -> None:
     Raises:
         InputError: The disk is full or refuses; what was there before is intact.
     """
-    atomic_write(path, lambda temporary: _write(state, temporary))
+    atomic_write(path, lambda temporary: write_state(state, temporary))
 
 
 @contextmanager
@@ -162,7 +162,8 @@ def _older_names(folder: Path) -> list[str]:
     return [_older(age) for age in sorted(ages)]
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Save a checkpoint; what the system refuses is its own error."""
     with open(path, 'wb') as file:
         try:
             torch.save(dict(state), file)

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
@@ -76,6 +77,8 @@ class KeepingSettings(Settings):
 
     checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
                                    kind='machine')
+    val_interval: int = setting(1, 'epochs between evaluations; the last epoch is always evaluated, and the best one '
+                                'is the best of those that were', limits=AT_LEAST_1)
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
     log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
@@ -113,6 +116,7 @@ class TrainSettings(SettingGroups):
 
     MORE: ClassVar[str] = 'methods'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.TRAIN
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:
@@ -157,13 +161,19 @@ class TrainSettings(SettingGroups):
 
     def _unwatched(self, name: str) -> str | None:
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
-        if name not in ('watch_test', 'eval_metric') or not self.data.dataset:
+        if name not in ('watch_test', 'eval_metric', 'patience', 'val_interval') or not self.data.dataset:
             return None
         validated = has_validation(self.data)
         if name == 'watch_test' and validated:
             return 'has no effect where there is a validation split'
-        if name == 'eval_metric' and validated is False:
+        if validated is not False:
+            return None
+        if name == 'eval_metric':
             return 'has no effect without a validation split to choose a checkpoint by'
+        if name == 'patience':
+            return 'has no effect without a validation split, by which alone a run may end early'
+        if name == 'val_interval' and not self.run.watch_test:
+            return 'has no effect without a validation split or --watch-test'
         return None
 
     def default_experiment(self) -> str:

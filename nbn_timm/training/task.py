@@ -120,6 +120,9 @@ def begin_epoch(
         set_epoch(epoch)
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
+    if task.has_ema():  # of bfloat16 weights, whose average is rounded at random
+        average: Any = task.get_trainable_module(ema=True)
+        average._sr_generator.manual_seed(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
     if graphs is not None and set_epoch is not None:
