@@ -97,7 +97,7 @@ def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
         InputError: It has 32-bit values, of which nobody knows which is white.
     """
     image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(exif_orientation(image))
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         image = _eight_bits(image)
     elif image.mode in ('I', 'F'):
@@ -108,7 +108,8 @@ def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """How a picture is to be turned, by the number that EXIF has for it; 1 is as it is."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF data, whose reader raises nearly anything, spoil no pixel

@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
+from nbn_timm.data.settings import (
+    AugmentSettings,
+    DataSettings,
+    DecodingSettings,
+    InputSettings,
+    LoaderSettings,
+    MemorySettings,
+)
 from nbn_timm.datasets import dataset_choices, find_dataset, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.losses import number_of_views
@@ -106,6 +113,7 @@ class TrainSettings(SettingGroups):
     processes: ProcessSettings = ProcessSettings()
     loader: LoaderSettings = LoaderSettings()
     memory: MemorySettings = MemorySettings()
+    decoding: DecodingSettings = DecodingSettings()
 
     MORE: ClassVar[str] = 'methods'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
