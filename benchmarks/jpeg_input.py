@@ -2,9 +2,9 @@
 
     python benchmarks/jpeg_input.py FOLDER --pictures 1000
 
-FOLDER holds JPEG files, such as the 1,000 of github.com/EliSchwartz/imagenet-sample-images. The cases take turns, picture
-by picture, on one thread, and time is that of the process on its processor, so other work on the machine counts little.
-The table's ratios are to simplejpeg decoding the same whole pictures and doing nothing else. Files are in memory before.
+FOLDER holds JPEG files, such as the 1,000 of github.com/EliSchwartz/imagenet-sample-images. The cases take turns,
+picture by picture, on one thread, and time is that of the process on its processor, so that other work on the machine
+counts little. Ratios are to simplejpeg decoding the same whole pictures and doing nothing else. Files are in memory.
 
 The distances are over the same crops: mean absolute difference in steps of 255 and PSNR in dB, of each way to Pillow's
 (as timm does it). OpenCV's two usual ways of resampling say how far apart are two pipelines that people take for the
@@ -25,10 +25,11 @@ import torch
 import torchvision
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
-from torchvision import transforms
+from torchvision.transforms import InterpolationMode, v2
 
 from nbn_timm.data import DataDefaults
 from nbn_timm.data.decoders import DECODERS, Box, decoded_crop, resized_part
+from nbn_timm.data.pictures import exif_orientation
 from nbn_timm.data.transforms import create_transform
 
 Case = Callable[[bytes], Any]
@@ -39,14 +40,28 @@ def main() -> None:
     args = _parse()
     torch.set_num_threads(1)
     files = [path.read_bytes() for path in _jpegs(args.folder)[:args.pictures]]
-    files = [data for data in files if simplejpeg.decode_jpeg_header(data)[2] in UPRIGHT_RGB]
+    if args.quality:
+        files = [_saved_again(data, args.quality) for data in files]
+    found, files = len(files), [data for data in files if _is_for_decoders(data)]
     sizes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
-    print(f'{len(files)} pictures, {sum(map(len, files)) / len(files) / 1e3:.0f} kB and '
+    print(f'{len(files)} pictures of {found} (the others are CMYK or turned by EXIF, and go to Pillow), '
+          f'{sum(map(len, files)) / len(files) / 1e3:.0f} kB and '
           f'{np.mean([height * width for height, width in sizes]) / 1e6:.2f} million pixels on average')
     result = {'pictures': len(files), 'interpolation': args.interpolation,
               'speed': _speed(files, args), 'distance': _distances(files, sizes, args)}
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + '\n')
+
+
+def _saved_again(data: bytes, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert('RGB').save(buffer, 'JPEG', quality=quality)  # colours at half the size
+    return buffer.getvalue()
+
+
+def _is_for_decoders(data: bytes) -> bool:
+    colours = simplejpeg.decode_jpeg_header(data)[2]
+    return colours in UPRIGHT_RGB and exif_orientation(Image.open(io.BytesIO(data))) == 1
 
 
 def _speed(files: list[bytes], args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -79,9 +94,9 @@ def _cases(interpolation: str) -> dict[str, Case]:
         return lambda data: steps(Image.open(io.BytesIO(data)).convert('RGB'))
 
     def of_torchvision() -> Case:
-        steps = transforms.Compose([
-            transforms.RandomResizedCrop(224, interpolation=transforms.InterpolationMode(interpolation)),
-            transforms.RandomHorizontalFlip()])
+        steps = v2.Compose([
+            v2.RandomResizedCrop(224, interpolation=InterpolationMode(interpolation), antialias=True),
+            v2.RandomHorizontalFlip()])
         return lambda data: steps(torchvision.io.decode_jpeg(
             torch.frombuffer(bytearray(data), dtype=torch.uint8), torchvision.io.ImageReadMode.RGB))
 
@@ -144,7 +159,7 @@ def _distances(
             decoder = DECODERS[name]()
             decoder.size(data)
             ways[f'--decoder {name}'] = resized_part(
-                decoder, data, box, (224, 224), transforms.InterpolationMode(args.interpolation)
+                decoder, data, box, (224, 224), InterpolationMode(args.interpolation)
             ).permute(1, 2, 0).numpy()
         part = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[rows, columns, ::-1]
         same = cv2.INTER_CUBIC if args.interpolation == 'bicubic' else cv2.INTER_LINEAR
@@ -179,6 +194,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('folder')
     parser.add_argument('--pictures', type=int, default=1000)
     parser.add_argument('--repeats', type=int, default=1)
+    parser.add_argument('--quality', type=int, help='save the pictures again at this quality first')
     parser.add_argument('--interpolation', default='bilinear', choices=('bilinear', 'bicubic'))
     parser.add_argument('--json', help='write the numbers to this file too')
     return parser.parse_args()

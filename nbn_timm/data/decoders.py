@@ -16,7 +16,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
+from importlib import metadata
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,6 +42,7 @@ _BY_PILLOW = {
     InterpolationMode.HAMMING: Image.Resampling.HAMMING,
     InterpolationMode.LANCZOS: Image.Resampling.LANCZOS,
 }
+_APP1, _PIXELS_FOLLOW = 0xE1, 0xDA  # marks in a JPEG file
 _ON_TENSORS = (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip, MaybePILToTensor)  # alike on both
 
 
@@ -198,12 +199,11 @@ def _turbojpeg() -> ctypes.CDLL | None:
 
 def _inside_of_wheel() -> list[str]:
     """The shared library that the wheel `turbojpeg` brings, wherever its repair tool has put it."""
-    module = importlib.util.find_spec('turbojpeg')
-    if module is None or not module.origin:
+    try:
+        files = metadata.files('turbojpeg') or []
+    except metadata.PackageNotFoundError:
         return []
-    site = Path(module.origin).parent
-    names = ('turbojpeg.libs/*turbojpeg*', 'turbojpeg.dylibs/*turbojpeg*', 'turbojpeg-*.dll')
-    return [str(path) for name in names for path in sorted(site.glob(name))]
+    return [str(file.locate()) for file in files if file.name.startswith('libturbojpeg') or file.suffix == '.dll']
 
 
 @DECODERS.register('simplejpeg')
@@ -328,11 +328,18 @@ def decoded_crop(decoder: Decoder, data: bytes, crop: RandomResizedCropAndInterp
     height, width = decoder.size(data)
     if height * width > (Image.MAX_IMAGE_PIXELS or float('inf')) or _is_turned(data):
         raise CannotDecode
-    of_that_size = torch.empty(1).expand(1, height, width)
-    box = Box(*crop.get_params(of_that_size, crop.scale, crop.ratio))
+    box = Box(*crop.get_params(_OfSize(width, height), crop.scale, crop.ratio))
     modes = crop.interpolation
     mode = random.choice(modes) if isinstance(modes, tuple | list) else modes
     return resized_part(decoder, data, box, tuple(crop.size), mode)
+
+
+class _OfSize(Image.Image):
+    """A picture that has a size and no pixels, which is all that timm asks to draw a crop."""
+
+    def __init__(self, width: int, height: int) -> None:
+        super().__init__()
+        self._size = width, height
 
 
 def resized_part(
@@ -354,7 +361,7 @@ def resized_part(
     inner = box.shrunken(shrink)
     pixels = decoder.part(data, inner, shrink)
     if shrink == 1 and mode in _BY_TORCH:
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
         return torch.nn.functional.interpolate(image, size=size, mode=_BY_TORCH[mode], antialias=True)[0]
     # Pillow takes a part that begins inside of a shrunken pixel.
     top, left = box.top / shrink - inner.top, box.left / shrink - inner.left
@@ -365,7 +372,11 @@ def resized_part(
 
 def _is_turned(data: bytes) -> bool:
     """Whether a JPEG file says that its picture is to be turned; EXIF and XMP have room for it."""
-    if b'Exif\0\0' not in data and b'Orientation' not in data:
-        return False
-    with Image.open(io.BytesIO(data)) as image:
-        return exif_orientation(image) != 1
+    start = 2  # after the mark of JPEG; then segments follow, each with a mark of two bytes and its length
+    while data[start:start + 1] == b'\xff' and data[start + 1] != _PIXELS_FOLLOW:
+        end = start + 2 + int.from_bytes(data[start + 2:start + 4], 'big')
+        if data[start + 1] == _APP1 and (data.startswith(b'Exif', start + 4) or b'Orientation' in data[start:end]):
+            with Image.open(io.BytesIO(data)) as image:
+                return exif_orientation(image) != 1
+        start = end
+    return False
