@@ -12,6 +12,7 @@ from nbn_timm.files import write_text_atomic
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
@@ -66,6 +67,12 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
                           for name, value in result.metrics().items())
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
+
+
+def show_profile(profile: NoProfile) -> None:
+    """Say where the time of the epochs went, if that was measured."""
+    if (table := profile.table()) is not None:
+        _logger.info('\n%s', table)
 
 
 def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:

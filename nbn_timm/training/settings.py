@@ -29,6 +29,7 @@ from nbn_timm.settings import (
     Settings,
     Tolerated,
     Values,
+    not_with,
     only_with,
     setting,
 )
@@ -81,6 +82,9 @@ class KeepingSettings(Settings):
     checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
                                    kind='machine')
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
+    profile: bool = setting(
+        False, 'tell how long input, forward and backward pass, optimizer and evaluation take in an epoch',
+        kind='machine', effect=not_with('cuda_graphs'))
     log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
     wandb_project: str = setting('nbn_timm', 'of Weights & Biases', metavar='NAME', kind='machine',
