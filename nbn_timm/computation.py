@@ -13,6 +13,11 @@ from nbn_timm.settings import Settings, only_with, setting
 _BFLOAT16 = ('AVX512', 'AMX', 'SVE')
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor is faster with bfloat16 than with float32."""
+    return torch.backends.cpu.get_cpu_capability().startswith(_BFLOAT16)
+
+
 @dataclass(frozen=True)
 class PrecisionSettings(Settings):
     """On what is computed, and how precisely."""
@@ -72,7 +77,7 @@ class PrecisionSettings(Settings):
     def advice(self, device: torch.device) -> str | None:
         """What would make the computation faster on this machine, in a sentence; None if nothing is known."""
         capability = torch.backends.cpu.get_cpu_capability()
-        if device.type == 'cpu' and self.autocast is not None and not capability.startswith(_BFLOAT16):
+        if device.type == 'cpu' and self.autocast is not None and not has_bfloat16():
             return (f'This processor ({capability}) has no arithmetic for {self.amp_dtype}, which is many times slower '
                     'here than float32: leave out --amp.')
         return None

@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Self
 
+from nbn_timm.data.decoders import FileTransform
 from nbn_timm.data.pictures import read_picture
 from nbn_timm.errors import InputError, quoted
 
@@ -54,7 +55,7 @@ class ImageSamples(LabelledImages):
     Args:
         paths: Image files, one per label.
         targets: Labels, [N].
-        transform: See `LabelledImages`.
+        transform: See `LabelledImages`; a `FileTransform` is given the files.
         root: Folder that relative paths are relative to.
     """
 
@@ -75,6 +76,11 @@ class ImageSamples(LabelledImages):
         if len(encoded) != len(self.targets):
             raise InputError(
                 f'{len(encoded)} image paths have {len(self.targets)} labels: give one label per image')
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if isinstance(self.transform, FileTransform):
+            return self.transform.of_file(self.path(index)), int(self.targets[index])
+        return super().__getitem__(index)
 
     def path(self, index: int) -> str:
         """File of the image at `index`."""

@@ -1,5 +1,5 @@
 """Loaders that give normalised batches on the device, the same ones whether or not a run was interrupted."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
+from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data.decoders import PILLOW, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings, LoaderSettings
 from nbn_timm.data.transforms import Views, create_transform, set_transform
@@ -71,6 +73,7 @@ def create_train_loader(
         other_views: AugmentSettings | None = None,
         transform: Callable[[Any], Any] | None = None,
         dtype: torch.dtype | None = None,
+        decoder: str = PILLOW,
 ) -> TrainLoader:
     """Build the training loader; sets `dataset.transform`.
 
@@ -94,14 +97,16 @@ def create_train_loader(
             on the device, is that of the first for all.
         transform: PIL image to uint8 tensor, in the place of all augmentation; images are then taken one at a time.
         dtype: Of the batches; None is float32.
+        decoder: What reads random resized crops of image files, see `nbn_timm.data.decoders`.
 
     Raises:
-        InputError: No batch would be left.
+        InputError: No batch would be left, or the decoder cannot be had for these images.
     """
     augment = augment or AugmentSettings()
     augments = [augment, *[other_views or augment] * (views - 1)]
-    steps = [transform or create_transform(defaults, is_training=True, augment=each) for each in augments]
-    set_transform(dataset, Views(steps) if views > 1 else steps[0], defaults)
+    taken = _train_transform(dataset, defaults, augments, decoder) if transform is None else (
+        Views([transform] * views) if views > 1 else transform)
+    set_transform(dataset, taken, defaults)
     batches = _batches(sampler, batch_size, _drops_last(sampler, batch_size) if drop_last is None else drop_last)
     loader: DataLoader
     in_batches = [None if transform else batch_augment(defaults, each) for each in augments]
@@ -156,6 +161,24 @@ def create_eval_loader(
     else:
         loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
     return PrefetchLoader(loader, **_on_device(defaults, device, dtype))
+
+
+def _train_transform(
+        dataset: Dataset,
+        defaults: DataDefaults,
+        augments: Sequence[AugmentSettings],
+        decoder: str,
+) -> Callable[[Any], Any]:
+    """What is done to an image, once for each of some augmentations."""
+    pipelines = [create_transform(defaults, is_training=True, augment=each) for each in augments]
+    if decoder == PILLOW:
+        return Views(pipelines) if len(pipelines) > 1 else pipelines[0]
+    if not isinstance(dataset, ImageSamples):
+        raise InputError(f'--decoder {decoder} reads image files, and these images come otherwise: leave it out')
+    if defaults.input_size[0] != 3:
+        raise InputError(f'--decoder {decoder} gives RGB images, and --in-chans asks for others: leave one of them out')
+    transforms = [decoding_transform(pipeline, decoder) for pipeline in pipelines]
+    return FileViews(transforms) if len(transforms) > 1 else transforms[0]
 
 
 def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:

@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbn_timm.data.decoders import PILLOW, decoder_names
 from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.longtail import PROFILES
 from nbn_timm.data.shift import ClassShift
@@ -194,6 +195,18 @@ class MemorySettings(Settings):
     in_memory: bool | None = setting(
         None, 'read small images once and augment them in batches, which leaves a small network nothing to wait for',
         kind='machine', unset='where that changes nothing else')
+
+
+@dataclass(frozen=True)
+class DecodingSettings(Settings):
+    """How the files of training images are read."""
+
+    title = 'decoding'
+    of_training = True
+
+    decoder: str = setting(
+        PILLOW, 'what cuts random crops out of JPEG files: turbojpeg decodes no more than the crop',
+        choices=decoder_names, effect=not_with('no_aug'))
 
 
 def _jittered(name: str, others: Values) -> str | None:

@@ -75,8 +75,12 @@ def generated_images(count: int, input_format: DataDefaults) -> CheckImages:
     return CheckImages((255 * smooth).round().clamp(0, 255).to(torch.uint8), 'generated from seed 0', False)
 
 
+def pixels_of(dataset: LabelledImages, indices: np.ndarray, input_format: DataDefaults) -> torch.Tensor:
+    """Images under the evaluation transform, uint8 [N, 3, H, W]; sets `dataset.transform`."""
+    set_transform(dataset, create_transform(input_format), input_format)
+    return torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in indices.tolist()])
+
+
 def _of_dataset(dataset: LabelledImages, count: int, input_format: DataDefaults, source: str) -> CheckImages:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
-    set_transform(dataset, create_transform(input_format), input_format)
-    pixels = torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in chosen.tolist()])
-    return CheckImages(pixels, source, True)
+    return CheckImages(pixels_of(dataset, chosen, input_format), source, True)

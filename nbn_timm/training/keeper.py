@@ -1,5 +1,6 @@
 """What a run keeps: its checkpoints, the best epoch so far, and its log."""
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,21 @@ class Keeper:
                      patience)
         return True
 
-    def keep(self, epoch: int, trained: EpochResult, result: EvalResult | None) -> None:
-        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one."""
+    def keep(
+            self,
+            epoch: int,
+            trained: EpochResult,
+            result: EvalResult | None,
+            seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one.
+
+        Args:
+            epoch: 0-based.
+            trained: What the training gave.
+            result: What the evaluation gave.
+            seconds: Of the parts of the epoch, for the log.
+        """
         metric, is_best = self._metric(result), False
         if metric is not None and is_better(metric, self.best, self.plan.settings.run.eval_metric):
             self.best, is_best = Best(metric, epoch), True
@@ -88,7 +102,7 @@ class Keeper:
         training: dict[str, Any] = {
             'loss': trained.loss, 'images_per_second': round(trained.images / trained.seconds, 1)}
         evaluated = result.metrics() if result else None if self.plan.watched is None else no_metrics()
-        self.log.write(epoch, training, evaluated, trained.lr)
+        self.log.write(epoch, training, evaluated, trained.lr, seconds)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
             self.plan.splits.classes, metric, self.best, self.scaler), is_best,

@@ -18,6 +18,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import check_finite
 from nbn_timm.training.task import SecondStageTask
@@ -104,6 +105,7 @@ def train_one_epoch(
         scaler: NativeScaler | None = None,
         mixing: Mixing | None = None,
         graphs: GraphedBackward | None = None,
+        profile: NoProfile | None = None,
 ) -> EpochResult:
     """Train `task` for one epoch.
 
@@ -119,22 +121,25 @@ def train_one_epoch(
         scaler: For float16.
         mixing: Mixes each batch on the device.
         graphs: Computes loss and gradients of single batches as CUDA graphs.
+        profile: Measures the parts of the epoch.
 
     Raises:
         InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
     """
+    profile = profile or NoProfile()
     task.train()
     progress.start(epoch)
     losses = LossMeter(world.device)
     num_updates = epoch * progress.updates_per_epoch
     lr = 0.0
-    for update, batches in enumerate(batched(loader, settings.accum_steps)):
+    for update, batches in enumerate(batched(profile.input(loader), settings.accum_steps)):
         if settings.drop_last and len(batches) < settings.accum_steps:
             break
         if mixing is not None:
             batches = [mixing(*batch) for batch in batches]
         lr = optimizer.param_groups[0]['lr']
-        for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler, graphs):
+        for loss, images in train_step(
+                task, batches, optimizer, settings, world.device, scaler, graphs, profile):
             losses.add(loss, images, update)
         num_updates += 1
         task.update_ema(step=num_updates)
@@ -162,6 +167,7 @@ def train_step(
         device: torch.device,
         scaler: NativeScaler | None = None,
         graphs: GraphedBackward | None = None,
+        profile: NoProfile | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
     """Update the weights once, by the gradient of the mean loss over all images of `batches`.
 
@@ -171,6 +177,7 @@ def train_step(
     Returns:
         Mean loss and number of images of each batch.
     """
+    profile = profile or NoProfile()
     if graphs is not None:
         (images, target), = batches
         loss = graphs(images, target)
@@ -181,9 +188,10 @@ def train_step(
     for step, (images, target) in enumerate(batches, start=1):
         is_last = step == len(batches)
         with nullcontext() if is_last else task.no_sync():
-            loss = compute_loss(task, images, target, settings, device)
+            with profile.part('forward'):
+                loss = compute_loss(task, images, target, settings, device)
             losses.append((loss.detach(), len(target)))
-            _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last)
+            _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last, profile)
     return losses
 
 
@@ -257,16 +265,20 @@ def _backward_and_step(
         settings: LoopSettings,
         scaler: NativeScaler | None,
         is_last: bool,
+        profile: NoProfile,
 ) -> None:
     if scaler is not None:
         parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
-        scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
+        with profile.part('backward'):  # and the optimizer's step, which the scaler makes
+            scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
         if is_last:
             optimizer.zero_grad()
         return
-    loss.backward()
+    with profile.part('backward'):
+        loss.backward()
     if is_last:
-        _step(task, optimizer, settings)
+        with profile.part('optimizer'):
+            _step(task, optimizer, settings)
 
 
 def _step(task: TrainingTask, optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:

@@ -104,7 +104,8 @@ class Plan:
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
             drop_last=drop_last, pin_memory=self.settings.loader.pin_mem, views=views,
-            other_views=self.settings.augment.of_other_views(), dtype=self.settings.precision.dtype)
+            other_views=self.settings.augment.of_other_views(), dtype=self.settings.precision.dtype,
+            decoder=self.settings.decoding.decoder)
 
     def two_views(
             self,

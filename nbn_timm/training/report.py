@@ -21,6 +21,7 @@ from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
@@ -94,6 +95,12 @@ def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
                           for name, value in result.headline().items())
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
+
+
+def show_profile(profile: NoProfile) -> None:
+    """Say where the time of the epochs went, if that was measured."""
+    if (table := profile.table()) is not None:
+        _logger.info('\n%s', table)
 
 
 def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> None:

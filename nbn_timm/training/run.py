@@ -17,6 +17,7 @@ from nbn_timm.training.build import (
     connect_second_stage,
 )
 from nbn_timm.training.combinations import check_combinations, doubtful
+from nbn_timm.training.cpu_advice import advise
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.gpu import prepare_gpu
@@ -24,8 +25,9 @@ from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
 from nbn_timm.training.optim import create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
+from nbn_timm.training.profile import NoProfile, Profile
 from nbn_timm.training.progress import Progress
-from nbn_timm.training.report import announce, report_run, show_epoch, write_settings
+from nbn_timm.training.report import announce, report_run, show_epoch, show_profile, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
@@ -74,15 +76,18 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
     announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
+    advise(plan, model, (epochs - start_epoch) * updates_per_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
+    profile = Profile(world.device) if settings.keeping.profile else NoProfile()
     done = start_epoch
     for epoch in range(start_epoch, epochs):
         if keeper.gave_up(epoch):
             break
+        profile.start()
         seed_everything(settings.run.seed, epoch, world.rank)
         if freezing is not None:
             freezing.set_epoch(epoch)
@@ -90,12 +95,16 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         scheduler.step(epoch + settings.schedule.sched_ahead)
         scheduler.step_update(epoch * updates_per_epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs)
+            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs,
+            profile)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         watched = plan.watched_after(epoch)
-        result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
+        with profile.part('evaluation'):
+            result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
         show_epoch(epoch, epochs, result)
-        keeper.keep(epoch, trained, result)
+        keeper.keep(epoch, trained, result, profile.seconds())
+        profile.finish()
         done = epoch + 1
     keeper.close()
+    show_profile(profile)
     report_run(plan, task, keeper, done)

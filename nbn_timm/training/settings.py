@@ -5,7 +5,14 @@ from typing import ClassVar
 
 from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
+from nbn_timm.data.settings import (
+    AugmentSettings,
+    DataSettings,
+    DecodingSettings,
+    InputSettings,
+    LoaderSettings,
+    MemorySettings,
+)
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
@@ -25,6 +32,7 @@ from nbn_timm.settings import (
     Settings,
     Tolerated,
     Values,
+    not_with,
     only_with,
     setting,
 )
@@ -80,6 +88,9 @@ class KeepingSettings(Settings):
     val_interval: int = setting(1, 'epochs between evaluations; the last epoch is always evaluated, and the best one '
                                 'is the best of those that were', limits=AT_LEAST_1)
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
+    profile: bool = setting(
+        False, 'tell how long input, forward and backward pass, optimizer and evaluation take in an epoch',
+        kind='machine', effect=not_with('cuda_graphs'))
     log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
     wandb_project: str = setting('nbn_timm', 'of Weights & Biases', metavar='NAME', kind='machine',
@@ -113,6 +124,7 @@ class TrainSettings(SettingGroups):
     processes: ProcessSettings = ProcessSettings()
     loader: LoaderSettings = LoaderSettings()
     memory: MemorySettings = MemorySettings()
+    decoding: DecodingSettings = DecodingSettings()
 
     MORE: ClassVar[str] = 'methods'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
