@@ -18,6 +18,8 @@ from nbn_timm.data import ArraySamples, Classes
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import order_of_split
+from nbn_timm.imbalance import StrengthCurve, target_shares
+from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.layers import CosineLinear
 from nbn_timm.losses import create_loss
 from nbn_timm.models.create import create_model
@@ -27,6 +29,7 @@ from nbn_timm.probe import (
     FeatureFolder,
     Features,
     HeadSettings,
+    auto_head,
     compare_heads,
     extract_features,
     feature_key,
@@ -282,6 +285,47 @@ def test_without_a_validation_split_every_image_is_judged_by_a_head_that_did_not
     best = compare_heads(['linear'], features, None, classes, HeadSettings(head_weight_decay=0.0)).best
     assert best.result.num_samples == 120 and best.result.top1 < 45
     assert (head_logits(best.head, features.plain).argmax(dim=1) == features.labels).float().mean() > 0.95
+
+
+# --imbalance auto
+
+def test_auto_takes_the_loss_and_the_strength_of_the_target():
+    """Balanced softmax, and the offset of the strength in the bias; with a natural target cross-entropy, unchanged."""
+    train, classes = blobs((200, 20, 3), spread=3.0)
+    val, _ = blobs((50, 50, 50), seed=1, spread=3.0)
+    for target, loss, trained in (('balanced', 'balanced_softmax', 1.0), ('natural', 'cross_entropy', 0.0)):
+        found, choice, strength = auto_head(train, val, classes, ImbalanceSettings(imbalance='auto', target=target))
+        plain = train_head(train, classes, loss)
+        assert (choice.loss, found.method.loss) == (loss, loss)
+        curve = StrengthCurve(classes, target_shares(target, classes), trained)
+        curve.update(head_logits(plain, val.plain), val.labels)
+        expected = curve.choose(name=target)
+        assert strength.tau == expected.tau == found.tau
+        torch.testing.assert_close(found.head.bias, plain.bias + expected.offset)
+        right = (head_logits(found.head, val.plain).argmax(dim=1) == val.labels).double().mean()
+        assert found.result.metrics()['top1'] == pytest.approx(100 * float(right))
+
+
+def test_auto_without_a_validation_measures_on_held_out_parts():
+    train, classes = blobs((200, 20, 3), spread=3.0)
+    found, _, strength = auto_head(train, None, classes, ImbalanceSettings(imbalance='auto'))
+    assert strength.images == len(train) and found.result.num_samples == len(train)
+
+
+def test_auto_is_the_head_that_the_network_gets(run, folder, weights, tmp_path, capsys):
+    probe([*command(folder, weights, run.parent), '--heads', 'linear', '--imbalance', 'auto', '--experiment', 'auto'])
+    shown = capsys.readouterr().out
+    assert "--imbalance auto takes loss 'balanced_softmax'" in shown and 'strength  ' in shown
+    kept = json.loads((run.parent / 'auto' / 'heads.json').read_text())
+    assert kept['kept'] == 'auto' and kept['chosen_by'] == '--imbalance auto' and set(kept['heads']) == {
+        'linear', 'auto'}
+    results = tmp_path / 'test.json'
+    validate(['--checkpoint', str(run.parent / 'auto' / 'last.pth.tar'), '--workers', '0',
+              '--results-file', str(results)])
+    told = json.loads((run.parent / 'auto' / 'test.json').read_text())
+    assert json.loads(results.read_text())['per_class'] == told['per_class']
+    with pytest.raises(InputError, match='--keep has no effect with --imbalance'):
+        probe([*command(folder, weights, run.parent), '--keep', 'linear', '--imbalance', 'auto'])
 
 
 # The command

@@ -28,6 +28,7 @@ class ComparedHead:
         tau: Strength of its adjustment, chosen there; None without one.
         seconds: That its training took, with all folds.
         head: Trained on all training images and folded.
+        method: How it was trained.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ComparedHead:
     tau: float | None
     seconds: float
     head: Head
+    method: HeadMethod
 
     @property
     def described(self) -> str:
@@ -126,9 +128,7 @@ def compare_heads(
     """
     settings = settings or HeadSettings()
     methods = {name: head_method(name) for name in names}
-    parts = [(train, val)] if val is not None else [
-        (train.select(torch.from_numpy(rest)), train.select(torch.from_numpy(held)))
-        for rest, held in fold_indices(train.labels.cpu().numpy(), settings.folds, seed)]
+    parts = parts_of(train, val, settings.folds, seed)
     trained: dict[object, tuple[list[TrainedHead], float]] = {}
     found: list[ComparedHead] = []
     left_out: dict[str, str] = {}
@@ -141,7 +141,7 @@ def compare_heads(
                 trained[method.training] = [*of_parts, on_all], time.perf_counter() - begun
             heads, seconds = trained[method.training]
             tau, result = _judged(method, heads, [held for _, held in parts], classes, metric, shot_limits)
-            found.append(ComparedHead(name, result, tau, seconds, adjusted(heads[-1], method, classes, tau)))
+            found.append(ComparedHead(name, result, tau, seconds, adjusted(heads[-1], method, classes, tau), method))
         except InputError as error:
             left_out[name] = str(error)
             if tell is not None:
@@ -149,6 +149,14 @@ def compare_heads(
     if not found:
         raise InputError(f'no head can be had: {next(iter(left_out.values()), "give some with --heads")}')
     return Comparison(tuple(found), left_out, metric)
+
+
+def parts_of(train: Features, val: Features | None, folds: int, seed: int = 42) -> list[tuple[Features, Features]]:
+    """What heads are trained on and what they are judged on: the validation, or without it each fold in turn."""
+    if val is not None:
+        return [(train, val)]
+    return [(train.select(torch.from_numpy(rest)), train.select(torch.from_numpy(held)))
+            for rest, held in fold_indices(train.labels.cpu().numpy(), folds, seed)]
 
 
 def _judged(

@@ -19,6 +19,7 @@ from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.transfer import start_model
+from nbn_timm.probe.auto import auto_head, in_words
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
 from nbn_timm.probe.features import FeatureFolder, Features, extract_features, feature_key
 from nbn_timm.probe.heads import Head, head_logits
@@ -90,8 +91,8 @@ def probe(settings: ProbeSettings, world: World, folder: Path) -> None:
         train = features['train'].to(world.device)
         classes = counts or Classes.from_targets(
             train.labels.cpu().numpy(), None, f'train split of {settings.data.dataset}', model.num_classes)
-        comparison = _compare(settings, train, features.get('val'), classes, splits, world)
-        _keep(settings, folder, comparison, model, features, classes, splits, images, world)
+        comparison, kept, chosen_by = _compare(settings, train, features.get('val'), classes, splits, world)
+        _keep(settings, folder, comparison, kept, chosen_by, model, features, classes, splits, images, world)
     world.barrier()
 
 
@@ -203,25 +204,39 @@ def _compare(
         classes: Classes,
         splits: Splits,
         world: World,
-) -> Comparison:
-    heads, keep = settings.heads, settings.heads.keep
+) -> tuple[Comparison, ComparedHead, str]:
+    """The heads, the one to keep, and who chose it."""
+    heads, keep, auto = settings.heads, settings.heads.keep, settings.imbalance.imbalance
+    val = None if val is None else val.to(world.device)
     names = list(dict.fromkeys([*heads.heads, *([keep] if keep else [])]))
     if val is None:
         _logger.info('The heads are judged on training images, in %d parts that other heads were trained without.',
                      heads.folds)
     comparison = compare_heads(
-        names, train, None if val is None else val.to(world.device), classes, heads, metric=settings.run.eval_metric,
+        names, train, val, classes, heads, metric=settings.run.eval_metric,
         shot_limits=splits.shot_limits, seed=settings.run.seed, tell=_logger.info)
+    lines: list[str] = []
+    if auto:
+        chosen, choice, strength = auto_head(
+            train, val, classes, settings.imbalance, heads, shot_limits=splits.shot_limits, seed=settings.run.seed)
+        comparison = replace(comparison, heads=(*comparison.heads, chosen))
+        lines = in_words(choice, strength)
     where = 'validation split' if val is not None else f'training images, {heads.folds} folds'
     _logger.info('\n%s\n%s', where, comparison.table())
-    _logger.info('best by %s: %s', comparison.metric, comparison.best.described)
-    return comparison
+    _logger.info('\n'.join([f'best by {comparison.metric}: {comparison.best.described}', *lines]))
+    if auto:
+        return comparison, chosen, f'--imbalance {auto}'
+    if keep:
+        return comparison, comparison.find(keep), 'hand'
+    return comparison, comparison.best, f'validation {comparison.metric}'
 
 
 def _keep(
         settings: ProbeSettings,
         folder: Path,
         comparison: Comparison,
+        kept: ComparedHead,
+        chosen_by: str,
         model: Any,
         features: Mapping[str, Features],
         classes: Classes,
@@ -230,14 +245,11 @@ def _keep(
         world: World,
 ) -> None:
     """Put a head into the network and write the folder of a run."""
-    name = settings.heads.keep
-    kept = comparison.find(name) if name else comparison.best
     put_head(model, kept.head)
     write_text_atomic(folder / SETTINGS_FILE, config_text(settings))
     arguments = {**training_arguments(settings, world.size, images), **_came_to(settings, kept, features['train'])}
     state = fitted_state(model.cpu(), settings.model.model, arguments, classes)
     save_checkpoint(folder, state, is_best=True)
-    chosen_by = 'hand' if name else f'validation {comparison.metric}'
     weights = EvaluatedWeights(BEST, chosen_by=chosen_by, head=kept.described)
     table = {'chosen_by': chosen_by, 'kept': kept.name, 'left_out': comparison.left_out, 'heads': {
         one.name: {'tau': one.tau, 'seconds': round(one.seconds, 3), **one.result.to_dict()}
@@ -261,7 +273,7 @@ def _keep(
 
 def _came_to(settings: ProbeSettings, kept: ComparedHead, train: Features) -> dict[str, Any]:
     """How the kept head was trained, by the names that a training has for it."""
-    method, heads = head_method(kept.name), settings.heads.for_features(len(train), train.size)
+    method, heads = kept.method, settings.heads.for_features(len(train), train.size)
     return {
         'head': kept.described, 'loss': method.loss, 'loss_kwargs': dict(method.loss_kwargs),
         'sampler': method.sampler, 'no_aug': True, 'opt': 'adamw', 'lr': heads.head_lr,

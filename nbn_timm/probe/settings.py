@@ -6,6 +6,7 @@ from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
 from nbn_timm.datasets import dataset_choices, reason_unused
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.evaluation.settings import EvalBatchSettings
+from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.probe.methods import METHODS
 from nbn_timm.settings import (
@@ -71,7 +72,7 @@ class HeadSettings(Settings):
     heads: tuple[str, ...] = setting(
         tuple(METHODS), 'which heads: of these, or the name of a loss for a linear head', nargs=0, metavar='NAME')
     keep: str | None = setting(None, 'the head that the network gets', metavar='NAME',
-                               unset='the best of the validation by --eval-metric')
+                               unset='the best of the validation by --eval-metric', effect=not_with('imbalance'))
     folds: int = setting(5, 'where there is no validation split, parts of the training images of which each is judged '
                          'by heads that were trained on the others', limits=Limits(2, 100))
     head_epochs: int | None = setting(None, 'passes over the features', limits=AT_LEAST_1,
@@ -112,6 +113,7 @@ class ProbeSettings(SettingGroups):
     weights: BackboneSettings = BackboneSettings()
     features: FeatureSettings = FeatureSettings()
     heads: HeadSettings = HeadSettings()
+    imbalance: ImbalanceSettings = ImbalanceSettings()
     batch: EvalBatchSettings = EvalBatchSettings()
     precision: PrecisionSettings = PrecisionSettings()
     loader: LoaderSettings = LoaderSettings()
@@ -124,6 +126,7 @@ class ProbeSettings(SettingGroups):
 
     def default_experiment(self) -> str:
         """Name of a run by its model, data, the head that is asked for, and seed."""
-        keep = f'-{self.heads.keep}' if self.heads.keep else ''
+        chosen = self.imbalance.imbalance or self.heads.keep
+        keep = f'-{chosen}' if chosen else ''
         name = f'{self.model.model}-{self.data.dataset}-probe{keep}-s{self.run.seed}'
         return name.replace('/', '_').replace(':', '_')
