@@ -38,7 +38,6 @@ _OF_BOTH = {
 _OF_TRAIN = {
     **_OF_BOTH,
     **_all('train_num_samples val_num_samples', _STREAM_LENGTH),
-    'pretrained_path': 'give --initial-checkpoint, which starts from the weights of a file',
     'no_resume_opt': 'to start from weights without the state of the optimizer give --initial-checkpoint in place of '
                      '--resume',
     'start_epoch': 'a run goes on at the epoch of its checkpoint: give --resume',
@@ -51,7 +50,6 @@ _OF_TRAIN = {
     'device_modules': 'write a script that imports the module and calls nbn_timm.cli.train.console',
     'opt_eps': 'give --opt-kwargs eps=1e-8',
     'opt_betas': "give --opt-kwargs 'betas=(0.9, 0.999)'",
-    'layer_decay': 'give --opt-kwargs layer_decay=0.75',
     'layer_decay_min_scale': 'give --opt-kwargs layer_decay_min_scale=0.01',
     'layer_decay_no_opt_scale': 'give --opt-kwargs layer_decay_no_opt_scale=0.01',
     **_all('lr_noise lr_noise_pct lr_noise_std lr_cycle_mul lr_cycle_decay lr_cycle_limit lr_k_decay', _CYCLES),

@@ -70,7 +70,8 @@ def test_every_flag_of_timm_is_there_or_says_what_to_use(command, capsys):
 @pytest.mark.fast
 @pytest.mark.parametrize('command, table', [('train', timm_flags.TRAIN), ('validate', timm_flags.VALIDATE)])
 def test_the_table_is_of_timms_flags_alone_and_names_flags_that_there_are(command, table):
-    flags, _, parser, _ = COMMANDS[command]
+    flags, groups, parser, _ = COMMANDS[command]
+    assert not table.keys() & groups.declared().keys()
     known = {option for action in parser._actions for option in action.option_strings} | {'--nproc-per-node'}
     assert table.keys() <= {key_of(flag) for flag in flags}
     for sentence in table.values():
