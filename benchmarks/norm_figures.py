@@ -10,53 +10,25 @@ before the classifier, for test images of many-, medium- and few-shot classes. T
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import nn
 
 from nbn_timm.data import create_eval_loader
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.evaluation import LongTailEvaluator, evaluate
 from nbn_timm.files import atomic_write
-from nbn_timm.layers import NormalizedBatchNorm2d
+from nbn_timm.report import NormSizes, norm_sizes
+from nbn_timm.report.figures import draw_lengths, draw_sizes
 from nbn_timm.training.distributed import init_world
 from nbn_timm.validation import ValidateSettings, open_evaluated_data, open_network, resolve_input, validation_settings
 
-SHOTS = ('many', 'medium', 'few')
 COLORS = ('#5c5c5c', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7')
 
 
-def applied_affine(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias [C] that a normalisation layer applies."""
-    if isinstance(norm, NormalizedBatchNorm2d):
-        return norm.effective_affine()
-    return norm.weight, norm.bias
-
-
-def last_stage(model: Any) -> list[nn.BatchNorm2d]:
-    """The normalisation layers with parameters of the last stage that has any."""
-    stage = model.feature_info[-1]['module']
-    names = [name for name, _ in model.named_modules() if name == stage or name.startswith(f'{stage}.')]
-    found = [module for name, module in model.named_modules()
-             if name in names and isinstance(module, nn.BatchNorm2d) and module.affine]
-    if not found:
-        raise InputError(f"there is no BatchNorm2d in '{stage}': give a network with BatchNorm or NBN")
-    width = found[-1].num_features
-    return [norm for norm in found if norm.num_features == width]
-
-
-@torch.no_grad()
-def sorted_sizes(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """|g| and |b|, largest first, each [C], averaged over the layers of the last stage."""
-    pairs = [applied_affine(norm) for norm in last_stage(model)]
-    return tuple(torch.stack([pair[part].abs().sort(descending=True).values for pair in pairs]).mean(0)
-                 for part in (0, 1))  # type: ignore[return-value]
-
-
-@torch.inference_mode()
-def feature_lengths(checkpoint: str, data_dir: str | None) -> tuple[Any, dict[str, float]]:
-    """The network, and the mean length of its features on test images by shot."""
+def look_inside(checkpoint: str, data_dir: str | None) -> tuple[NormSizes, dict[str, float]]:
+    """Sizes of a network's normalisation layers, and the mean length of its features on test images by shot."""
     given = {'checkpoint': checkpoint, 'workers': 0, 'device': 'cpu', **({'data_dir': data_dir} if data_dir else {})}
     settings = validation_settings(ValidateSettings.of(given), given)
     trained = open_network(settings)
@@ -65,32 +37,26 @@ def feature_lengths(checkpoint: str, data_dir: str | None) -> tuple[Any, dict[st
         raise InputError(f"'{checkpoint}' does not say how many training images its classes had: give another")
     loader = create_eval_loader(splits.test, batch_size=256, num_workers=0,
                                 defaults=resolve_input(settings, splits.defaults, trained))
-    model = trained.model.eval()
-    sums, numbers = torch.zeros(counts.num_classes, dtype=torch.float64), torch.zeros(counts.num_classes)
-    for images, target in loader:
-        features = model.forward_head(model.forward_features(images), pre_logits=True)
-        sums.index_add_(0, target, features.flatten(1).norm(dim=1).double())
-        numbers.index_add_(0, target, torch.ones(len(target)))
-    shots = counts.shot_split(*splits.shot_limits)
-    return model, {shot: float(sums[mask := torch.as_tensor(getattr(shots, shot))].sum() / numbers[mask].sum())
-                   for shot in SHOTS}
+    evaluator = LongTailEvaluator(counts.num_classes, counts)
+    evaluator.keep_predictions()
+    evaluate(trained.model, loader, evaluator, torch.device('cpu'))
+    kept = evaluator.predictions()
+    if kept.feature_length is None:
+        raise InputError(f"'{checkpoint}' has no single classifier of vectors: give a network with one")
+    return norm_sizes(trained.model), {
+        shot: float(kept.feature_length[np.isin(kept.labels, labels)].mean())
+        for shot, labels in counts.shot_split(*splits.shot_limits).items()}
 
 
-def draw(networks: dict[str, tuple[Any, dict[str, float]]]) -> Figure:
+def draw(networks: dict[str, tuple[NormSizes, dict[str, float]]]) -> Figure:
     """The three panels."""
     figure = Figure(figsize=(10, 3.2), layout='constrained')
     weights, biases, lengths = figure.subplots(1, 3)
-    for position, (name, (model, by_shot)) in enumerate(networks.items()):
-        for axes, sizes in zip((weights, biases), sorted_sizes(model), strict=True):
-            axes.plot(range(1, len(sizes) + 1), sizes, color=COLORS[position % len(COLORS)], label=name)
-        bar = 0.8 / len(networks)
-        lengths.bar([shot + (position - (len(networks) - 1) / 2) * bar for shot in range(len(SHOTS))],
-                    list(by_shot.values()), width=bar, color=COLORS[position % len(COLORS)], label=name)
-    for axes, title in ((weights, '|g|, sorted'), (biases, '|b|, sorted')):
-        axes.set(title=title, xlabel='channel', ylim=(0, None))
-    lengths.set(title='mean feature length', xlabel='test images, by the shots of their class')
-    lengths.set_xticks(range(len(SHOTS)), SHOTS)
-    weights.legend(frameon=False, fontsize=8)
+    sizes = {name: sizes for name, (sizes, _) in networks.items()}
+    draw_sizes(weights, sizes, 'weight', '|g|', COLORS)
+    draw_sizes(biases, sizes, 'bias', '|b|', COLORS)
+    draw_lengths(lengths, {name: by_shot for name, (_, by_shot) in networks.items()}, COLORS)
+    lengths.set(xlabel='test images, by the shots of their class')
     for axes in (weights, biases, lengths):
         axes.spines[['top', 'right']].set_visible(False)
     return figure
@@ -106,10 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     names = args.names or [Path(checkpoint).resolve().parent.name for checkpoint in args.checkpoints]
     if len(names) != len(set(names)) or len(names) != len(args.checkpoints):
         raise InputError('the networks need one name each: give --names')
-    networks = {name: feature_lengths(checkpoint, args.data_dir)
+    networks = {name: look_inside(checkpoint, args.data_dir)
                 for name, checkpoint in zip(names, args.checkpoints, strict=True)}
-    for name, (model, by_shot) in networks.items():
-        weight, bias = sorted_sizes(model)
+    for name, (sizes, by_shot) in networks.items():
+        weight, bias = sizes.weight, sizes.bias
         told = ', '.join(f'{shot} {length:.3f}' for shot, length in by_shot.items())
         print(f'{name}: |g| {weight[0]:.3f} to {weight[-1]:.3f}, |b| {bias[0]:.3f} to {bias[-1]:.3f}; length {told}')
     figure = draw(networks)

@@ -1,8 +1,9 @@
-"""The shipped configs as the table of docs/recipes.md: `python benchmarks/recipe_table.py > docs/recipes.md`.
+"""The shipped configs as the rows of the table that docs/recipes.md begins with; published_settings.py makes the page.
 
 Settings are read as train.py reads them; the last column names the papers that a config's header cites.
 """
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from nbn_timm.config import build_parser, read_config, shipped_configs
@@ -33,16 +34,6 @@ def sources(config: Path) -> str:
     return '; '.join(cited) or 'own'
 
 
-HEAD = """# Recipes
-
-Every config that ships, as train.py reads it, made by `python benchmarks/recipe_table.py`. Each file says at its head
-which published recipe it follows and where it departs from it. None of them has been run to its end by this project
-unless [results.md](results.md) says so.
-
-| config | benchmark | model | loss, sampler or stage | epochs | batch | learning rate | follows |
-|---|---|---|---|---|---|---|---|"""
-
-
 def method(settings: TrainSettings) -> str:
     """What is particular about a recipe's training."""
     stage, chosen, sampler = settings.second_stage.stage, settings.loss, settings.sampler.sampler
@@ -53,8 +44,8 @@ def method(settings: TrainSettings) -> str:
     return '; '.join(part for part in parts if part)
 
 
-def main() -> None:
-    print(HEAD)
+def rows() -> Iterator[str]:
+    """One line of a Markdown table for each config."""
     parser = build_parser(TrainSettings, 'recipe_table', '')
     for name, path in shipped_configs().items():
         settings = TrainSettings.of(read_config(parser, TrainSettings, path))
@@ -64,9 +55,5 @@ def main() -> None:
         steps = ('', '', '') if fitted else (
             settings.schedule.epochs, batch, rate(settings.optimizer, settings.schedule))
         model = f'`{settings.model.model}`' if settings.model.model else 'the checkpoint\'s'
-        print(f'| [`{name}`](../configs/{name}.yaml) | {settings.data.dataset} | {model} | {method(settings)} | '
-              f'{" | ".join(map(str, steps))} | {sources(path)} |')
-
-
-if __name__ == '__main__':
-    main()
+        yield (f'| [`{name}`](../configs/{name}.yaml) | {settings.data.dataset} | {model} | {method(settings)} | '
+               f'{" | ".join(map(str, steps))} | {sources(path)} |')

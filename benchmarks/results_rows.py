@@ -5,21 +5,19 @@ A row is the runs of one method. Its JSON is made from the folders of its runs a
 import hashlib
 import json
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from results_runs import DATA, SHOTS, Method, Predictions, Run
+from results_runs import DATA, PREDICTIONS, SHOTS, Method, Run
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from nbn_timm.cli import validate
-from nbn_timm.files import atomic_write, write_text_atomic
+from nbn_timm.files import write_text_atomic
 from nbn_timm.models.create import create_model
 
 SCHEMA = 1
@@ -29,24 +27,8 @@ SCHEMA = 1
 
 def keep_predictions(run: Path, target: Path, data_dir: str) -> None:
     """Evaluate the run's last checkpoint in float32 on the CPU and write predictions.npz."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, 'logits.npz')
-        validate.main(['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', data_dir, '--device', 'cpu',
-                       '--workers', '0', '--logits-file', str(file)])
-        with np.load(file) as arrays:
-            logits, labels = torch.from_numpy(arrays['logits']), torch.from_numpy(arrays['labels'])
-    probabilities = logits.softmax(1)
-    top5 = logits.topk(5).indices
-    arrays = {
-        'labels': labels.numpy().astype(np.uint16), 'top5': top5.numpy().astype(np.uint16),
-        'confidence': probabilities.max(1).values.numpy().astype(np.float16),
-        'label_log_probability': logits.log_softmax(1).gather(1, labels[:, None])[:, 0].numpy().astype(np.float16)}
-    atomic_write(target / Predictions.FILE, lambda path: _savez(path, arrays))
-
-
-def _savez(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with open(path, 'wb') as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    validate.main(['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', data_dir, '--device', 'cpu',
+                   '--workers', '0', '--save-predictions', str(target / PREDICTIONS)])
 
 
 def keep_data_digests(run: Path, target: Path, data_dir: str) -> None:
@@ -120,13 +102,7 @@ def training_pflops(run: Run, multiply_adds: int) -> float:
 
 def calibration_error(run: Run) -> float | None:
     """Expected calibration error in points over 15 bins of equal width (Guo et al., ICML 2017), of the top class."""
-    kept = run.predictions
-    if kept is None:
-        return None
-    bins = np.minimum((kept.confidence * 15).astype(int), 14)
-    hit = kept.top5[:, 0] == kept.labels
-    return 100 * float(sum(abs(hit[bins == bin].sum() - kept.confidence[bins == bin].sum()) for bin in range(15))
-                       / len(hit))
+    return None if run.predictions is None else run.predictions.calibration().error
 
 
 def row_of(method: Method, published: str, commands: Sequence[str]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import yaml
 
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.settings import TrainSettings
 
@@ -20,6 +21,7 @@ NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
 HARDWARE = 'hardware.json'  # of train_list.py: {"hardware": "in words", "torch": version, "command": ...}
 SHOTS = ('many', 'medium', 'few')
 DATA = 'data.json'  # digests of the lists, see results_rows.py
+PREDICTIONS = 'predictions.npz'  # of the last checkpoint, in float32 on the CPU
 ROUNDING = 0.3  # points between a run's own evaluation, as in bfloat16, and the one in float32
 
 
@@ -36,27 +38,6 @@ class ClassRow:
     @property
     def accuracy(self) -> float:
         return 100 * self.correct / self.test_images
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a run's last checkpoint says of every test image, in float32 on the CPU."""
-
-    FILE: ClassVar[str] = 'predictions.npz'
-
-    labels: np.ndarray  # [N]
-    top5: np.ndarray  # [N, 5], the likeliest class first
-    confidence: np.ndarray  # [N], probability of that class
-
-    @classmethod
-    def read(cls, path: Path) -> 'Predictions':
-        """Read predictions.npz."""
-        with np.load(path) as arrays:
-            return cls(arrays['labels'].astype(int), arrays['top5'].astype(int), arrays['confidence'].astype(float))
-
-    def correct(self, label: int) -> int:
-        """Images of a class that were told right."""
-        return int(((self.labels == label) & (self.top5[:, 0] == label)).sum())
 
 
 @dataclass(frozen=True)
@@ -173,12 +154,13 @@ def with_predictions(run: Run, folder: Path) -> Run:
     """
     data = folder / DATA
     run = replace(run, data=json.loads(data.read_text(encoding='utf-8')) if data.is_file() else {})
-    file = folder / Predictions.FILE
+    file = folder / PREDICTIONS
     if not file.is_file():
         return run
     kept = Predictions.read(file)
+    hits = np.bincount(kept.labels[kept.correct], minlength=len(run.classes)).tolist()
     audited = replace(run, predictions=kept, classes=[
-        replace(row, correct=kept.correct(label)) for label, row in enumerate(run.classes)])
+        replace(row, correct=correct) for row, correct in zip(run.classes, hits, strict=True)])
     if abs(audited.accuracy() - run.accuracy()) > ROUNDING:
         raise InputError(f"'{file}' says {audited.accuracy():.2f}% and the run {run.accuracy():.2f}%: they are of two "
                          'networks, so collect the run again')

@@ -2,16 +2,21 @@
 from argparse import ArgumentParser
 from collections.abc import Callable
 
-from nbn_timm.cli import export, predict, push, train, validate
+from nbn_timm.cli import check, demo, export, predict, probe, push, report, train, validate
 from nbn_timm.config import build_parser
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
 
 COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = {
+    'nbn-check': (check.CheckSettings, check.create_parser),
     'nbn-train': (TrainSettings, lambda: build_parser(TrainSettings, 'nbn-train', train.DESCRIPTION)),
     'nbn-validate': (ValidateSettings, lambda: build_parser(ValidateSettings, 'nbn-validate', validate.DESCRIPTION)),
+    'nbn-probe': (ProbeSettings, lambda: build_parser(ProbeSettings, 'nbn-probe', probe.DESCRIPTION)),
     'nbn-predict': (predict.PredictSettings, predict.create_parser),
+    'nbn-report': (report.ReportCommand, report.create_parser),
+    'nbn-demo': (demo.DemoSettings, demo.create_parser),
     'nbn-export': (export.ExportCommand, export.create_parser),
     'nbn-push': (push.PushCommand, push.create_parser),
 }

@@ -13,7 +13,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag
+from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
 
@@ -201,7 +201,7 @@ def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Seq
         finder.add_argument('-c', '--config')
         name = finder.parse_known_args(argv)[0].config
         config = read_config(parser, groups, config_path(name)) if name else {}
-    given = vars(parse_flags(parser, argv, known))
+    given = vars(parse_flags(parser, argv, known, groups.elsewhere))
     for key, value in config.items():
         if value == ASKED_FOR and key not in given:
             raise InputError(f"config '{name}' asks for {flag(key)}: give one")
@@ -213,12 +213,24 @@ def parse_flags(
         parser: argparse.ArgumentParser,
         argv: Sequence[str] | None = None,
         known: Mapping[str, Any] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
-    """Parse a command line, with flags and other arguments in any order; a wrong flag is told the nearest right one."""
+    """Parse a command line, with flags and other arguments in any order.
+
+    A wrong flag is told the nearest right one, and one of `SettingGroups.elsewhere` what to use instead.
+    """
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
+        name = unknown[0].partition('=')[0]
+        if name.startswith('-') and key_of(name) in (elsewhere or {}):
+            parser.error(not_here(name, elsewhere))
         parser.error(f"unknown argument '{unknown[0]}'{_nearest_flag(unknown[0], known or vars(args))}")
     return args
+
+
+def not_here(name: str, elsewhere: Mapping[str, str] | None) -> str:
+    """A sentence on a flag or a key of timm's, see `SettingGroups.elsewhere`."""
+    return f"timm's {name} is not here: {(elsewhere or {})[key_of(name)]}"
 
 
 def _nearest_flag(word: str, known: Iterable[str]) -> str:
@@ -226,6 +238,8 @@ def _nearest_flag(word: str, known: Iterable[str]) -> str:
     bare, *_ = word.lstrip('-').partition('=')
     flags = {flag(name).lstrip('-'): flag(name) for name in known}
     found = difflib.get_close_matches(bare, flags, n=1, cutoff=0.6) if word.startswith('-') else []
+    if not word.startswith('-') and 'data_dir' in known:
+        return ': a folder of images is given with --data-dir, and --help lists the flags'
     return f"; did you mean '{flags[found[0]]}'?" if found else ': --help lists the flags'
 
 
@@ -314,15 +328,19 @@ def read_config(parser: argparse.ArgumentParser, groups: type[SettingGroups], pa
         InputError: See `read_given`.
     """
     known = groups.declared()
+    other_names = {key_of(other): one.name for one in known.values() for other in one.declaration.also}
     values: dict[str, Any] = {}
     for key, value in read_mapping(path).items():
         name = str(key).replace('-', '_')
+        name = other_names.get(name, name)
+        if name in groups.elsewhere and name not in known:
+            raise InputError(f"in config '{path}': {not_here(name, groups.elsewhere)}")
         if name not in known or name == 'config':
             raise InputError(f"config '{path}' has an unknown key '{key}'{nearest(name, known)}")
         if value is None:
             continue
         if name in values:
-            raise InputError(f"config '{path}' sets '{name}' twice, with dashes and with underscores: keep one")
+            raise InputError(f"config '{path}' sets '{name}' twice, in two ways of writing it: keep one")
         try:
             values[name] = _parse_value(parser, known[name], value)
         except (argparse.ArgumentError, ValueError) as error:

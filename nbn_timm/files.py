@@ -11,14 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Thread
+from typing import BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nbn_timm.errors import InputError
+
+T = TypeVar('T')
 
 _LOCK = '.nbn_timm-lock'  # in a folder of unfinished files; held as long as the process that writes them lives
 _SLOWEST = 10_000  # bytes per second that a server has to keep up
@@ -225,24 +229,48 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise
 
 
-def copy_download(response: Any, file: BinaryIO, patience: float) -> int:
-    """Copy a response of a server, which must not only trickle, and return its number of bytes.
+def watched(download: Callable[[], T], place: Path, patience: float) -> T:
+    """Run a download, of whosever code, that must not only trickle.
+
+    It runs in a thread. Where it is given up, the thread stays behind, since what waits for a server cannot be stopped,
+    and ends with the process at the latest.
 
     Args:
-        response: Of `urlopen`, with a time limit for each read.
-        file: To write.
+        download: Makes a file or folder grow.
+        place: That file or folder.
         patience: Seconds that the whole may take beyond what a slow connection needs.
 
+    Returns:
+        What `download` returns.
+
     Raises:
-        TimeoutError: It takes longer.
+        TimeoutError: It takes longer. What `download` raises is raised as well.
     """
-    begun, got = time.monotonic(), 0
-    while block := response.read1(1 << 20):
-        file.write(block)
-        got += len(block)
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(download())
+        except BaseException as error:  # is raised below
+            result.set_exception(error)
+
+    begun, before = time.monotonic(), _size(place)
+    Thread(target=run, daemon=True).start()
+    while not wait([result], timeout=min(1.0, patience / 10)).done:
+        got = max(0, _size(place) - before)
         if time.monotonic() - begun > patience + got / _SLOWEST:
             raise TimeoutError(f'it is slower than {_SLOWEST / 1000:g} kB/s')
-    return got
+    return result.result()
+
+
+def _size(place: Path) -> int:
+    """Bytes of a file, or of all files in and below a folder; 0 where there is none."""
+    total = 0
+    for path in [place, *place.rglob('*')]:
+        with suppress(OSError):  # it has been renamed meanwhile
+            found = path.stat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def file_sha256(path: str | Path) -> str:

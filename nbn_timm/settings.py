@@ -146,6 +146,11 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def key_of(flag: str) -> str:
+    """The YAML key of a flag: 'train_list' of `--train-list`."""
+    return flag.lstrip('-').replace('-', '_')
+
+
 def only_with(name: str, *values: Any) -> Effect:
     """The effect of a setting that matters only if another one has one of `values`, or without these, if it is on."""
     def effect(_: str, others: Values) -> str | None:
@@ -235,8 +240,11 @@ class Field:
         if self.type is dict:
             return 'none'
         if self.many:
-            return ' '.join(f'{value:g}' for value in self.default)
-        return f'{self.default:g}' if self.type in (int, float) else str(self.default)
+            return ' '.join(map(self._shown, self.default))
+        return self._shown(self.default)
+
+    def _shown(self, value: Any) -> str:
+        return f'{value:g}' if self.type in (int, float) else str(value)
 
 
 class Settings:
@@ -334,6 +342,7 @@ class SettingGroups:
 
     MORE: ClassVar[str] = ''  # name of the field that holds these, a mapping of names to groups
     explained: ClassVar[Mapping[str, Callable[[], str]]] = {}  # more to say in `--help` of some settings
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # settings that others have, by YAML key, and what to use instead
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:

@@ -5,32 +5,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
+from nbn_timm.data.classes import label_names
+from nbn_timm.data.dataset import picture_names
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
+from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import benchmark_of, create_splits, dataset_choices, find_benchmark, reason_unused
+from nbn_timm.datasets import (
+    benchmark_of,
+    create_splits,
+    dataset_choices,
+    find_benchmark,
+    reason_unused,
+    shifted_test,
+    with_shifted_test,
+)
 from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, deployed, foldable
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
     EvalResult,
     LongTailEvaluator,
     RoutingEvaluator,
+    ShiftedAccuracy,
     evaluate,
     logit_offset,
     shifted_accuracy,
 )
+from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.files import atomic_write
+from nbn_timm.evaluation.temperature import calibrate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, setting
+from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -38,6 +52,7 @@ from nbn_timm.trained.opening import (
     open_trained,
     published_record,
 )
+from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -69,9 +84,18 @@ class EvaluationSettings(Settings):
     logits_file: str | None = setting(
         None, 'write the float32 logits of all images, in the order of the split, and their labels, as NumPy .npz',
         metavar='FILE', kind='place')
+    save_predictions: str | None = setting(
+        None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
+        'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
+    fit_temperature: bool = setting(
+        False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
+        'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
+                                           not_with('logit_adjustment')))
 
 
-_OF_SPLITS = {'val_list': 'val', 'val_split': 'val', 'test_list': 'test', 'test_split': 'test'}
+_OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
+              'test_split': 'test', 'test_distribution': 'test'}
+_OF_DRAWING = {'val_fraction', 'val_seed', 'val_groups', 'group_column'}
 _OF_TRAINING_DATA = {'train_list', 'train_split', *OF_THE_DRAW}
 
 
@@ -94,11 +118,14 @@ class ValidateSettings(SettingGroups):
     loader: LoaderSettings = LoaderSettings()
 
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.VALIDATE
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set, the split and the source of the class counts leave unused."""
         if name == 'class_counts' and values.counts_from not in (None, 'file'):
             return f'is not read with --counts-from {values.counts_from}'
+        if name in _OF_DRAWING:
+            return 'is for training, which writes what it draws to a file: give that as --split-file'
         if _OF_SPLITS.get(name, values.split) != values.split:
             return f'has no effect with --split {values.split}'
         if name in _OF_TRAINING_DATA and values.counts_from not in (None, 'dataset'):
@@ -146,6 +173,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     Raises:
         InputError: Something given is wrong.
     """
+    check_format(settings.evaluation.save_predictions)
     with world.primary_first():
         trained = open_network(settings)
     splits, class_counts = open_evaluated_data(settings, trained, world)
@@ -160,21 +188,32 @@ def validate(settings: ValidateSettings, world: World) -> None:
     loader = create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda')
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
     if world.is_primary:
         described = [f'{key:<14}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
-    if settings.evaluation.logits_file:
+    if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
         evaluator.keep_logits()
+    if settings.post_hoc.test_agnostic:
+        evaluator.keep_hits()
+    if settings.evaluation.save_predictions:
+        evaluator.keep_predictions()
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
-    if settings.evaluation.logits_file:
-        write_logits(settings.evaluation.logits_file, evaluator, world)
+    if evaluator.keeps_logits:
+        keep_logits(settings, evaluator, world)
+    shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
+        settings.post_hoc.test_agnostic) else None
+    if settings.evaluation.save_predictions:
+        predictions = Predictions.in_order(world.gather(evaluator.predictions()))
+        if world.is_primary:
+            write_predictions(settings.evaluation.save_predictions, predictions,
+                              told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
-        report_evaluation(settings, result, class_counts, about)
+        report_evaluation(settings, result, class_counts, about, shifted)
         rate = result.num_samples / (time.perf_counter() - start)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
@@ -184,7 +223,8 @@ def open_network(settings: ValidateSettings) -> TrainedModel:
     file, model = settings.weights.checkpoint, settings.model
     trained = open_trained(
         file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
-        add_nbn=model.add_nbn, model_kwargs=model.model_kwargs, num_classes=settings.data.num_classes,
+        add_nbn=model.add_nbn, model_kwargs={**model.model_kwargs, **settings.input.as_model_kwargs()},
+        num_classes=settings.data.num_classes,
         all_experts=settings.checkpoint.all_experts)
     if settings.post_hoc.tau_norm is not None:
         if isinstance(trained.model, RoutedExperts):
@@ -208,8 +248,10 @@ def open_evaluated_data(
     whose = f"checkpoint '{settings.weights.checkpoint}'" if settings.weights.checkpoint else f"model '{trained.name}'"
     known = Known(trained.classes, whose) if trained.classes is not None else None
     if source != 'dataset':  # nobody asks for the training images
-        data = replace(data, train_list=None, class_counts=data.class_counts if source == 'file' else None,
+        data = replace(data, class_counts=data.class_counts if source == 'file' else None,
                        num_classes=data.num_classes or trained.model.num_classes)
+        if split == 'test' or not data.split_file:  # which would be a part of them
+            data = replace(data, train_list=None, split_file=None)
     with world.primary_first():
         splits = create_splits(data, (split,), known)
     if known is None:
@@ -218,6 +260,7 @@ def open_evaluated_data(
         raise InputError(f"'{data.dataset}' has no {split} split here: "
                          f"use --split {'test' if split == 'val' else 'val'} or give --{split}-list")
     counts = class_counts_of(settings, trained, splits)
+    splits = with_shifted_test(settings.data, splits, counts)
     if counts is None and (settings.post_hoc.test_agnostic or settings.adjustment.logit_adjustment):
         raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
                          '--class-counts FILE and leave out --counts-from none')
@@ -279,7 +322,7 @@ def describe(
         class_counts: Classes | None,
 ) -> dict[str, Any]:
     """What is evaluated, as plain data for the result and for people."""
-    weights, precision = settings.weights, settings.precision
+    weights = settings.weights
     return {
         'model': trained.name,
         'parameters': sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -293,8 +336,15 @@ def describe(
         'split': settings.evaluation.split,
         'class_counts': class_counts.source if class_counts else 'none',
         **input_format.input_format(),
-        'precision': precision.amp_dtype if precision.amp else 'float32',
+        'precision': settings.precision.name,
     }
+
+
+def told_names(trained: TrainedModel, splits: Splits, class_counts: Classes | None) -> tuple[str, ...]:
+    """Names of all classes, of whoever has some; else their numbers."""
+    known = [classes.names for classes in (trained.classes, class_counts, splits.classes)
+             if classes is not None and classes.named and classes.num_classes == trained.model.num_classes]
+    return known[0] if known else label_names(trained.model.num_classes)
 
 
 def report_evaluation(
@@ -302,12 +352,11 @@ def report_evaluation(
         result: EvalResult,
         class_counts: Classes | None,
         about: dict[str, Any],
+        shifted: ShiftedAccuracy | None = None,
 ) -> None:
     """Print the table, and write the files that were asked for."""
-    table = result.table()
-    if settings.post_hoc.test_agnostic:
-        assert class_counts is not None
-        shifted = shifted_accuracy(result, class_counts)
+    table = f'{result.table()}\n\n{result.further_table()}'
+    if shifted is not None:
         about = {**about, 'test_agnostic': shifted.to_dict()}
         table += f'\n\n{shifted.table()}'
     print(f'\n{table}')
@@ -317,28 +366,56 @@ def report_evaluation(
         result.write_per_class_csv(settings.evaluation.per_class_file, class_counts)
 
 
-def write_logits(path: str, evaluator: LongTailEvaluator, world: World) -> None:
-    """Write `logits` [N, C] and `labels` [N] of all processes' images."""
-    of_processes = world.gather(evaluator.logits())
+def test_agnostic(
+        settings: ValidateSettings,
+        dataset: Dataset,
+        class_counts: Classes | None,
+        evaluator: LongTailEvaluator,
+        world: World,
+) -> ShiftedAccuracy | None:
+    """The accuracies on SADE's test sets, from an evaluation of all images; None but on the first process."""
+    hits, = of_all_images((evaluator.hits(),), world) or (None,)
+    if hits is None:
+        return None
+    benchmark = find_benchmark(settings.data.dataset)
+    published = settings.evaluation.split == 'test'
+    tests = {shift: shifted_test(settings.data, dataset, class_counts, shift, published)[0]
+             for ratio in (benchmark.shift_ratios if benchmark else RATIOS)
+             for shift in (ClassShift('forward', ratio), ClassShift('backward', ratio))}
+    return shifted_accuracy(hits.numpy(), tests)
+
+
+def of_all_images(own: tuple[torch.Tensor, ...], world: World) -> tuple[torch.Tensor, ...] | None:
+    """Numbers [N, ...] of each process's images as those of all images in order; None but on the first process."""
+    of_processes = world.gather(own)
+    if not world.is_primary:
+        return None
+    order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes]))
+    return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+
+
+def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World) -> None:
+    """Write `logits` [N, C] and `labels` [N] of all processes' images, and fit a temperature, as far as asked for."""
+    logits, labels = gather_logits(evaluator, world)
+    path, file = settings.evaluation.logits_file, settings.weights.checkpoint
     if not world.is_primary:
         return
-    numbers = torch.tensor([len(labels) for _, labels in of_processes])
-    # Process r has the images r, r + processes, ...
-    place = torch.cat([torch.arange(number) * world.size + rank for rank, number in enumerate(numbers.tolist())])
-    order = place.argsort()
-    logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
-    atomic_write(path, lambda file: _write_npz(file, logits=logits.numpy(), labels=labels.numpy()))
-
-
-def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    with open(path, 'wb') as file:
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    if path:
+        write_arrays(path, logits=logits.numpy(), labels=labels.numpy())
+    if settings.evaluation.fit_temperature:
+        assert file is not None
+        found = calibrate(logits, labels, settings.evaluation.split, settings.checkpoint.use_ema)
+        if found is not None and settings.checkpoint.all_experts:
+            raise InputError('--fit-temperature is for what the network answers by itself: leave out --all-experts')
+        if found is not None:
+            write_calibration(Path(file), found)
+        print(in_words(found, len(labels)) + (f" It is kept in '{file}'." if found else ''))
 
 
 def prepare_model(model: nn.Module, device: torch.device, fold: bool, precision: PrecisionSettings) -> nn.Module:
     """Put a loaded model into the form in which it is evaluated."""
     model = deployed(model.eval()) if fold else model.eval()
-    model = model.to(device)
+    model = model.to(device, precision.dtype)
     if precision.channels_last:
         model = model.to(memory_format=torch.channels_last)
     if precision.torchcompile:

@@ -32,3 +32,10 @@ def weights_cache(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)
     return tmp_path / 'torch' / 'hub' / 'checkpoints' / 'nbn_timm'
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Pages have no figures, which take seconds a run, but in modules that say `FIGURES = True`."""
+    if not getattr(request.module, 'FIGURES', False):
+        monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)

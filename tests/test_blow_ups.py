@@ -1,9 +1,10 @@
 """Small inputs that would take all memory, or wait for ever: each is one sentence at once."""
 import http.server
 import os
-import socket
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,13 @@ from PIL import Image
 
 from nbn_timm.cli import predict, push, train
 from nbn_timm.config import config_path, read_config, shipped_configs
+from nbn_timm.data import DataSettings
 from nbn_timm.data.lists import read_image_list
-from nbn_timm.datasets import fetching
+from nbn_timm.datasets import create_splits, fetching
 from nbn_timm.errors import InputError, quoted
-from nbn_timm.files import copy_download
+from nbn_timm.files import _size, watched
+from nbn_timm.models._pretrained import find_weights
+from nbn_timm.models.model_folder import read_folder_config, read_weights
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.run_checkpoint import find_resume
 from nbn_timm.training.settings import TrainSettings
@@ -94,17 +98,19 @@ def test_a_pipe_is_no_file_to_copy(pipe, tmp_path):
 
 
 class Stalled(http.server.BaseHTTPRequestHandler):
-    """Says nothing, or a byte now and then."""
+    """Says nothing, or a byte of its headers or of the file now and then."""
 
     def do_GET(self) -> None:
-        if self.path == '/slow':
-            self.send_response(200)
-            self.end_headers()
-            for _ in range(100):
-                self.wfile.write(b'x')
-                self.wfile.flush()
-                time.sleep(0.05)
-        time.sleep(2)
+        with suppress(OSError):  # nobody listens any more
+            if self.path.startswith('/slow'):
+                self.send_response(200)
+                self.end_headers()
+            if self.path != '/silent':
+                for _ in range(100):
+                    self.wfile.write(b'x')
+                    self.wfile.flush()
+                    time.sleep(0.05)
+            time.sleep(2)
 
     def log_message(self, *args) -> None:
         pass
@@ -122,25 +128,98 @@ def test_a_server_that_stalls_is_given_up(how, said, tmp_path, monkeypatch):
     assert not (tmp_path / 'file').exists()
 
 
-def test_what_is_slow_for_a_while_and_large_is_copied(tmp_path, monkeypatch):
+def test_a_download_is_given_as_long_as_a_slow_connection_needs(tmp_path, monkeypatch):
     clock = iter(range(0, 1000, 5))  # seconds
     monkeypatch.setattr('nbn_timm.files.time.monotonic', lambda: next(clock))
-    blocks = iter([b'x' * 100_000] * 5 + [b''])
+    asked, enough = [], threading.Event()
 
-    class Response:
-        @staticmethod
-        def read1(size: int) -> bytes:
-            return next(blocks)
+    def size(place: Path) -> int:
+        asked.append(place)
+        if len(asked) == 5:
+            enough.set()
+        return 100_000 * len(asked)  # 20 kB/s
 
-    with open(tmp_path / 'file', 'wb') as file:
-        assert copy_download(Response(), file, patience=1.0) == 500_000
+    monkeypatch.setattr('nbn_timm.files._size', size)
+    assert watched(enough.wait, tmp_path, patience=1.0)
+    assert asked == 5 * [tmp_path]
 
 
-def test_downloads_of_others_have_a_time_limit_and_leave_none_behind():
-    assert socket.getdefaulttimeout() is None
-    with fetching.with_timeout():
-        assert socket.getdefaulttimeout() == fetching.TIMEOUT
-    assert socket.getdefaulttimeout() is None
+def test_a_download_grows_in_files_and_folders_below(tmp_path):
+    (tmp_path / 'below').mkdir()
+    for name in ('one', 'below/two'):
+        (tmp_path / name).write_bytes(b'x' * 100)
+    assert [_size(tmp_path), _size(tmp_path / 'one'), _size(tmp_path / 'none')] == [200, 100, 0]
+
+
+def test_what_a_download_of_others_raises_is_raised(tmp_path):
+    def fail() -> None:
+        raise KeyError('of the download')
+
+    with pytest.raises(KeyError, match='of the download'):
+        watched(fail, tmp_path, patience=1.0)
+
+
+def trickle(folder: Path, end: threading.Event) -> Callable[..., None]:
+    """A download of others that writes a byte now and then."""
+    def download(*args, **kwargs) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        while not end.wait(0.02):
+            with open(folder / 'part', 'ab') as file:
+                file.write(b'x')
+    return download
+
+
+@pytest.fixture
+def end():
+    """Ends the downloads that were given up."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_hub_that_trickles_is_given_up(tmp_path, monkeypatch, end):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    monkeypatch.setattr('nbn_timm.models.hub_files._PATIENCE', 0.3)
+    monkeypatch.setattr('nbn_timm.models.hub_files.hf_hub_download', trickle(tmp_path / 'models--user--net', end))
+    with pytest.raises(InputError, match=r"'hf-hub:user/net' has no config.json .*slower than 10 kB/s"):
+        read_folder_config('hf-hub:user/net')
+    with pytest.raises(InputError, match=r"the weights of 'hf-hub:user/net' cannot be had .*slower than 10 kB/s"):
+        read_weights('hf-hub:user/net')
+
+
+def test_what_the_hubs_client_raises_is_a_sentence(monkeypatch):
+    def fail(*args, **kwargs) -> None:
+        raise RuntimeError('a timeout of another library')
+
+    monkeypatch.setattr('nbn_timm.models.hub_files.hf_hub_download', fail)
+    with pytest.raises(InputError, match=r"the weights of 'hf-hub:user/net' cannot be had \(a timeout of another"):
+        read_weights('hf-hub:user/net')
+
+
+def test_the_authors_archive_that_trickles_is_given_up(monkeypatch, weights_cache, end):
+    gdown = pytest.importorskip('gdown')
+    monkeypatch.setattr('nbn_timm.models._pretrained._PATIENCE', 0.3)
+    monkeypatch.setattr(gdown, 'download', lambda url, target, quiet: trickle(Path(target).parent, end)())
+    with pytest.raises(InputError, match=r'no weights for .*it is slower than 10 kB/s'):
+        find_weights('resnext50_nbn.imagenet_lt', 'https://drive.google.com/uc?id=1')
+
+
+def test_a_mirror_whose_headers_trickle_is_given_up(monkeypatch, weights_cache):
+    monkeypatch.setattr('nbn_timm.models._pretrained._PATIENCE', 0.3)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Stalled) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv('NBN_TIMM_WEIGHTS', f'http://127.0.0.1:{server.server_port}/headers')
+        with pytest.raises(InputError, match='cannot be had .*slower than 10 kB/s.*NBN_TIMM_WEIGHTS'):
+            find_weights('resnet20_nbn.digits_lt')
+        server.shutdown()
+
+
+def test_an_archive_of_torchvision_that_trickles_is_given_up(tmp_path, monkeypatch, end):
+    monkeypatch.setattr('nbn_timm.datasets.cifar.TIMEOUT', 0.3)
+    monkeypatch.setattr('torchvision.datasets.CIFAR100.download', lambda self: trickle(Path(self.root), end)())
+    with pytest.raises(InputError, match='CIFAR100 cannot be downloaded .*slower than 10 kB/s'):
+        create_splits(DataSettings('cifar100_lt', str(tmp_path), download=True))
 
 
 def test_shipped_configs_are_not_listed_where_one_is_near():

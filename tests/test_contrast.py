@@ -268,7 +268,7 @@ def test_a_state_of_another_loss_is_refused(images, tmp_path):  # noqa: F811
     (['--loss', 'bcl', '--model', 'resnet32_ride'], "loss 'bcl' is for a network with one classifier"),
     (['--loss', 'paco', '--mixup', '0.2'], "'paco' takes labels and no mixed targets"),
     (['--loss', 'proco', '--kd-checkpoint', 'x.pth'], "'proco' takes features"),
-    (['--loss', 'paco', '--opt-kwargs', 'layer_decay=0.7'], 'in no layer of --opt-kwargs layer_decay'),
+    (['--loss', 'paco', '--layer-decay', '0.7'], 'in no layer of --layer-decay'),
     (['--loss', 'ncl_contrast'], "'ncl_contrast' is for the experts of a network"),
     (['--loss', 'proco', '--loss-kwargs', 'dim=8'], 'dim=8: give a number from 16'),
     (['--loss', 'paco', '--loss-kwargs', 'queue_size=0'], 'queue_size=0: give a number from 1'),

@@ -111,6 +111,16 @@ def test_missing_benchmark_list_names_the_command(tmp_path):
         create_splits(DataSettings('places_lt', str(tmp_path)))
 
 
+@pytest.mark.parametrize(('given', 'whose'), [
+    ({'test_list': 'a.txt'}, 'test split of list'), ({'val_list': 'a.txt'}, 'val split of list'),
+    ({'val_list': 'a.txt', 'test_list': 'a.txt'}, 'val split and test split of list'),
+    ({'train_list': 'a.txt', 'test_list': 'a.txt'}, 'train split of list')])
+def test_a_sentence_names_the_split_that_was_read(given, whose, tmp_path):
+    write_lists(tmp_path, a=TRAIN)
+    splits = create_splits(DataSettings('list', str(tmp_path), num_classes=2, **given), ('val', 'test'))
+    assert splits.classes.source == whose
+
+
 def test_counts_file_must_cover_the_labels(tmp_path):
     write_folders(tmp_path, train={'a': 1, 'b': 1, 'c': 1})
     (tmp_path / 'counts.json').write_text('[70, 7]')

@@ -25,11 +25,12 @@ import torch
 from released import as_released, checkpoint
 from torch.distributed.run import get_args_parser
 
-from nbn_timm.cli import convert, export, predict, prepare, push, train
+from nbn_timm.cli import check, convert, demo, export, predict, prepare, push, report, sweep, train
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.datasets import DATASETS
 from nbn_timm.losses import LOSSES
 from nbn_timm.mixing import MIXINGS
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages import SECOND_STAGES
 from nbn_timm.settings import SettingGroups
@@ -52,8 +53,13 @@ PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-export': partial(check_flags, export.ExportCommand, export.create_parser),
     'nbn-predict': partial(check_flags, predict.PredictSettings, predict.create_parser),
     'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
+    'nbn-check': partial(check_flags, check.CheckSettings, check.create_parser),
+    'nbn-probe': partial(check_flags, ProbeSettings, lambda: build_parser(ProbeSettings, 'nbn-probe', '')),
     'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
+    'nbn-report': partial(check_flags, report.ReportCommand, report.create_parser),
+    'nbn-sweep': sweep.parse_args,
+    'nbn-demo': partial(check_flags, demo.DemoSettings, demo.create_parser),
 }
 SCRIPTS = {'train.py': 'nbn-train', 'validate.py': 'nbn-validate', 'my_train.py': 'nbn-train'}
 ELSEWHERE = ('pip', 'pytest', 'ruff', 'mypy', 'mkdocs', 'pre-commit', 'git', 'cd')

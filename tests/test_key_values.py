@@ -1,17 +1,23 @@
 """Settings that are handed on: which value is to blame for a refusal, and what is no value's fault."""
 import inspect
+import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 import timm
 import torch
+from timm.optim import list_optimizers
 
+import nbn_timm.models.create
 import nbn_timm.models.resnet_cifar
+import nbn_timm.models.size_limit
 import nbn_timm.training.optim
 from nbn_timm.errors import InputError
 from nbn_timm.key_values import KeyValue, call, check_number, check_types, key_values, shown
+from nbn_timm.layers import NormalizedBatchNorm2d
 from nbn_timm.models.create import check_input_size, create_model
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer, step_on_stand_ins
 
@@ -142,6 +148,68 @@ def test_a_model_that_cannot_be_made_names_flag_key_and_value(name, arguments, m
         create_model(name, 4, **arguments)
 
 
+@pytest.mark.parametrize(('name', 'arguments', 'reason'), [
+    ('test_vit', {'embed_dim': 960_000}, 'its weights take more than half of the 1 GB of memory here'),
+    ('test_vit', {'embed_dim': 1_000_001}, 'give whole numbers up to 1,000,000'),
+    ('test_vit', {'depth': 10 ** 9}, 'give whole numbers up to 1,000,000'),  # timm writes a list of that length first
+    ('test_vit', {'depth': 10_000}, 'it has more than 500 modules'),
+    ('test_vit', {'img_size': 100_000}, 'its weights take more than half'),
+    ('test_vit', {'mlp_ratio': 1e9}, 'its weights take more than half'),
+    ('test_vit', {'embed_dim': 999}, 'dim should be divisible by num_heads'),
+    ('resnet18', {'in_chans': 999_999}, 'all images are read as RGB'),
+    ('resnet32_ride', {'num_experts': 1000}, 'give a whole number from 1 to 100')])
+def test_a_model_that_would_take_all_memory_or_time_is_refused_before_it_does(name, arguments, reason, monkeypatch):
+    monkeypatch.setattr(nbn_timm.models.size_limit, 'machine_memory', lambda: 1e9)
+    monkeypatch.setattr(nbn_timm.models.size_limit, 'MOST_MODULES', 500)
+    largest, empty = [], torch.empty
+
+    def counting(*size: Any, **kwargs: Any) -> torch.Tensor:
+        made = empty(*size, **kwargs)
+        largest.append(0 if made.is_meta else made.numel())
+        return made
+
+    monkeypatch.setattr(torch, 'empty', counting)
+    with pytest.raises(InputError, match=f'cannot take --model-kwargs {next(iter(arguments))}=.*{reason}'):
+        create_model(name, 4, model_kwargs=arguments)
+    assert max(largest, default=0) < 1e6
+
+
+def test_a_model_without_an_outline_is_limited_while_it_is_made(monkeypatch):
+    monkeypatch.setattr(nbn_timm.models.size_limit, 'machine_memory', lambda: 5e6)
+    monkeypatch.setattr(nbn_timm.models.create, '_try_outline', lambda *args: None)
+    with pytest.raises(InputError, match='cannot take --model-kwargs mlp_ratio=100 .its weights take more than half'):
+        create_model('test_vit', 4, model_kwargs={'mlp_ratio': 100})
+
+
+@pytest.mark.parametrize('settings', [{}, {'drop_rate': 0.1}])
+def test_a_model_that_is_too_large_by_itself_is_no_settings_fault(settings, monkeypatch):
+    monkeypatch.setattr(nbn_timm.models.size_limit, 'machine_memory', lambda: 1e6)
+    with pytest.raises(InputError, match="^model 'test_vit' is too large for this machine .its weights take more than"):
+        create_model('test_vit', 4, model_kwargs=settings)
+
+
+def test_what_fails_without_memory_alone_is_no_fault_of_a_setting(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def of_values(name: str, **kwargs: Any) -> torch.nn.Module:
+        asked.append(torch.zeros(1).device.type)
+        rates = torch.linspace(0, kwargs.get('drop_rate', 0), 3)
+        return create(name, **{**kwargs, 'drop_rate': rates[2].item()})
+
+    monkeypatch.setattr(timm, 'create_model', of_values)
+    assert create_model('resnet20_nbn', 4, model_kwargs={'drop_rate': 0.25}).drop_rate == 0.25
+    assert 'meta' in asked and 'cpu' in asked
+
+
+def test_the_memory_of_a_process_is_that_of_its_container_or_its_own_limit(tmp_path, monkeypatch):
+    memory = nbn_timm.models.size_limit.machine_memory()
+    assert 1e8 < memory < math.inf
+    (tmp_path / 'none').write_text('max\n')
+    (tmp_path / 'some').write_text('50000000\n')
+    monkeypatch.setattr(nbn_timm.models.size_limit, '_CONTAINER_LIMITS', [tmp_path / 'none', tmp_path / 'some'])
+    assert nbn_timm.models.size_limit.machine_memory() == 5e7
+
+
 def test_a_constructor_argument_that_has_a_flag_too_is_taken():
     assert create_model('resnet20_nbn', 4, model_kwargs={'drop_rate': 0.25}).drop_rate == 0.25
 
@@ -191,11 +259,48 @@ def test_an_optimizer_that_cannot_be_had_names_flag_key_and_value(settings, mess
         optimizer(**settings)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='they may be there')
-@pytest.mark.parametrize('name', ['bnbadam8bit', 'fusedadam'])
-def test_an_optimizer_for_gpus_is_refused_without_one(name):
-    with pytest.raises(InputError, match=f'^--opt {name} cannot be had here .*give another --opt'):
-        optimizer(name)
+@pytest.mark.parametrize('name', list_optimizers())
+def test_every_optimizer_of_timm_trains_and_goes_on_from_a_checkpoint_or_is_refused(name):
+    images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+    def make() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), NormalizedBatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        return model, create_optimizer(model, OptimizerSettings(name, lr=0.01))
+
+    def train(model: torch.nn.Module, made: torch.optim.Optimizer) -> list[float]:
+        losses = []
+        for step in range(2):
+            torch.manual_seed(step)  # some draw numbers
+            loss = torch.nn.functional.cross_entropy(model(images), torch.arange(8) % 3)
+            made.zero_grad()
+            loss.backward()
+            made.step()
+            losses.append(loss.item())
+        return losses
+
+    if not torch.cuda.is_available() and name.startswith(('bnb', 'fused')):
+        with pytest.raises(InputError, match=f'^--opt {name} cannot be had here .*give another --opt'):
+            make()
+        return
+    if name == 'adahessian':
+        with pytest.raises(InputError, match='needs second derivatives'):
+            make()
+        return
+    model, made = make()
+    begun = model[0].weight.detach().clone()
+    train(model, made)
+    file = io.BytesIO()
+    torch.save({'model': model.state_dict(), 'optimizer': made.state_dict()}, file)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    model_again, made_again = make()
+    model_again.load_state_dict(saved['model'])
+    made_again.load_state_dict(saved['optimizer'])
+    after = train(model, made)
+    assert after == train(model_again, made_again)
+    assert all(map(math.isfinite, after)) and not torch.equal(model[0].weight, begun)
 
 
 def test_settings_of_an_optimizer_reach_it():

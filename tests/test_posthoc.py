@@ -13,8 +13,9 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import validate
 from nbn_timm.data import ClassCounts
+from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, logit_offset, shifted_accuracy
+from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, logit_offset
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
@@ -62,45 +63,6 @@ def test_no_prior_is_no_adjustment():
         logit_offset(class_counts(5, 0), 1.0)
 
 
-# Test-agnostic evaluation
-
-def test_shifted_accuracies_written_out():
-    correct, total = (9, 2, 7, 3, 1, 8), (10, 10, 10, 10, 10, 10)
-    found = shifted_accuracy(result_with(correct, total), class_counts(*COUNTS))
-    ranked = [0, 5, 2, 3, 4, 1]  # labels from the most to the fewest training images
-    for ratio in (50, 25, 10, 5, 2):
-        for direction, labels in (('forward', ranked), ('backward', ranked[::-1])):
-            shares = [(1 / ratio) ** (rank / 5) for rank in range(6)]
-            weighted = [share * 10 * correct[label] for share, label in zip(shares, labels, strict=True)]
-            expected = sum(weighted) / sum(shares)
-            assert getattr(found, direction)[ratio] == pytest.approx(expected, rel=1e-12)
-    assert found.uniform == pytest.approx(50.0)
-    assert list(found.to_dict()) == [
-        'forward_50', 'forward_25', 'forward_10', 'forward_5', 'forward_2', 'uniform',
-        'backward_2', 'backward_5', 'backward_10', 'backward_25', 'backward_50']
-
-
-def test_they_are_the_mean_over_sampled_test_sets():
-    """SADE's draw: of 1000 test images, a class of rank r keeps int(1000 ratio^(-r / (C - 1))), chosen at random."""
-    rng = np.random.default_rng(0)
-    hits = rng.random((6, 1000)) < np.array([0.9, 0.1, 0.7, 0.4, 0.2, 0.8])[:, None]
-    found = shifted_accuracy(result_with(hits.sum(axis=1).tolist(), [1000] * 6), class_counts(*COUNTS))
-    ranked = [0, 5, 2, 3, 4, 1]
-    for direction, labels in (('forward', ranked), ('backward', ranked[::-1])):
-        sizes = [int(1000 * 50 ** (-rank / 5)) for rank in range(6)]
-        drawn = [100 * np.concatenate([rng.choice(hits[label], size, replace=False)
-                                       for label, size in zip(labels, sizes, strict=True)]).mean() for _ in range(2000)]
-        error = np.std(drawn) / math.sqrt(len(drawn))
-        assert getattr(found, direction)[50] == pytest.approx(np.mean(drawn), abs=5 * error + 0.05)
-
-
-def test_classes_without_test_images_are_left_out_and_one_class_is_enough():
-    counts = class_counts(100, 10, 1)
-    assert shifted_accuracy(result_with((5, 0, 1), (10, 0, 10)), counts).forward[50] == pytest.approx(
-        (50 + 10 / 50) / (1 + 1 / 50))
-    assert shifted_accuracy(result_with((3,), (4,)), class_counts(7)).backward[50] == pytest.approx(75)
-
-
 # Through validate.py
 
 @pytest.fixture(scope='module')
@@ -146,7 +108,7 @@ def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
     model.load_state_dict(state)
     weight = state['fc.weight'].double().numpy()
     weight = weight / np.linalg.norm(weight, axis=1, keepdims=True) ** 0.4
-    correct, total = np.zeros(6, int), np.zeros(6, int)
+    correct, total, hits = np.zeros(6, int), np.zeros(6, int), []
     mean, std = (np.float32(result[key])[:, None, None] for key in ('mean', 'std'))
     for line in (work / 'test.txt').read_text().splitlines():
         name, label = line.split()
@@ -154,11 +116,28 @@ def test_all_post_hoc_flags_on_two_processes_and_one(work, tmp_path):
         with torch.no_grad():
             features = model.forward_head(model.forward_features(torch.from_numpy(image[None])), pre_logits=True)
         logits = weight @ features[0].double().numpy() - 0.7 * np.log(np.array(COUNTS) / sum(COUNTS))
-        correct[int(label)] += logits.argmax() == int(label)
+        hits.append(logits.argmax() == int(label))
+        correct[int(label)] += hits[-1]
         total[int(label)] += 1
     assert result['per_class'] == {'correct': correct.tolist(), 'total': total.tolist()}
     assert 0 < correct.sum() < 37
-    assert result['test_agnostic']['uniform'] == pytest.approx(result['mean_class'], abs=1e-6)
+    assert result['test_agnostic']['uniform'] == result['top1']
+    for name, accuracy in result['test_agnostic'].items():
+        shift = ClassShift.parse(name)
+        if shift is not None:
+            images = shifted_indices(np.arange(37) % 6, class_counts(*COUNTS), shift)
+            assert accuracy == pytest.approx(100 * np.mean(np.array(hits)[images]), abs=1e-6)
+            path = tmp_path / f'{name}.json'
+            validate.main(arguments(work, *flags[:-1], '--test-distribution', name, '--results-file', str(path)))
+            assert json.loads(path.read_text())['top1'] == accuracy
+
+
+def test_shifted_tests_are_parts_of_the_whole_one(work, tmp_path):
+    path = tmp_path / 'whole.json'
+    validate.main(arguments(work, '--test-agnostic', '--test-distribution', 'uniform', '--results-file', str(path)))
+    assert json.loads(path.read_text())['num_samples'] == 37
+    with pytest.raises(InputError, match='--test-agnostic has no effect with --test-distribution forward_3, but with'):
+        validate.main(arguments(work, '--test-agnostic', '--test-distribution', 'forward_3'))
 
 
 @pytest.mark.parametrize('flags', [['--test-agnostic'], ['--logit-adjustment', '1']])

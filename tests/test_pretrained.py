@@ -360,6 +360,28 @@ def test_a_forced_new_head_takes_nothing_of_the_old_one(weights_cache, arch, tmp
     model = timm.create_model(arch, pretrained=True, num_classes=7,
                               pretrained_cfg_overlay=dict(file=str(path), num_classes=-1))
     assert (model.conv1.weight == 0.25).all()
+    check_new_heads(model)
+
+
+RECTIFIED = [arch for arch in timm.list_models('*_nbn_lr') if timm.get_pretrained_cfg(arch) is not None]
+
+
+@pytest.mark.parametrize('arch', RECTIFIED)
+def test_a_forced_new_head_of_every_rectified_network(arch, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, 'kaiming_normal_', lambda weight, **kwargs: weight)  # of 60 million weights
+    weights = timm.create_model(arch, num_classes=7).state_dict()
+    for name, value in weights.items():
+        if name.startswith('fc.') and value.is_floating_point():
+            value.fill_(5.0)
+    first = next(iter(weights))
+    weights[first].fill_(0.25)
+    model = timm.create_model(arch, pretrained=True, num_classes=7,
+                              pretrained_cfg_overlay=dict(state_dict=weights, num_classes=-1))
+    assert (model.get_parameter(first) == 0.25).all()
+    check_new_heads(model)
+
+
+def check_new_heads(model: torch.nn.Module) -> None:
     heads = model.fc if isinstance(model.fc, torch.nn.ModuleList) else [model.fc]
     for head in heads:
         assert not head.bn.running_mean.any() and (head.bn.running_var == 1).all()

@@ -27,6 +27,7 @@ from nbn_timm.evaluation import LongTailEvaluator, RoutingEvaluator, evaluate
 from nbn_timm.losses import create_loss, takes_experts, takes_soft_targets
 from nbn_timm.losses.router_loss import RoutingLoss, should_ask
 from nbn_timm.models import RoutedExperts
+from nbn_timm.second_stages import create_second_stage
 from nbn_timm.training.distillation import DistillationTask
 from nbn_timm.training.run_checkpoint import LAST
 from nbn_timm.training.task import begin_epoch
@@ -124,13 +125,27 @@ def test_losses_and_gradients_are_the_written_out_ones(name, base, epoch):
         assert found == pytest.approx(slope, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize('name', ['ride', 'ride_balanced_softmax'])
-def test_without_diversity_the_mean_learns(name):
+def test_without_diversity_the_mean_learns_in_rides_code_and_each_expert_in_that_of_nbn():
     torch.manual_seed(0)
     experts, target = torch.randn(4, 3, 4), torch.tensor([0, 1, 2, 3])
-    plain = create_loss('ldam' if name == 'ride' else 'balanced_softmax', COUNTS)
+    margins, balanced = create_loss('ldam', COUNTS), create_loss('balanced_softmax', COUNTS)
     torch.testing.assert_close(
-        create_loss(name, COUNTS, diversity=0.0)(experts, target), 3 * plain(experts.mean(dim=1), target))
+        create_loss('ride', COUNTS, diversity=0.0)(experts, target), 3 * margins(experts.mean(dim=1), target))
+    torch.testing.assert_close(
+        create_loss('ride_balanced_softmax', COUNTS, diversity=0.0)(experts, target),
+        sum(balanced(experts[:, expert], target) for expert in range(3)))
+
+
+@pytest.mark.parametrize('init, spread', [('torch', 1 / math.sqrt(3)), ('kaiming_normal', math.sqrt(2))])
+def test_a_router_starts_as_asked(init, spread):
+    """Standard deviation times the square root of the inputs: uniform within 1, or normal with variance 2 / inputs."""
+    torch.manual_seed(0)
+    stage = create_second_stage('routing', top_k=30, hidden=64, init=init)
+    router = stage.prepare(timm.create_model('resnet32_ride', num_classes=100)).router
+    hidden = torch.cat([layer.weight.flatten() for layer in router.hidden])
+    assert hidden.std().item() * math.sqrt(router.hidden[0].in_features) == pytest.approx(spread, rel=0.05)
+    assert router.decide.bias.abs().item() <= 1 / math.sqrt(94)
+    assert (hidden.abs().max().item() * math.sqrt(router.hidden[0].in_features) > 1) is (init == 'kaiming_normal')
 
 
 def test_what_the_losses_take():

@@ -137,8 +137,8 @@ def test_a_run_is_what_plain_torch_computes(on_updates, first, images, tmp_path)
         '--global-batch-size', '8', '--lr', str(LR), '--sched', 'multistep',
         '--decay-milestones', '3', '4', '--decay-rate', '0.5', '--warmup-epochs', '1', '--weight-decay', str(DECAY),
         '--smoothing', str(SMOOTHING), '--clip-grad', *([str(CLIP / 20), '--clip-mode', 'value', '--sched-on-updates']
-        if on_updates else [str(CLIP)]), '--model-ema', '--model-ema-decay', str(EMA), '--output', str(tmp_path),
-        '--experiment', 'run']
+        if on_updates else [str(CLIP)]), '--model-ema', '--no-model-ema-warmup', '--model-ema-decay', str(EMA),
+        '--output', str(tmp_path), '--experiment', 'run']
     train.main([*flags, '--epochs', str(EPOCHS // 2)])
     train.main([*flags, '--epochs', str(EPOCHS), '--resume', 'auto'])
     folder = tmp_path / 'run'

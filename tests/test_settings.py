@@ -235,7 +235,7 @@ def test_two_records_differ_in_what_decides_the_result(groups):
         expected = {name} if declared.declaration.kind == 'recipe' else set()
         assert set(changed) == expected, name
         if declared.declaration.is_file and declared.declaration.kind == 'recipe':
-            assert changed == {name: (None, value)}
+            assert changed == {name: (declared.default, value)}
             assert groups.changed({name: '/here/some.txt'}, {name: 'D:\\there\\some.txt'}) == {}
             assert set(groups.changed({name: '/here/some.txt'}, {name: '/here/other.txt'})) == {name}
 

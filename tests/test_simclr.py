@@ -57,6 +57,10 @@ def test_other_views_have_it_and_the_first_keeps_its_own():
     (['--simclr', '--cutout', '4'], '--cutout has no effect with --simclr'),
     (['--simclr', '--aa', 'cifar10'], '--aa has no effect with --simclr'),
     (['--blur', '0.5'], '--blur has no effect without --simclr'),
+    (['--simclr', '--grayscale-prob', '0.2'], '--grayscale-prob has no effect with --simclr'),
+    (['--simclr', '--gaussian-blur-prob', '0.2'], '--gaussian-blur-prob has no effect with --simclr'),
+    (['--simclr', '--in-chans', '1'], '--simclr changes the colours of RGB pictures'),
+    (['--simclr', '--train-interpolation', 'random'], 'random is not for the crops of --simclr'),
     (['--simclr', '--scale', '0.9', '0.5'], '--scale 0.9 0.5 is no range'),
 ])
 def test_wrong_combinations_are_one_sentence(flags, message, images, tmp_path):  # noqa: F811

@@ -188,7 +188,7 @@ def test_every_batch_is_mixed_and_the_method_is_told_when_the_epoch_ends():
 
 def test_ema_is_the_average_by_hand():
     task = make_task()
-    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9), None)
+    prepare_task(task, WORLD, AverageSettings(model_ema=True, model_ema_decay=0.9, model_ema_warmup=False), None)
     optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=0.5)
     average = None
     for epoch in range(3):
@@ -552,13 +552,17 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint():
     ({'state_dict': [1]}, "its 'state_dict' is not"), ({'optimizer': {'state': {}}}, 'optimizer state'),
     ({'optimizer': {'state': 3, 'param_groups': [1]}}, 'optimizer state'),
     ({'class_counts': {'counts': 'many'}}, ''), ({'args': [3]}, None), ({'arch': 7}, "of model '7'"),
+    ({'args': {'lr': torch.ones(2)}}, "its 'lr' is a tensor"), ({'args': {'scale': [torch.ones(1)]}}, "'scale' is a t"),
+    ({'arch': torch.ones(1)}, ''), ({'state_dict_ema': {'1.weight': torch.ones(2)}}, "'1.weight' is .2. in"),
+    ({'state_dict_ema': {'2.weight': torch.ones(2)}}, "the model differ in '2.weight'"),
     ({'state_dict': {3: torch.ones(1)}}, 'has 3 for a name'),
     ({'state_dict': {'1.weight': torch.full((8, 12), math.nan)}}, "'1.weight' is NaN")])
 def test_malformed_checkpoints_are_one_sentence(tmp_path, change, said):
     task, optimizer = trained()
     state = state_of(task, optimizer)
-    if 'state_dict' in change and isinstance(change['state_dict'], dict):
-        change = {'state_dict': state['state_dict'] | change['state_dict']}
+    for key in ('state_dict', 'state_dict_ema'):
+        if isinstance(change.get(key), dict):
+            change = {key: state['state_dict'] | change[key]}
     save_checkpoint(tmp_path, state | change)
     if said is None:  # of the settings nothing is needed
         resume_run(tmp_path / LAST, task, optimizer, 'net', {}, COUNTS)

@@ -1,5 +1,6 @@
 """Whole runs of train.py on generated images: interruption, several processes, bad input."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -183,6 +184,24 @@ def test_processes_and_accumulation_are_one_large_batch(images, tmp_path):
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize('batch, updates', [(('-b', '6'), 3), (('-b', '3', '--grad-accum-steps', '2'), 3),
+                                            (('-b', '4', '--grad-accum-steps', '3'), 1)])
+def test_a_smaller_last_update_is_left_out_if_asked(batch, updates, images, tmp_path, monkeypatch):
+    """Of 20 images; the released codes of Kang et al., BALMS, LADE and Bag of Tricks do so."""
+    taken = []
+    original = run.train_one_epoch
+
+    def watched(*args, **kwargs):
+        result = original(*args, **kwargs)
+        taken.append((args[4].updates_per_epoch, result.images))
+        return result
+    monkeypatch.setattr(run, 'train_one_epoch', watched)
+    train.main([*data_flags(images, 'train', 'test'), *MODEL, *batch, '--drop-last', '--epochs', '1', '--output',
+                str(tmp_path)])
+    size = math.prod(int(word) for word in batch if word.isdigit())
+    assert taken == [(updates, updates * size)]
+
+
 def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     flags = [*data_flags(images), *MODEL, '--epochs', '2', '--output', str(tmp_path)]
     train.main(flags)
@@ -191,8 +210,8 @@ def test_a_run_leaves_its_files_and_says_where(images, tmp_path, capsys):
     assert str(folder) in printed
     assert 'chosen by validation top1' in printed
     assert {path.name for path in folder.iterdir()} == {
-        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, 'last-1.pth.tar', BEST, 'test.json',
-        'test_per_class.csv'}
+        '.lock', 'args.yaml', 'summary.csv', 'log.jsonl', LAST, 'last-1.pth.tar', BEST, 'test.json', 'report.html',
+        'test_per_class.csv', 'test_predictions.npz'}
     columns = (folder / 'summary.csv').read_text().splitlines()[0].split(',')
     assert {f'eval_{name}' for name in ('top1', 'top5', 'many', 'medium', 'few', 'mean_class', 'loss')} < set(columns)
     checkpoint = torch.load(folder / LAST, weights_only=True)

@@ -112,16 +112,26 @@ def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": "3"}', "'num_classes'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'local-dir'),
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
+    ('config.json', b'{"architecture": "test_vit", "pretrained_cfg": {}}', 'cannot be had .Error.s. in loading'),
     ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {"input_size": 5}}',
      'malformed'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"drop_rate": "x"}}',
+     "cannot take config.json's drop_rate=x: give a number from 0 to 1"),
+    ('config.json', b'{"architecture": "test_vit", "pretrained_cfg": {}, "model_args": {"embed_dim": 1000000}}',
+     'too large for this machine .its weights take more than half'),
+    ('config.json', b'{"architecture": "test_vit", "pretrained_cfg": {}, "model_args": {"depth": 1000000000}}',
+     "cannot take config.json's depth=1000000000: give whole numbers up to 1,000,000"),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {}, '
+     b'"model_args": {"share_alpha": "false"}}',
+     "cannot take config.json's share_alpha=false: give True or False"),
 ])
 def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
     save_for_hf(timm.create_model('resnet20_nbn', num_classes=3), tmp_path)
     (tmp_path / file).write_bytes(content)
     with pytest.raises(InputError, match=said) as error:
         open_trained(str(tmp_path))
-    assert '\n' not in str(error.value)
+    assert '\n' not in str(error.value) and len(str(error.value)) < 1000
 
 
 def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):

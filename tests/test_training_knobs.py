@@ -164,8 +164,18 @@ def test_rates_by_kind(sched, decay_1d):
 
 
 def test_rates_by_kind_and_by_layer_are_one_too_many():
-    with pytest.raises(InputError, match='layer_decay scales the rates by layer'):
-        create_optimizer(nn.Linear(2, 2), OptimizerSettings(bias_lr_scale=2, opt_kwargs={'layer_decay': 0.7}))
+    with pytest.raises(InputError, match='--layer-decay scales the rates by layer'):
+        create_optimizer(nn.Linear(2, 2), OptimizerSettings(bias_lr_scale=2, layer_decay=0.7))
+
+
+def test_a_rate_by_kind_multiplies_that_of_the_classifier():
+    model = create_model('resnet20_nbn', 4)
+    optimizer = create_optimizer(model, OptimizerSettings(lr=0.2, classifier_lr=0.6, bias_lr_scale=8))
+    scales = {id(parameter): group['lr_scale'] for group in optimizer.param_groups for parameter in group['params']}
+    for name, parameter in model.named_parameters():
+        expected = (3 if name.startswith('fc.') else 1) * (8 if name.endswith('bias') else 1)
+        assert scales[id(parameter)] == pytest.approx(expected), name
+    assert optimizer.param_groups[0]['lr_scale'] == 1  # whose rate is shown as the run's
 
 
 def test_sam_is_its_formula():
@@ -223,6 +233,7 @@ def test_a_share_of_the_epochs_and_what_the_network_can_take():
 
 @pytest.mark.parametrize('flags, message', [
     (['--swa-epochs', '2', '--model-ema'], '--swa-epochs has no effect with --model-ema'),
+    (['--swa-epochs', '2', '--patience', '1'], '--patience can end a run before the last --swa-epochs'),
     (['--swa-epochs', '4'], '--swa-epochs 4 is more than the 3 --epochs'),
     (['--sam-rho', '0.1', '--amp', '--amp-dtype', 'float16'], '--sam-rho does not go with float16'),
     (['--progressive-epochs', '0.3'], '--progressive-epochs has no effect without --progressive-size'),

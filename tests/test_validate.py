@@ -183,25 +183,44 @@ def run_script(*arguments, processes=1) -> subprocess.CompletedProcess | Ended:
 
 
 def test_two_processes_write_the_same_file_as_one(work, tmp_path):
-    written, kept = [], []
+    written, kept, tables = [], [], []
     for processes in (1, 2):
         path, logits = tmp_path / f'{processes}.json', tmp_path / f'{processes}.npz'
+        table = tmp_path / f'{processes}.csv'
         done = run_script('--checkpoint', work / 'last.pth.tar', *INPUT, '--results-file', path,
-                          '--logits-file', logits, processes=processes)
+                          '--logits-file', logits, '--save-predictions', table, processes=processes)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('Mean class') == 1  # one process prints
         written.append(path.read_bytes())
+        tables.append(table.read_bytes())
         with np.load(logits) as arrays:
             kept.append({name: arrays[name] for name in ('logits', 'labels')})
-    assert written[0] == written[1]
+    assert written[0] == written[1] and tables[0] == tables[1]
     result = json.loads(written[0])
     assert result['num_samples'] == 37
+    assert_rows_are_of_the_logits(tmp_path / '1.csv', work, **kept[0])
     for name, array in kept[0].items():
         assert np.array_equal(array, kept[1][name])
     logits, labels = torch.from_numpy(kept[0]['logits']), torch.from_numpy(kept[0]['labels'])
     listed = [int(line.split()[1]) for line in (work / 'test.txt').read_text().splitlines()]
     assert labels.tolist() == listed
     assert torch.nn.functional.cross_entropy(logits.double(), labels).item() == pytest.approx(result['loss'], rel=1e-6)
+
+
+def assert_rows_are_of_the_logits(table, work, logits, labels) -> None:
+    with open(table, newline='') as file:
+        rows = list(csv.DictReader(file))
+    listed = [line.split()[0] for line in (work / 'test.txt').read_text().splitlines()]
+    assert [row['path'] for row in rows] == [str(work / name) for name in listed]
+    assert [row['label'] for row in rows] == [COUNTS.names[label] for label in labels]
+    order = np.argsort(-logits, axis=1, kind='stable')
+    probabilities = np.exp(logits - logits.max(1, keepdims=True).astype(np.float64))
+    probabilities /= probabilities.sum(1, keepdims=True)
+    for index, row in enumerate(rows):
+        assert [row[f'top{rank}'] for rank in range(1, 6)] == [COUNTS.names[label] for label in order[index, :5]]
+        assert [float(row[f'probability{rank}']) for rank in range(1, 6)] == pytest.approx(
+            probabilities[index, order[index, :5]], rel=1e-4)
+        assert float(row['label_probability']) == pytest.approx(probabilities[index, labels[index]], rel=1e-4)
 
 
 class Payload:

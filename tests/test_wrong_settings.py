@@ -48,6 +48,25 @@ def test_what_the_settings_tell_is_refused_before_the_data_are_read(
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
+    ('--aa v0 --force-color-jitter', '--force-color-jitter has no effect on --dataset cifar100_lt, which is not'),
+    ('--aa v0 --force-color-jitter --color-jitter 0', '--force-color-jitter has no effect with --color-jitter 0'),
+    ('--force-color-jitter --color-jitter 0.4', '--force-color-jitter has no effect without --aa'),
+    ('--train-interpolation bicubic', '--train-interpolation has no effect on --dataset cifar100_lt, whose images are'),
+    ('--train-interpolation bicubic --img-size 64', None), ('--train-interpolation bicubic --aa v0', None),
+    ('--train-interpolation bicubic --train-list a.txt', None),
+    ('--train-interpolation bicubic --dataset imagenet_lt', None),
+    ('--aa v0 --force-color-jitter --color-jitter 0.4', None)])
+def test_augmentation_that_a_benchmark_leaves_unused_is_refused_at_once(flags, message):
+    argv = ['--dataset', 'cifar100_lt', '--model', 'resnet20_nbn', '--data-dir', 'none', *flags.split()]
+    if message is None:
+        train.parse_train(argv)
+        return
+    with pytest.raises(InputError) as error:
+        train.parse_train(argv)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
     (['--model-kwargs', 'gradient=release'], '--model-kwargs gradient=release'),
     (['--opt-kwargs', 'weight_decay=0.1'], '--opt-kwargs weight_decay=0.1 cannot be set in this way: give --weight'),
     (['--loss-kwargs', 'smoothing=2'], '--loss-kwargs smoothing=2: give a number from 0 to 1'),

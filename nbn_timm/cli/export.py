@@ -12,9 +12,11 @@ from nbn_timm.data.settings import SIDE
 from nbn_timm.deploy import (
     CheckImages,
     ExportSettings,
+    Int8Settings,
     export_model,
     folder_images,
     generated_images,
+    int8_data,
     training_data_images,
 )
 from nbn_timm.errors import InputError, run_cli
@@ -43,6 +45,7 @@ class ExportCommand(SettingGroups):
     source: SourceSettings = SourceSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     export: ExportSettings = ExportSettings()
+    int8: Int8Settings = Int8Settings()
     comparison: ComparisonSettings = ComparisonSettings()
 
 
@@ -81,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = replace(trained, input=trained.input.override(input_size=size))
     images, reason = check_images(trained, comparison)
     print(f"{trained.name}: comparing on {len(images.pixels)} images, {images.source}{reason}", flush=True)
-    report = export_model(trained, folder, images, settings.export)
+    int8 = int8_data(trained, settings.int8) if settings.int8.int8 else None
+    report = export_model(trained, folder, images, settings.export, int8)
     print('\n'.join([*report.notes, '', report.table(), '', f"wrote '{folder}'"]))
 
 

@@ -4,53 +4,70 @@
     nbn-predict --model output/run/last.pth.tar --json --output found.jsonl a.jpg b.png
 """
 import argparse
-import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from nbn_timm.cli.answer_forms import Answer, Form, form_of
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import build_parser, read_given
-from nbn_timm.data import create_eval_loader
+from nbn_timm.data import DataDefaults, create_eval_loader
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, label_names
 from nbn_timm.data.dataset import UnlabelledImages
 from nbn_timm.data.pictures import FoundImages, find_images
 from nbn_timm.data.settings import LoaderSettings
+from nbn_timm.data.watching import FolderWatch
 from nbn_timm.datasets import find_benchmark
 from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, foldable
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
-from nbn_timm.evaluation.prediction import TOP_K, PredictedClass, TopClasses, predict
+from nbn_timm.evaluation.prediction import TOP_K, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
 from nbn_timm.models.create import check_input_size
-from nbn_timm.settings import AT_LEAST_1, SettingGroups, Settings, setting
+from nbn_timm.settings import AT_LEAST_1, POSITIVE, PROBABILITY, SettingGroups, Settings, not_with, setting
 from nbn_timm.trained.opening import CheckpointSettings, SourceSettings, TrainedModel, open_trained
 from nbn_timm.training.distributed import close_world, init_world
 from nbn_timm.validation import prepare_model
 
-Answer = tuple[PredictedClass, ...]
+WATCH_SECONDS = 1.0  # between looks at a folder
 
 
 @dataclass(frozen=True)
 class AnswerSettings(Settings):
-    """What is said of each image, and where."""
+    """What is said of each image."""
+
+    title = 'answers'
+
+    topk: int = setting(TOP_K, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
+    threshold: float | None = setting(None, "an image whose likeliest class has a lower probability is 'not sure'",
+                                      limits=PROBABILITY, metavar='P', unset='every image has an answer')
+    temperature: float | None = setting(None, 'divides the logits before the softmax', limits=POSITIVE, metavar='T',
+                                        unset='as fitted on the validation split, if the model records it, else 1')
+
+
+@dataclass(frozen=True)
+class OutputSettings(Settings):
+    """How the answers are written, and where."""
 
     title = 'output'
 
-    topk: int = setting(TOP_K, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
     json: bool = setting(False, 'one JSON object per image, each on a line')
-    output: str | None = setting(None, 'write to this file, whole or not at all', short='-o', metavar='FILE',
-                                 kind='place', unset='the standard output')
+    csv: bool = setting(False, 'a table, one row per image', effect=not_with('json'))
+    output: str | None = setting(None, 'write to this file, whole or not at all; with --watch, add to it', short='-o',
+                                 metavar='FILE', kind='place', unset='the standard output')
+    watch: str | None = setting(None, 'answer new pictures of this folder as they appear, until Ctrl-C', metavar='DIR',
+                                kind='place')
 
 
 @dataclass(frozen=True)
@@ -77,6 +94,7 @@ class PredictSettings(SettingGroups):
     precision: PrecisionSettings = PrecisionSettings()
     loader: LoaderSettings = LoaderSettings()
     answer: AnswerSettings = AnswerSettings()
+    output: OutputSettings = OutputSettings()
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -85,7 +103,7 @@ def create_parser() -> argparse.ArgumentParser:
         PredictSettings, 'nbn-predict',
         'Say what is in pictures: the likeliest classes of each, their probabilities, and how many training images '
         f'each class had (many: more than {MANY_ABOVE}, few: less than {FEW_BELOW}).')
-    parser.add_argument('images', nargs='+', metavar='IMAGE_OR_FOLDER',
+    parser.add_argument('images', nargs='*', metavar='IMAGE_OR_FOLDER',
                         help='image files, and folders, which are searched for images in and below them')
     return parser
 
@@ -97,17 +115,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong, or images could not be read; the others have been predicted all the same.
     """
     given = read_given(PredictSettings, create_parser(), argv)
-    settings, images = given.settings(), given.positional['images']
+    settings, images = given.settings(), given.positional.get('images', [])
     given.check_effects(settings, tell)
     if not settings.network.model:
         shipped = ', '.join(shipped_names()) or 'none'
         raise InputError('there is no --model: give a name with pretrained weights (shipped with this package: '
                          f'{shipped}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')
-    found = find_images(images)
-    if not found.files:
+    watched = settings.output.watch
+    if watched and images:
+        raise InputError(f"--watch looks at one folder, and '{images[0]}' is beside it: leave it out, or copy it there")
+    if watched and not os.path.isdir(watched):
+        raise InputError(f"there is no folder '{watched}' to --watch: make it, or correct the path")
+    found = FoundImages((), ()) if watched else find_images(images)
+    if not images and not watched:
+        raise InputError('there are no images: give files or folders, or a folder to --watch')
+    if not found.files and not watched:
         searched = "', '".join(images)
         raise InputError(f"there is no image in '{searched}': give image files, or folders that hold some")
-    if not any(map(os.path.exists, found.files)):
+    if found.files and not any(map(os.path.exists, found.files)):
         raise InputError(f"there is no file or folder '{found.files[0]}': check the path")
     world = init_world(settings.precision.device)
     try:
@@ -123,8 +148,117 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> int:
-    """Open the model, predict, write; returns how many images could not be read."""
-    tau, precision, answer = settings.adjustment.logit_adjustment, settings.precision, settings.answer
+    """Open the model, predict, write; returns how many images could not be read, of a watched folder none."""
+    network = Network.open(settings, device)
+    for note in (*network.notes, *found.notes):
+        tell(note)
+    output = settings.output
+    form = form_of(output.json, output.csv, network.top_classes.topk, settings.answer.threshold)
+    if output.watch:
+        return watch(network, form, output)
+    begun = time.perf_counter()
+
+    def write(file: TextIO) -> int:
+        file.write(form.head)
+        unreadable = 0
+        for answer in network.answers(found.files):
+            if answer.fault:
+                unreadable += 1
+                tell(answer.fault)
+            file.write(form.entry(*answer))
+            file.flush()
+        return unreadable
+
+    unreadable = write_whole(output.output, write) if output.output else write(forgiving(sys.stdout))
+    seconds = time.perf_counter() - begun
+    tell(f'{counted(len(found.files) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
+         + (f", written to '{output.output}'" if output.output else ''))
+    return unreadable
+
+
+def watch(network: 'Network', form: Form, output: OutputSettings) -> int:
+    """Answer the pictures of a folder, each once, until somebody interrupts."""
+    assert output.watch is not None
+    folder, answered = FolderWatch(output.watch), 0
+    with open_to_add(output.output) if output.output else nullcontext(forgiving(sys.stdout)) as file:
+        known = form.files_in(output.output) if output.output else frozenset()
+        if not output.output or os.path.getsize(output.output) == 0:
+            file.write(form.head)
+        folder.leave_out(known)
+        tell(f"watching '{output.watch}'"
+             + (f', of which {counted(len(known), "picture")} are answered already' if known else '')
+             + '; Ctrl-C ends it')
+        try:
+            while True:
+                for answer in network.answers(folder.ready()):
+                    if answer.fault is None or folder.gives_up(answer.file):
+                        file.write(form.entry(*answer))
+                        file.flush()
+                        answered += answer.fault is None
+                        if answer.fault:
+                            tell(answer.fault)
+                    folder.done(answer.file, answer.fault is None)
+                time.sleep(WATCH_SECONDS)
+        except KeyboardInterrupt:
+            tell(f'{counted(answered, "image")} answered')
+    return 0
+
+
+class FileAnswer(NamedTuple):
+    """The classes of a picture, or why it could not be read."""
+
+    file: str
+    classes: Answer | None
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that is ready to answer.
+
+    Attributes:
+        settings: Of the command.
+        name: Of the network.
+        model: On the device.
+        input: Format of its images.
+        top_classes: Chooses from the logits.
+        device: Where the model is.
+        notes: What a person should know.
+    """
+
+    settings: PredictSettings
+    name: str
+    model: torch.nn.Module
+    input: DataDefaults
+    top_classes: TopClasses
+    device: torch.device
+    notes: tuple[str, ...]
+
+    @classmethod
+    def open(cls, settings: PredictSettings, device: torch.device) -> 'Network':
+        """The network that the settings name."""
+        trained, top_classes, notes = open_network(settings)
+        model = prepare_model(trained.model, device, settings.form.fuse, settings.precision)
+        return cls(settings, trained.name, model, trained.input, top_classes, device, notes)
+
+    def answers(self, files: Sequence[str]) -> Iterator[FileAnswer]:
+        """The answers to some files, in their order, as they come."""
+        if not files:
+            return
+        settings, precision = self.settings, self.settings.precision
+        dataset = UnlabelledImages(files)
+        loader = create_eval_loader(
+            dataset, batch_size=settings.batch.batch_size, defaults=self.input, device=self.device,
+            num_workers=settings.loader.workers if len(files) > settings.batch.batch_size else 0,
+            pin_memory=settings.loader.pin_mem or self.device.type == 'cuda', dtype=precision.dtype)
+        for index, classes in predict(self.model, loader, self.top_classes, self.device, precision.autocast,
+                                      precision.channels_last):
+            yield FileAnswer(files[index], classes, dataset.fault(index) if classes is None else None)
+
+
+def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, tuple[str, ...]]:
+    """The network, what chooses from its logits, and what a person should know."""
+    tau = settings.adjustment.logit_adjustment
     trained = open_trained(
         settings.network.model, use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
         class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
@@ -133,39 +267,28 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
         raise InputError(f"--logit-adjustment needs the training images per class, which '{settings.network.model}' "
                          'does not record: give --class-counts FILE')
     check_input_size(trained.model, trained.name, trained.input.input_size)
-    top_classes = TopClasses(class_names(trained), counts, answer.topk, logit_offset(counts, tau) if counts else None)
-    model = prepare_model(trained.model, device, settings.form.fuse, precision)
-    dataset = UnlabelledImages(found.files)
-    loader = create_eval_loader(
-        dataset, batch_size=settings.batch.batch_size, defaults=trained.input, device=device,
-        num_workers=settings.loader.workers if len(dataset) > settings.batch.batch_size else 0,
-        pin_memory=settings.loader.pin_mem or device.type == 'cuda')
-    entry = json_entry if answer.json else text_entry
-
-    def write(file: TextIO) -> int:
-        unreadable = 0
-        for index, classes in predict(model, loader, top_classes, device, precision.autocast, precision.channels_last):
-            fault = None
-            if classes is None:
-                fault = dataset.fault(index)
-                unreadable += 1
-                tell(fault)
-            file.write(entry(found.files[index], classes, fault))
-            file.flush()
-        return unreadable
-
+    temperature, about = temperature_of(trained, settings.answer.temperature, bool(tau))
+    top_classes = TopClasses(class_names(trained), counts, settings.answer.topk,
+                             logit_offset(counts, tau) if counts else None, temperature)
     height, width = trained.input.input_size[1:]
-    tell(f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
-         + (f'from {counts.source}' if counts else 'not known'))
+    first = (f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
+             + (f'from {counts.source}' if counts else 'not known'))
     unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(trained.model))
-    for note in (*trained.notes, *unfolded, *found.notes):
-        tell(note)
-    begun = time.perf_counter()
-    unreadable = write_whole(answer.output, write) if answer.output else write(forgiving(sys.stdout))
-    seconds = time.perf_counter() - begun
-    tell(f'{counted(len(dataset) - unreadable, "image")} in {seconds:.1f} s on {device.type}'
-         + (f", written to '{answer.output}'" if answer.output else ''))
-    return unreadable
+    return trained, top_classes, (first, about, *trained.notes, *unfolded)
+
+
+def temperature_of(trained: TrainedModel, asked: float | None, adjusted: bool) -> tuple[float, str]:
+    """The temperature of the softmax, and a sentence on it."""
+    fitted = trained.record.calibration
+    if asked is not None:
+        return asked, f'probabilities by temperature {asked:g}, as asked for'
+    if fitted is None:
+        return 1.0, ('probabilities are not calibrated: the model records no temperature (nbn-validate --split val '
+                     '--fit-temperature fits one)')
+    if adjusted:
+        return 1.0, 'probabilities are not calibrated: the temperature was fitted without --logit-adjustment'
+    return fitted.temperature, (f'probabilities by temperature {fitted.temperature:.3f}, fitted on {fitted.images:,} '
+                                f'images of the {"validation" if fitted.split == "val" else fitted.split} split')
 
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
@@ -187,17 +310,6 @@ def class_names(trained: TrainedModel) -> tuple[str, ...]:
     return classes.names if classes is not None else label_names(num_classes)
 
 
-def text_entry(file: str, classes: Answer | None, fault: str | None) -> str:
-    """For people; a file that could not be read is left to the standard error."""
-    return '' if classes is None else '\n'.join([file, *(f'  {found}' for found in classes)]) + '\n'
-
-
-def json_entry(file: str, classes: Answer | None, fault: str | None) -> str:
-    """For machines: the predictions, or the error."""
-    found = {'error': fault} if classes is None else {'predictions': [found.to_dict() for found in classes]}
-    return json.dumps({'file': file, **found}) + '\n'
-
-
 def write_whole(path: str, write: Callable[[TextIO], int]) -> int:
     """Let `write` fill a file, which is there whole or not at all."""
     results = []
@@ -208,6 +320,18 @@ def write_whole(path: str, write: Callable[[TextIO], int]) -> int:
 
     atomic_write(path, fill)
     return results[0]
+
+
+def open_to_add(path: str) -> TextIO:
+    """A file to which answers are added as they come.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        return open(path, 'a', encoding='utf-8', errors='backslashreplace')
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written ({error.strerror}): give another --output") from error
 
 
 def forgiving(stream: TextIO) -> TextIO:

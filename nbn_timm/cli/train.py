@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
-from nbn_timm.datasets import LISTS, prescribes_format
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.models.transfer import source_file
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world
@@ -51,7 +51,8 @@ def read_command_line(argv: Sequence[str] | None = None) -> Given[TrainSettings]
     parser = build_parser(TrainSettings, 'nbn-train', DESCRIPTION)
     argv = sys.argv[1:] if argv is None else argv
     given = read_given(TrainSettings, parser, argv)
-    if not given.flags.keys() & {'config', 'dataset', 'data_dir', 'train_list', 'model', 'initial_checkpoint'}:
+    names_something = {'config', 'dataset', 'data_dir', 'train_list', 'train_csv', 'model', 'initial_checkpoint'}
+    if not given.flags.keys() & names_something:
         return read_given(TrainSettings, parser, ['--config', 'quickstart', *argv])
     return given
 
@@ -63,7 +64,9 @@ def run_settings(given: Given[TrainSettings]) -> TrainSettings:
         InputError: There is no model or no data set.
     """
     values = given.values()
-    settings = given.settings(_inherited(values))
+    if file := values.get('initial_checkpoint'):
+        values['initial_checkpoint'] = str(source_file(file))
+    settings = TrainSettings.of({**_inherited(values), **values})
     stage = settings.second_stage.stage
     for name, value in (('dataset', settings.data.dataset), ('model', settings.model.model)):
         if not value:
@@ -94,13 +97,7 @@ def _inherited(values: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = values.get('initial_checkpoint')
     if not checkpoint:
         return {}
-    record = checkpoint_record(checkpoint)
-    dataset = str(values.get('dataset') or record.dataset)
-    same_format = bool(values.get('stage')) or dataset == record.dataset or not prescribes_format(dataset)
-    inherited = record.inherited(TrainSettings, values, same_format)
-    if LISTS & values.keys():  # of other images, among which the recorded lists would be strangers
-        return {name: value for name, value in inherited.items() if name not in LISTS}
-    return inherited
+    return checkpoint_record(checkpoint).inherited_by_training(TrainSettings, values, bool(values.get('stage')))
 
 
 if __name__ == '__main__':

@@ -252,6 +252,8 @@ def keep_in_memory(
     height, width = defaults.input_size[1:]
     if not isinstance(dataset, LabelledImages):
         problem = 'the images come from a data set that reads them itself'
+    elif defaults.input_size[0] != 3:
+        problem = 'that is for RGB pictures'
     elif None in (batch_augment(defaults, each) for each in (augment, other_views or augment)):
         problem = 'the augmentation takes one image at a time (random resized crops, --aa augmix or 3a)'
     elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:

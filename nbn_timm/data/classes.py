@@ -5,7 +5,8 @@ are matched by `Classes.match` and nowhere else: by name, and by position only w
 """
 import json
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -293,6 +294,14 @@ class Matching:
 def label_names(num_classes: int) -> tuple[str, ...]:
     """What classes are called that have no names: '0', '1', ..."""
     return tuple(map(str, range(num_classes)))
+
+
+def look_alikes(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ by capitals, blanks, dashes and underscores only, as of one class in two folders."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r'[\s_-]+', '', unicodedata.normalize('NFKC', name)).casefold(), []).append(name)
+    return [group for key, group in groups.items() if key and len(group) > 1]
 
 
 @dataclass(frozen=True)

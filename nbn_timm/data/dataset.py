@@ -1,14 +1,15 @@
 """Map-style image datasets that never hide a broken sample."""
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Self
 
+from nbn_timm.data.decoders import FileTransform
 from nbn_timm.data.pictures import read_picture
 from nbn_timm.errors import InputError, quoted
 
@@ -16,16 +17,18 @@ Transform = Callable[[Image.Image], Any]
 
 
 class LabelledImages(Dataset, ABC):
-    """Images with integer labels; `transform` turns a PIL RGB image into what `__getitem__` returns.
+    """Images with integer labels; `transform` turns a PIL image into what `__getitem__` returns.
 
     Attributes:
         targets: Labels, int64 [N].
+        mode: Of the PIL images, one of `pictures.MODES`; may be replaced at any time.
         transform: May be replaced at any time; None returns the PIL image.
     """
 
     def __init__(self, targets: Sequence[int] | np.ndarray, transform: Transform | None = None) -> None:
         self.targets = np.asarray(targets, dtype=np.int64)
         self.transform = transform
+        self.mode = 'RGB'
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -36,7 +39,7 @@ class LabelledImages(Dataset, ABC):
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, RGB, before any transform."""
+        """The image at `index`, in `mode`, before any transform."""
 
     @abstractmethod
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
@@ -52,7 +55,7 @@ class ImageSamples(LabelledImages):
     Args:
         paths: Image files, one per label.
         targets: Labels, [N].
-        transform: See `LabelledImages`.
+        transform: See `LabelledImages`; a `FileTransform` is given the files.
         root: Folder that relative paths are relative to.
     """
 
@@ -74,17 +77,29 @@ class ImageSamples(LabelledImages):
             raise InputError(
                 f'{len(encoded)} image paths have {len(self.targets)} labels: give one label per image')
 
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        if isinstance(self.transform, FileTransform):
+            return self.transform.of_file(self.path(index)), int(self.targets[index])
+        return super().__getitem__(index)
+
     def path(self, index: int) -> str:
         """File of the image at `index`."""
         return os.path.join(self.root, os.fsdecode(self._path(range(len(self))[index])))
 
+    def stored_paths(self) -> Iterator[bytes]:
+        """The paths of all images as they were given, encoded; millions take a moment."""
+        begin = 0
+        for end in self._ends.tolist():
+            yield self._paths[begin:end]
+            begin = end
+
     def image(self, index: int) -> Image.Image:
-        """Load the image at `index` as RGB.
+        """Load the image at `index`.
 
         Raises:
             InputError: The file is missing, truncated or no image.
         """
-        return read_picture(self.path(index))
+        return read_picture(self.path(index), self.mode)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -94,6 +109,30 @@ class ImageSamples(LabelledImages):
     def _path(self, index: int) -> bytes:
         begin = self._ends[index - 1] if index else 0
         return self._paths[begin:self._ends[index]]
+
+
+def picture_names(dataset: Any, number: int) -> list[str]:
+    """Files of the pictures of a split; of those that are in no files of their own, the position, from 0."""
+    if isinstance(dataset, ImageSamples):
+        return [dataset.path(index) for index in range(number)]
+    filenames = getattr(dataset, 'filenames', None)  # of timm's datasets
+    if filenames is None or isinstance(dataset, IterableDataset):
+        return [str(index) for index in range(number)]
+    try:
+        return [str(name) for name in filenames(absolute=True)][:number]
+    except (TypeError, NotImplementedError, AssertionError):  # the reader has none
+        return [str(index) for index in range(number)]
+
+
+def picture(dataset: Any, index: int) -> Image.Image:
+    """The picture at `index` of a split that can be indexed, before any transform."""
+    if isinstance(dataset, LabelledImages):
+        return dataset.image(index)
+    transform, dataset.transform = dataset.transform, None
+    try:
+        return dataset[index][0]
+    finally:
+        dataset.transform = transform
 
 
 class ArraySamples(LabelledImages):
@@ -119,8 +158,9 @@ class ArraySamples(LabelledImages):
         self.images = images
 
     def image(self, index: int) -> Image.Image:
-        """The image at `index`, RGB, before any transform."""
-        return Image.fromarray(self.images[index])
+        """The image at `index`, in `mode`, before any transform."""
+        image = Image.fromarray(self.images[index])
+        return image if self.mode == 'RGB' else image.convert(self.mode)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Self:
         chosen = np.asarray(indices, dtype=np.int64)
@@ -141,7 +181,7 @@ class UnlabelledImages(ImageSamples):
             return super().__getitem__(index)
         except InputError:
             assert self.transform is not None
-            return self.transform(Image.new('RGB', (1, 1))), -1 - index
+            return self.transform(Image.new(self.mode, (1, 1))), -1 - index
 
     def fault(self, index: int) -> str:
         """What is wrong with a file that could not be read, in a sentence."""

@@ -52,10 +52,19 @@ class DataDefaults:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def as_trained(self, settings: InputSettings) -> 'DataDefaults':
-        """These defaults with what flags or the record of a training say; `img_size` is of square images."""
-        size = settings.img_size
-        square = self if size is None else self.override(input_size=(self.input_size[0], size, size))
-        return square.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
+        """These defaults with what flags or the record of a training say; `img_size` is of square images.
+
+        Where they change the number of channels, a mean and std that are not given become their mean over the channels,
+        as in timm.
+        """
+        size = (settings.img_size, settings.img_size) if settings.img_size else self.input_size[1:]
+        changed = self.override(input_size=(settings.in_chans or self.input_size[0], *size))
+        changed = changed.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
+        channels = changed.input_size[0]
+        adapted: dict[str, Any] = {
+            name: (sum(values) / len(values),) * channels for name in ('mean', 'std')
+            if getattr(settings, name) is None and len(values := getattr(changed, name)) not in (1, channels)}
+        return changed.override(**adapted)
 
     def input_format(self) -> dict[str, Any]:
         """What evaluation depends on, by timm's names."""

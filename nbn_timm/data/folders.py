@@ -69,26 +69,68 @@ def read_class_folders(folder: Path, names: Sequence[str] | None = None, trainin
         InputError: There are no pictures in class folders, a class that the training split does not have, or two
             classes that are the same folder; see also `training`.
     """
+    there = class_pictures(folder, names)
+    notes = there.notes
+    if there.unlabelled or not any(there.by_class.values()):
+        if names is None or not there.unlabelled:
+            raise InputError(f'folder {quoted(str(folder))} has no images in class folders'
+                             + (f', all are in one folder {_ONE_HEAP!r}' if there.heap else '')
+                             + f': put them as {folder.name}/<class>/<image>' + _said(notes))
+        notes.append(f'the pictures of {quoted(str(folder))} have no labels, so they are not scored')
+        return FolderSplit(None, tuple(names), tuple(notes))
+    if training:
+        _refuse_untrainable(folder, there.by_class, notes)
+    return _labelled(folder, there.by_class, names or tuple(there.by_class), notes)
+
+
+@dataclass(frozen=True)
+class ClassPictures:
+    """What lies in the folder of a split.
+
+    Attributes:
+        by_class: Files by class, the classes in natural order; a class may have none.
+        notes: What was left out, one sentence each.
+        unlabelled: There are pictures, of which nothing tells the class.
+        heap: All of these are in one folder 'images'.
+    """
+
+    by_class: dict[str, list[str]]
+    notes: list[str]
+    unlabelled: bool = False
+    heap: bool = False
+
+
+def class_pictures(folder: Path, names: Sequence[str] | None = None) -> ClassPictures:
+    """Find the pictures of a split, and refuse nothing that a person may be told of; see `read_class_folders`.
+
+    Args:
+        folder: Folder of the split.
+        names: Classes of the training split.
+
+    Raises:
+        InputError: A folder or the file of labels cannot be read, or two classes are the same folder.
+    """
     search = PictureSearch(str(folder))
     classes = _class_folders(folder, search)
     found = dict(zip(classes, search.below(list(classes.values())), strict=True))
     heap = [name for name in found if found[name]] == [_ONE_HEAP] and _ONE_HEAP not in (names or ())
     notes = search.left_out.notes(quoted(str(folder)))
     if heap and (folder / _ANNOTATIONS).is_file():
-        return _annotated(folder, found[_ONE_HEAP], names, notes)
-    if heap or not any(found.values()):
-        unlabelled = heap or search.left_out.number[_STRAY] > 0
-        if names is None or not unlabelled:
-            raise InputError(f'folder {quoted(str(folder))} has no images in class folders'
-                             + (f', all are in one folder {_ONE_HEAP!r}' if heap else '')
-                             + f': put them as {folder.name}/<class>/<image>' + _said(notes))
-        notes.append(f'the pictures of {quoted(str(folder))} have no labels, so they are not scored')
-        return FolderSplit(None, tuple(names), tuple(notes))
-    if training:
-        _refuse_untrainable(folder, found, notes)
-    elif empty := [name for name in found if not found[name]]:
-        notes.append(f'{quoted(str(folder))} has no picture of class {", ".join(map(quoted, empty))}')
-    return _labelled(folder, [(path, name) for name in found for path in found[name]], names or tuple(found), notes)
+        return _annotated(folder, found[_ONE_HEAP], notes)
+    alone = search.left_out.number[_STRAY] > 0 and not any(found.values())
+    return ClassPictures(found, notes, heap or alone, heap)
+
+
+def is_plain(data_dir: Path) -> bool:
+    """Whether a folder has class folders in place of splits: no folder of a split, and pictures in all of its folders.
+
+    Pictures that lie deeper only may be those of splits by other names, so they do not make a folder a class.
+    """
+    if any((data_dir / name).is_dir() for names in SPLIT_FOLDERS.values() for name in names):
+        return False
+    folders = [entry.path for entry in sorted_entries(str(data_dir)) if entry.is_dir() and not is_hidden(entry.name)]
+    return len(folders) > 1 and all(
+        any(is_picture(entry.name) for entry in sorted_entries(folder)) for folder in folders)
 
 
 _STRAY = 'picture{s} beside the class folders'
@@ -133,21 +175,22 @@ def _said(notes: Sequence[str]) -> str:
     return f' ({"; ".join(notes)})' if notes else ''
 
 
-def _labelled(folder: Path, found: list[tuple[str, str]], names: Sequence[str], notes: list[str]) -> FolderSplit:
-    """The split of pictures (path, class name), in natural order of the paths."""
+def _labelled(folder: Path, by_class: dict[str, list[str]], names: Sequence[str], notes: list[str]) -> FolderSplit:
+    """The split of pictures by class name, in natural order of the paths."""
     label_of = {name: label for label, name in enumerate(names)}
-    strange = next((name for _, name in found if name not in label_of), None)
+    strange = next((name for name in by_class if by_class[name] and name not in label_of), None)
     if strange is not None:
         raise InputError(
             f'class {quoted(strange)} of {quoted(str(folder))} is not among the {len(names)} classes of the training '
             f'split: rename or remove it{nearest(strange, names)}')
-    found = sorted(found, key=lambda picture: natural_order(picture[0]))
+    found = sorted(((path, name) for name in by_class for path in by_class[name]),
+                   key=lambda picture: natural_order(picture[0]))
     samples = ImageSamples([path for path, _ in found], [label_of[name] for _, name in found])
     return FolderSplit(samples, tuple(names), tuple(notes))
 
 
-def _annotated(folder: Path, pictures: list[str], names: Sequence[str] | None, notes: list[str]) -> FolderSplit:
-    """The split of pictures in one folder that are labelled by lines of name, class and a box."""
+def _annotated(folder: Path, pictures: list[str], notes: list[str]) -> ClassPictures:
+    """Pictures in one folder that are labelled by lines of name, class and a box."""
     annotations = folder / _ANNOTATIONS
     what = f'file {quoted(str(annotations))}'
     try:
@@ -163,7 +206,9 @@ def _annotated(folder: Path, pictures: list[str], names: Sequence[str] | None, n
                          'unpack the archive again')
     if unlabelled := len(path_of) - len(class_of):
         notes.append(f'pictures of {quoted(str(folder))} that are not in {_ANNOTATIONS} are left out: {unlabelled:,}')
-    found = [(path_of[name], class_name) for name, class_name in class_of.items()]
-    if not found:
+    if not class_of:
         raise InputError(f'{what} labels no picture: unpack the archive again')
-    return _labelled(folder, found, names or sorted(set(class_of.values()), key=natural_order), notes)
+    by_class: dict[str, list[str]] = {name: [] for name in sorted(set(class_of.values()), key=natural_order)}
+    for name, class_name in class_of.items():
+        by_class[class_name].append(path_of[name])
+    return ClassPictures(by_class, notes)

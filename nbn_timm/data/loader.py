@@ -1,5 +1,5 @@
 """Loaders that give normalised batches on the device, the same ones whether or not a run was interrupted."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,9 +9,11 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
+from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data.decoders import PILLOW, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings, LoaderSettings
-from nbn_timm.data.transforms import Views, create_transform
+from nbn_timm.data.transforms import Views, create_transform, set_transform
 from nbn_timm.errors import InputError
 
 
@@ -28,7 +30,8 @@ class TrainLoader(PrefetchLoader):
     for random erasing, it draws from the global generators of `random`, `numpy` and `torch`, which the training loop
     reseeds (with `epoch_seed`) when an epoch starts.
 
-    Batches are float32 [B, 3, H, W] and int64 [B], or with several views of each image [views, B, 3, H, W] and [B].
+    Batches are [B, channels, H, W], float32 unless told otherwise, and int64 [B], or with several views of each image
+    [views, B, channels, H, W] and [B].
     """
 
     def __init__(self, loader: DataLoader, seed: int, rank: int, views: int = 1, **kwargs: Any) -> None:
@@ -69,6 +72,8 @@ def create_train_loader(
         views: int = 1,
         other_views: AugmentSettings | None = None,
         transform: Callable[[Any], Any] | None = None,
+        dtype: torch.dtype | None = None,
+        decoder: str = PILLOW,
 ) -> TrainLoader:
     """Build the training loader; sets `dataset.transform`.
 
@@ -91,14 +96,17 @@ def create_train_loader(
         other_views: Augmentation of all views but the first; None is that of the first. Random erasing, which happens
             on the device, is that of the first for all.
         transform: PIL image to uint8 tensor, in the place of all augmentation; images are then taken one at a time.
+        dtype: Of the batches; None is float32.
+        decoder: What reads random resized crops of image files, see `nbn_timm.data.decoders`.
 
     Raises:
-        InputError: No batch would be left.
+        InputError: No batch would be left, or the decoder cannot be had for these images.
     """
     augment = augment or AugmentSettings()
     augments = [augment, *[other_views or augment] * (views - 1)]
-    steps = [transform or create_transform(defaults, is_training=True, augment=each) for each in augments]
-    dataset.transform = Views(steps) if views > 1 else steps[0]  # type: ignore[attr-defined]
+    taken = _train_transform(dataset, defaults, augments, decoder) if transform is None else (
+        Views([transform] * views) if views > 1 else transform)
+    set_transform(dataset, taken, defaults)
     batches = _batches(sampler, batch_size, _drops_last(sampler, batch_size) if drop_last is None else drop_last)
     loader: DataLoader
     in_batches = [None if transform else batch_augment(defaults, each) for each in augments]
@@ -111,7 +119,7 @@ def create_train_loader(
             f'{len(sampler)} training images per process give no batch of {batch_size}: '  # type: ignore[arg-type]
             'use a smaller --batch-size or more images')
     erasing = dict(re_prob=0.0 if augment.no_aug else augment.reprob, re_mode=augment.remode, re_count=augment.recount)
-    return TrainLoader(loader, seed, rank, views, **_on_device(defaults, device), **erasing)
+    return TrainLoader(loader, seed, rank, views, **_on_device(defaults, device, dtype), **erasing)
 
 
 def create_eval_loader(
@@ -124,6 +132,7 @@ def create_eval_loader(
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
+        dtype: torch.dtype | None = None,
 ) -> PrefetchLoader:
     """Build an evaluation loader over all images in order; sets `dataset.transform`.
 
@@ -135,12 +144,13 @@ def create_eval_loader(
         batch_size: Images per batch and rank.
         defaults: Input format.
         num_workers: Loading processes.
-        device: Where the batches go, float32 [B, 3, H, W] and int64 [B].
+        device: Where the batches go, [B, channels, H, W] and int64 [B].
         rank: Of this process.
         world_size: Number of processes.
         pin_memory: For faster copies to a GPU.
+        dtype: Of the images; None is float32.
     """
-    dataset.transform = create_transform(defaults)  # type: ignore[attr-defined]
+    set_transform(dataset, create_transform(defaults), defaults)
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
     sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None
     batches = _batches(sampler, batch_size)
@@ -150,7 +160,25 @@ def create_eval_loader(
         loader = MemoryLoader(BatchedImages(dataset, device=device), **batches)
     else:
         loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
-    return PrefetchLoader(loader, **_on_device(defaults, device))
+    return PrefetchLoader(loader, **_on_device(defaults, device, dtype))
+
+
+def _train_transform(
+        dataset: Dataset,
+        defaults: DataDefaults,
+        augments: Sequence[AugmentSettings],
+        decoder: str,
+) -> Callable[[Any], Any]:
+    """What is done to an image, once for each of some augmentations."""
+    pipelines = [create_transform(defaults, is_training=True, augment=each) for each in augments]
+    if decoder == PILLOW:
+        return Views(pipelines) if len(pipelines) > 1 else pipelines[0]
+    if not isinstance(dataset, ImageSamples):
+        raise InputError(f'--decoder {decoder} reads image files, and these images come otherwise: leave it out')
+    if defaults.input_size[0] != 3:
+        raise InputError(f'--decoder {decoder} gives RGB images, and --in-chans asks for others: leave one of them out')
+    transforms = [decoding_transform(pipeline, decoder) for pipeline in pipelines]
+    return FileViews(transforms) if len(transforms) > 1 else transforms[0]
 
 
 def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:
@@ -166,9 +194,10 @@ def _batches(sampler: Sampler | None, batch_size: int, drop_last: bool = False) 
     return dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last, generator=torch.Generator())
 
 
-def _on_device(defaults: DataDefaults, device: torch.device | str) -> dict[str, Any]:
+def _on_device(defaults: DataDefaults, device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Any]:
     """What timm's `PrefetchLoader` does with the uint8 batches."""
-    return dict(mean=defaults.mean, std=defaults.std, channels=defaults.input_size[0], device=torch.device(device))
+    return dict(mean=defaults.mean, std=defaults.std, channels=defaults.input_size[0], device=torch.device(device),
+                img_dtype=dtype)
 
 
 def _loading(

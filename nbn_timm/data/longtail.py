@@ -67,9 +67,25 @@ def draw_long_tail(
     """
     targets = np.asarray(targets)
     largest = int(np.bincount(targets, minlength=num_classes).max())
+    return draw_by_counts(targets, profile_counts(num_classes, largest, factor, profile), seed)
+
+
+def draw_by_counts(targets: np.ndarray, counts: Sequence[int], seed: int = 0) -> np.ndarray:
+    """Choose so many images of each class, by LDAM's rule.
+
+    For each class in label order its indices are shuffled by one numpy `RandomState(seed)`, and the first ones kept.
+
+    Args:
+        targets: Labels, [N].
+        counts: Images of each class; a class that has fewer keeps them all.
+        seed: Of the draw.
+
+    Returns:
+        Indices into `targets`, int64, grouped by class in label order.
+    """
     random = np.random.RandomState(seed)
     chosen = []
-    for label, count in enumerate(profile_counts(num_classes, largest, factor, profile)):
+    for label, count in enumerate(counts):
         indices = np.where(targets == label)[0]
         random.shuffle(indices)
         chosen.append(indices[:count])

@@ -2,7 +2,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -19,6 +19,8 @@ _ARCHIVE_LEFTOVERS = '__MACOSX'  # the folder of resource forks in archives that
 # Kinds of what is left out, see `LeftOut`.
 HIDDEN, LINK_BACK = 'hidden file{s} or folder{s}', 'link{s} to a folder that counts already'
 _KINDS_TOLD = 8
+
+_KIN = ('JPEG', 'MPO')  # cameras write several JPEG pictures into one file and call it a JPEG
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -47,6 +49,13 @@ def picture_extensions() -> frozenset[str]:
     return frozenset(extension for extension, name in Image.registered_extensions().items() if readable(name))
 
 
+def extensions_of(format_name: str) -> frozenset[str]:
+    """File name extensions of one of Pillow's formats, in lower case and with their dot; of JPEG those of its kin."""
+    Image.init()
+    kin = _KIN if format_name in _KIN else (format_name,)
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in kin)
+
+
 def is_picture(name: str) -> bool:
     """Whether a file of that name is taken for a picture, by its extension."""
     return os.path.splitext(name)[1].lower() in picture_extensions()
@@ -65,15 +74,41 @@ def natural_order(name: str) -> tuple[tuple[str | int, ...], str]:
 
 # Reading -----------------------------------------------------------------------------------------------------------
 
-def read_picture(path: str) -> Image.Image:
-    """The picture in a file, upright and as RGB; of several frames the first.
+MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by channels
+
+
+def mode_of(channels: int) -> str:
+    """Pillow's mode of pictures of so many channels: grey, grey with alpha, RGB, RGBA.
+
+    Raises:
+        InputError: There is none.
+    """
+    if channels not in MODES:
+        raise InputError(f'pictures have 1 to 4 channels here (grey, grey with alpha, RGB, RGBA), and {channels} are '
+                         'asked for, as of multispectral images: give --in-chans 1 to 4 and pictures of these')
+    return MODES[channels]
+
+
+def read_picture(
+        path: str,
+        mode: str = 'RGB',
+        look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
+    """The picture in a file, upright and in a mode of `MODES`; of several frames the first.
+
+    Args:
+        path: The file.
+        mode: Of the picture that comes back.
+        look: Is shown the picture as it is stored, before its pixels are read.
 
     Raises:
         InputError: The file is missing, damaged or no picture, or its values have no known range.
     """
     try:
         with open_regular(path) as file, Image.open(file) as image:
-            return to_rgb(image, f'image {quoted(path)}')
+            if look is not None:
+                look(image)
+            return to_mode(image, mode, f'image {quoted(path)}')
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -81,36 +116,47 @@ def read_picture(path: str) -> Image.Image:
                          'the list') from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise InputError(
-            f'image {quoted(path)} cannot be read ({_reason(error)}): replace the file by an intact copy') from error
+            f'image {quoted(path)} cannot be read ({_reason(error)}): replace the file by an intact copy; nbn-check '
+            'DIR names all damaged files at once') from error
 
 
 def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
-    """A picture of any of Pillow's modes as 8-bit RGB, turned as its EXIF orientation says.
+    """`to_mode` for RGB."""
+    return to_mode(image, 'RGB', what)
 
-    Transparency is dropped, as everybody's loaders do, and 16-bit grey is scaled so that 65535 becomes 255.
+
+def to_mode(image: Image.Image, mode: str, what: str = 'the image') -> Image.Image:
+    """A picture of any of Pillow's modes as 8-bit values of one, turned as its EXIF orientation says.
+
+    Transparency is dropped, as everybody's loaders do, unless the mode has an alpha channel, which is opaque where the
+    picture has none. 16-bit grey is scaled so that 65535 becomes 255.
 
     Args:
         image: As `Image.open` gives it.
+        mode: One of `MODES`.
         what: Its name, for the sentence.
 
     Raises:
         InputError: It has 32-bit values, of which nobody knows which is white.
     """
     image.load()
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(orientation_of(image))
     if image.mode.startswith('I;16') or (image.mode == 'I' and image.format in ('PNG', 'PPM')):
         image = _eight_bits(image)
     elif image.mode in ('I', 'F'):
         raise InputError(f"{what} has 32-bit values (mode '{image.mode}'), of which it is not known which is white: "
                          'save it with 8 or 16 bits')
-    image.info.pop('transparency', None)  # Pillow would warn that it is lost
-    image = image.convert('RGB')
+    if 'A' not in mode:
+        image.info.pop('transparency', None)  # Pillow would warn that it is lost
+    image = image.convert(mode) if 'A' not in mode else image.convert('RGBA').convert(mode)
     return image if turn is None else image.transpose(turn)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of a picture, 1 to 8; 1 is upright, and holds where nothing else is said."""
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return orientation if orientation in _UPRIGHT else 1
     except Exception:  # damaged EXIF data, whose reader raises nearly anything, spoil no pixel
         return 1
 

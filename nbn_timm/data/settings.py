@@ -3,8 +3,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nbn_timm.data.decoders import PILLOW, decoder_names
 from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.longtail import PROFILES
+from nbn_timm.data.shift import ClassShift
 from nbn_timm.key_values import refuse_unknown
 from nbn_timm.settings import (
     AT_LEAST_1,
@@ -34,11 +36,20 @@ class DataSettings(Settings):
         train_list, val_list, test_list: List files of `path label` lines, with paths relative to `data_dir`; looked
             for as given, in `data_dir` and in `data_dir/lists`. They replace the lists of a benchmark, or its draw
             by images in files.
+        train_csv, val_csv, test_csv: CSV files with a header; looked for as given and in `data_dir`.
+        file_column, label_column: Names of their columns.
+        split_column: Column of the training CSV that says which split a row belongs to.
+        group_column: Column of the training CSV by whose cells `val_fraction` keeps pictures together.
+        val_fraction: Share of the training pictures that becomes the validation split.
+        val_seed: Of that draw.
+        val_groups: CSV file of pictures that stay together in that draw.
+        split_file: What such a draw has written, and what is read in its place.
         num_classes: Number of classes; None takes the benchmark's, or what the training split shows.
         imbalance_factor: Make the training split long-tailed, largest over smallest class; None takes the benchmark's
             factor, and draws nothing where there is none.
         imbalance_profile: See `profile_counts`.
         imbalance_seed: Of the draw; 0 is LDAM's.
+        test_distribution: See `ClassShift.parse`.
         class_counts: File of training images per class instead of what the training split shows.
         download: Let torchvision and timm fetch what is missing.
         train_split, val_split, test_split: Names of the splits of timm's dataset types; without `val_split` there
@@ -59,6 +70,29 @@ class DataSettings(Settings):
                                    inherited=True, unset="the benchmark's")
     test_list: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True,
                                     unset="the benchmark's")
+    train_csv: str | None = setting(None, 'CSV file with a header, a picture per row, paths relative to --data-dir',
+                                    metavar='FILE', is_file=True, inherited=True)
+    val_csv: str | None = setting(None, 'likewise, to choose checkpoints by', metavar='FILE', is_file=True,
+                                  inherited=True)
+    test_csv: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True)
+    file_column: str = setting('file', 'column of the picture files', metavar='NAME', inherited=True)
+    label_column: str = setting('label', 'column of the labels, names or numbers', metavar='NAME', inherited=True)
+    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test', metavar='NAME',
+                                       inherited=True)
+    group_column: str | None = setting(
+        None, 'column of --train-csv, such as the patient; --val-fraction keeps what is equal there together',
+        metavar='NAME', inherited=True, effect=only_with('val_fraction'))
+    val_fraction: float | None = setting(
+        None, 'without a validation split: take this share of the training pictures for one, of every class that has '
+        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=not_with('split_file'))
+    val_seed: int = setting(0, 'of that draw, so that runs of other seeds share it', limits=NOT_NEGATIVE,
+                            inherited=True, effect=only_with('val_fraction'))
+    val_groups: str | None = setting(
+        None, 'CSV file with the columns file and group: that draw keeps a group together', metavar='FILE',
+        is_file=True, inherited=True, effect=only_with('val_fraction'))
+    split_file: str | None = setting(
+        None, 'CSV file with the columns file and split (train or val) that divides the training pictures; '
+        '--val-fraction writes one into the run folder', metavar='FILE', is_file=True, inherited=True)
     train_split: str = setting('train', "of timm's dataset types", metavar='NAME', inherited=True)
     val_split: str | None = setting(None, "of timm's dataset types", metavar='NAME', inherited=True)
     test_split: str = setting('validation', "of timm's dataset types", metavar='NAME', inherited=True)
@@ -69,12 +103,24 @@ class DataSettings(Settings):
         unset='as the dataset is, or its benchmark prescribes')
     imbalance_profile: str = setting(PROFILES[0], 'of that draw', choices=PROFILES, inherited=True)
     imbalance_seed: int = setting(0, 'of that draw', limits=NOT_NEGATIVE, inherited=True)
+    test_distribution: str | None = setting(
+        None, 'test on a long-tailed part of the test split, as SADE does: forward_RATIO (as in training) or '
+        'backward_RATIO, such as backward_50', metavar='NAME', inherited=True, unset='all of it')
     class_counts: str | None = setting(
         None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,
         unset='counted')
-    download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine')
+    download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine',
+                             also=('--dataset-download',))
     batch_size: int = 1
     seed: int = 0
+
+    def shift(self) -> ClassShift | None:
+        """The distribution of the test, None for all of its images.
+
+        Raises:
+            InputError: It is none.
+        """
+        return ClassShift.parse(self.test_distribution) if self.test_distribution else None
 
     @property
     def lists(self) -> dict[str, str]:
@@ -82,6 +128,15 @@ class DataSettings(Settings):
         given = {'train': self.train_list, 'val': self.val_list, 'test': self.test_list}
         return {part: path for part, path in given.items() if path}
 
+    @property
+    def csvs(self) -> dict[str, str]:
+        """The CSV files that are set, by split."""
+        given = {'train': self.train_csv, 'val': self.val_csv, 'test': self.test_csv}
+        return {part: path for part, path in given.items() if path}
+
+
+# How pictures in files are divided where there is no validation split.
+OF_THE_SPLIT = frozenset({'val_fraction', 'val_seed', 'val_groups', 'split_file'})
 
 # Which images a draw keeps.
 OF_THE_DRAW = frozenset({'imbalance_factor', 'imbalance_profile', 'imbalance_seed'})
@@ -98,6 +153,9 @@ class InputSettings(Settings):
                                    effect=not_with('input_size'))
     input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=SIDE, nargs=3,
                                                  metavar='N', inherited=True, unset='see above')
+    in_chans: int | None = setting(
+        None, 'channels of the images: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA; timm adapts a pretrained first '
+        'convolution', limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
     crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
                                      limits=Limits(0.1, 2), inherited=True, unset='see above')
     interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
@@ -106,6 +164,15 @@ class InputSettings(Settings):
                                              inherited=True, unset='see above')
     std: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=POSITIVE, nargs=0, metavar='F',
                                             inherited=True, unset='see above')
+
+    @property
+    def channels(self) -> int | None:
+        """Of the images, where they are given."""
+        return self.input_size[0] if self.input_size else self.in_chans
+
+    def as_model_kwargs(self) -> dict[str, int]:
+        """What the constructor of a model must be told of them."""
+        return {'in_chans': self.channels} if self.channels not in (None, 3) else {}  # type: ignore[dict-item]
 
 
 @dataclass(frozen=True)
@@ -128,6 +195,18 @@ class MemorySettings(Settings):
     in_memory: bool | None = setting(
         None, 'read small images once and augment them in batches, which leaves a small network nothing to wait for',
         kind='machine', unset='where that changes nothing else')
+
+
+@dataclass(frozen=True)
+class DecodingSettings(Settings):
+    """How the files of training images are read."""
+
+    title = 'decoding'
+    of_training = True
+
+    decoder: str = setting(
+        PILLOW, 'what cuts random crops out of JPEG files: turbojpeg decodes no more than the crop',
+        choices=decoder_names, effect=not_with('no_aug'))
 
 
 def _jittered(name: str, others: Values) -> str | None:
@@ -174,8 +253,12 @@ class AugmentSettings(Settings):
         effect=all_of(_of_plain, _jittered))
     color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
                                               unset='1', effect=all_of(_of_plain, _jittered, _some_jitter))
+    grayscale_prob: float = setting(0.0, 'that an image turns grey', limits=PROBABILITY, metavar='P',
+                                    effect=_of_plain)
+    gaussian_blur_prob: float = setting(0.0, 'that an image is blurred', limits=PROBABILITY, metavar='P',
+                                        effect=_of_plain)
     force_color_jitter: bool = setting(False, 'jitter beside --aa too',
-                                       effect=all_of(_of_plain, only_with('aa')))
+                                       effect=all_of(_of_plain, only_with('aa'), _some_jitter))
     aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",
                              metavar='POLICY', effect=_of_plain)
     train_interpolation: str | None = setting(None, "resampling in training: timm's name or 'random'", metavar='NAME',

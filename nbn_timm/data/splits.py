@@ -1,5 +1,5 @@
 """The splits of a dataset: from what a reader found to what the loaders take."""
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.longtail import draw_long_tail
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, quoted
 
 PARTS = ('train', 'val', 'test')
 SHOT_LIMITS = (MANY_ABOVE, FEW_BELOW)  # many: more training images than the first; few: fewer than the second
@@ -26,6 +26,7 @@ class Source:
     names: tuple[str, ...] | None = None
     notes: list[str] = field(default_factory=list)
     folders: Mapping[str, int] = field(default_factory=dict)  # of lists without a training list: labels by folder
+    groups: Sequence[str] | None = None  # of the training images, '' for none: what a draw of a split keeps together
 
 
 @dataclass
@@ -113,7 +114,9 @@ def assemble(
     num_classes = settings.num_classes or (len(source.names) if source.names else None)
     if num_classes is None and targets is not None:
         num_classes = int(targets.max()) + 1
-    description, notes = f'train split of {settings.dataset}', list(source.notes)
+    read = ['train'] if train is not None else [part for part in PARTS if part in datasets]
+    description = ' and '.join([f'{part} split' for part in read] or ['classes']) + f' of {settings.dataset}'
+    notes = list(source.notes)
 
     if factor is not None and train is not None:
         datasets['train'], targets = _drawn(settings, train, targets, num_classes, factor)
@@ -136,6 +139,7 @@ def assemble(
         notes += told
         num_classes = num_classes or classes.num_classes
     notes += _missing(settings, parts, datasets, classes)
+    notes += _without_pictures(parts, datasets, classes)
     kept = {part: datasets.get(part) if part in parts else None for part in PARTS}
     return Splits(**kept, classes=classes, defaults=defaults, num_classes=num_classes, train_targets=targets,
                   notes=notes, shot_limits=shot_limits)
@@ -155,6 +159,21 @@ def _missing(
         missing.append(
             f'{settings.dataset} has no validation split: no best epoch is selected, the last one is reported')
     return missing
+
+
+def _without_pictures(parts: Collection[str], datasets: Mapping[str, Any], classes: Classes | None) -> list[str]:
+    """Classes that an evaluation will say nothing of, one sentence for each split."""
+    told = []
+    for part in ('val', 'test'):
+        images = datasets.get(part) if part in parts else None
+        if classes is None or not isinstance(images, LabelledImages):
+            continue
+        there = set(np.unique(images.targets).tolist())
+        if absent := [quoted(name) for label, name in enumerate(classes.names) if label not in there]:
+            some = ', '.join(absent[:3]) + (', ...' if len(absent) > 3 else '')
+            told.append(f'classes without a picture in the {part} split: {len(absent):,} of {classes.num_classes:,} '
+                        f'({some})')
+    return told
 
 
 def _drawn(

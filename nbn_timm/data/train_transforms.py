@@ -17,11 +17,13 @@ class TrainTransform:
         name: That `DataDefaults.train_transform` chooses it by.
         words: What it does, for people, with the place of the size.
         hflip: Probability of a horizontal flip.
+        resizes: Also pictures that have the size of the input.
     """
 
     name: ClassVar[str]
     words: ClassVar[str] = 'random resized crop{size}'
     hflip: ClassVar[float] = 0.5
+    resizes: ClassVar[bool] = True
 
     def crop(self, height: int, width: int, interpolation: InterpolationMode | None) -> list[Step] | None:
         """Steps from a picture to the size of the input; None for timm's random resized crop.
@@ -56,6 +58,7 @@ class PadAndCrop(TrainTransform):
     """Zero padding by an eighth of the size, a random crop (4 pixels for 32x32) and a flip, as for CIFAR."""
 
     words = 'pad by an eighth, random crop{size}'
+    resizes = False
 
     def crop(self, height: int, width: int, interpolation: InterpolationMode | None) -> list[Step]:
         """Of pictures of another size the shorter side is resized first."""

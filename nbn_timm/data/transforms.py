@@ -8,6 +8,7 @@ from torchvision import transforms
 
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.pictures import mode_of
 from nbn_timm.data.settings import AugmentSettings
 from nbn_timm.data.simclr import simclr_transform
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
@@ -15,6 +16,23 @@ from nbn_timm.errors import InputError, nearest
 
 CIFAR10_POLICY = 'cifar10'  # of AutoAugment; torchvision has it, timm the ImageNet ones
 INTERPOLATIONS = ('nearest', 'bilinear', 'bicubic', 'box', 'hamming', 'lanczos')  # timm's names
+
+
+class ToMode:
+    """PIL images of another library's data set in one of Pillow's modes."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+
+    def __call__(self, image: Any) -> Any:
+        return image if image.mode == self.mode else image.convert(self.mode)
+
+
+def set_transform(dataset: Any, transform: Callable[[Any], Any], defaults: DataDefaults) -> None:
+    """Let a data set give its pictures in the channels of an input format, and what a transform makes of them."""
+    dataset.transform = transform
+    if hasattr(dataset, 'mode'):
+        dataset.mode = mode_of(defaults.input_size[0])
 
 
 class Views:
@@ -36,7 +54,7 @@ def create_transform(
         is_training: bool = False,
         augment: AugmentSettings | None = None,
 ) -> transforms.Compose:
-    """The transform of a split: PIL image to uint8 tensor [3, H, W].
+    """The transform of a split: PIL image to uint8 tensor [channels, H, W].
 
     Everything is timm's own pipeline; its random resized crop gives way to what `TRAIN_TRANSFORMS` has instead.
 
@@ -58,7 +76,15 @@ def create_transform(
         _check_range('--scale', augment.area, 1)
         _check_range('--ratio', augment.aspect)
     _check_format(defaults, interpolation, is_training)
+    for flag, given in (('--aa', augment.aa), ('--grayscale-prob', augment.grayscale_prob),
+                        ('--simclr', augment.simclr)):
+        if is_training and not augment.no_aug and given and defaults.input_size[0] != 3:
+            raise InputError(f'{flag} changes the colours of RGB pictures, and these have {defaults.input_size[0]} '
+                             'channels: leave it out')
     if is_training and augment.simclr and not augment.no_aug:
+        if interpolation == 'random':
+            raise InputError('--train-interpolation random is not for the crops of --simclr: give one of '
+                             f"{', '.join(INTERPOLATIONS)}, or leave it out")
         return simclr_transform(defaults.input_size[1:], augment.area, augment.aspect, _hflip(defaults, augment),
                                 augment.blur, augment.train_interpolation or 'bilinear')
     try:
@@ -79,9 +105,12 @@ def create_transform(
     if is_training and not augment.no_aug:
         # The conversion to a tensor is last, and timm's policy, if there is one, stands before it.
         if augment.force_color_jitter:
-            position = -1 if augment.aa == CIFAR10_POLICY else -2
+            behind = sum(map(bool, (augment.grayscale_prob, augment.gaussian_blur_prob)))
+            position = (-1 if augment.aa == CIFAR10_POLICY else -2) - behind
             pipeline.transforms.insert(position, _jitter(defaults, augment))
         pipeline.transforms[-1:-1] = _beyond_timm(defaults, augment)
+    if defaults.input_size[0] != 3:
+        pipeline.transforms.insert(0, ToMode(mode_of(defaults.input_size[0])))
     return pipeline
 
 
@@ -103,6 +132,8 @@ def _timm_transform(
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
+        grayscale_prob=augment.grayscale_prob,
+        gaussian_blur_prob=augment.gaussian_blur_prob,
         auto_augment=None if own_policy else augment.aa,
         interpolation=interpolation,
         mean=defaults.mean,

@@ -7,6 +7,7 @@ from typing import ClassVar, TypeVar
 import timm
 
 from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.shift import RATIOS
 from nbn_timm.datasets.named_dataset import DATASETS, NamedDataset, register_dataset
 
 BenchmarkT = TypeVar('BenchmarkT', bound='Benchmark')
@@ -38,6 +39,7 @@ class Benchmark(NamedDataset):
         zoo: The models that have a pretrained cfg for it: 'imagenet' (all for 224 pixels), 'cifar' (all for 32), or
             one architecture; empty for none.
         zoo_default: It is those models' default cfg.
+        shift_ratios: Of the shifted tests that the literature reports, see `nbn_timm.data.shift`.
     """
 
     title: ClassVar[str]
@@ -49,6 +51,7 @@ class Benchmark(NamedDataset):
     draw: ClassVar[str] = ''
     zoo: ClassVar[str] = ''
     zoo_default: ClassVar[bool] = False
+    shift_ratios: ClassVar[tuple[float, ...]] = RATIOS
 
     @abstractmethod
     def prepare(self, settings: DataSettings, source: str | None = None) -> None:
@@ -112,6 +115,8 @@ def describe_draw(settings: DataSettings) -> str:
     """How the long tail of a training came about, empty where that is not known."""
     if settings.train_list:
         return f'list file `{settings.train_list}`'
+    if settings.train_csv:
+        return f'CSV file `{settings.train_csv}`'
     benchmark = find_benchmark(settings.dataset)
     if benchmark is not None:
         return benchmark.describe_draw(settings.imbalance_factor, settings.imbalance_profile, settings.imbalance_seed)

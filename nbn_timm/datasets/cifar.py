@@ -1,6 +1,7 @@
 """What CIFAR-10-LT and CIFAR-100-LT share: torchvision's data and the format in which the field reads them."""
+from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torchvision.datasets import CIFAR10
 
@@ -8,9 +9,10 @@ from nbn_timm.data.dataset import ArraySamples
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.datasets.drawn_benchmark import DrawnBenchmark
-from nbn_timm.datasets.fetching import fetch_archive, locate, with_timeout
+from nbn_timm.datasets.fetching import TIMEOUT, fetch_archive, locate
 from nbn_timm.datasets.named_dataset import image_root
 from nbn_timm.errors import InputError
+from nbn_timm.files import watched
 
 
 class CifarLT(DrawnBenchmark):
@@ -39,12 +41,14 @@ class CifarLT(DrawnBenchmark):
 
     def load(self, settings: DataSettings, part: str) -> tuple[ArraySamples, tuple[str, ...]]:
         """The 50,000 training images or the 10,000 test images in torchvision's order."""
-        cifar, train = self.cifar, part == 'train'
+        cifar: Any = self.cifar
+        train = part == 'train'
         data_dir = image_root(settings)
         download = settings.download and train  # which fetches both splits
         try:
-            with with_timeout():
-                dataset = cifar(str(data_dir), train=train, download=download)
+            if download:
+                watched(partial(cifar, str(data_dir), download=True), data_dir / cifar.filename, TIMEOUT)
+            dataset = cifar(str(data_dir), train=train)
         except (RuntimeError, OSError) as error:
             if download:
                 raise InputError(

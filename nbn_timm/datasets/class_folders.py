@@ -2,7 +2,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from nbn_timm.data.folders import SPLIT_FOLDERS, find_split_folder, read_class_folders
+from nbn_timm.data.folders import SPLIT_FOLDERS, find_split_folder, is_plain, read_class_folders
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, Source
 from nbn_timm.datasets.named_dataset import NamedDataset, image_root, register_dataset
@@ -11,15 +11,21 @@ from nbn_timm.errors import InputError
 
 @register_dataset('folder')
 class ClassFolders(NamedDataset):
-    """Images in one folder per class, in one folder per split."""
+    """Images in one folder per class, in one folder per split; without splits all of them train."""
 
     hint = 'class folders'
 
     def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
         data_dir = image_root(settings)
         source = Source()
+        plain = is_plain(data_dir)
+        if plain:
+            source.notes.append(f"'{data_dir}' has class folders and no folders of splits: all of it is the training "
+                                'split')
         for part in PARTS:  # the training split first, because its folders name the classes
             folder = find_split_folder(data_dir, part) if part in parts or part == 'train' else None
+            if plain and part == 'train':
+                folder = data_dir
             if folder is not None:
                 read = read_class_folders(folder, source.names, training=part == 'train' and part in parts)
                 source.names = read.names
@@ -38,6 +44,9 @@ class ClassFolders(NamedDataset):
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return frozenset({'data_dir'})
+
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
 
     def validates(self, settings: DataSettings) -> bool | None:
         if settings.data_dir and find_split_folder(Path(settings.data_dir), 'val') is None:

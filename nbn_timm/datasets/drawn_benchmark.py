@@ -89,6 +89,9 @@ class DrawnBenchmark(Benchmark):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
 
+    def splits_files(self, settings: DataSettings) -> bool:
+        return bool(settings.lists)
+
     def validates(self, settings: DataSettings) -> bool:
         return bool(settings.val_list) if settings.lists else 'val' in self.held_out
 

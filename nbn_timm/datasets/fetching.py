@@ -1,20 +1,18 @@
 """Files of a benchmark: finding them, fetching them whole or not at all, unpacking archives."""
 import os
 import shutil
-import socket
 import tarfile
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torchvision.datasets.utils import check_integrity
 
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write, copy_download, open_regular
+from nbn_timm.files import atomic_write, open_regular, watched
 
 TIMEOUT = 60  # seconds without a byte before a download is given up
 SHOWN = 3  # missing images named per folder
@@ -46,14 +44,18 @@ def fetch(address: str, target: Path, check: Callable[[Path], None]) -> None:
         InputError: It cannot be had or written; what `check` raises.
     """
     def fill(temporary: Path) -> None:
+        def download() -> None:
+            with (urllib.request.urlopen(address, timeout=TIMEOUT) as response,
+                  open(temporary, 'wb', buffering=0) as file):
+                while block := response.read1(1 << 20):
+                    file.write(block)
+
         try:
-            with open(temporary, 'wb') as file:
-                if '://' in address:
-                    with urllib.request.urlopen(address, timeout=TIMEOUT) as response:
-                        copy_download(response, file, TIMEOUT)
-                else:
-                    with open_regular(address) as source:
-                        shutil.copyfileobj(source, file)
+            if '://' in address:
+                watched(download, temporary, TIMEOUT)
+            else:
+                with open_regular(address) as source, open(temporary, 'wb') as file:
+                    shutil.copyfileobj(source, file)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"'{address}' cannot be fetched ({getattr(error, 'reason', None) or error}): check the connection, or "
@@ -75,17 +77,6 @@ def fetch_archive(address: str, target: Path, md5: str) -> None:
 
     if not check_integrity(target, md5):
         fetch(address, target, check)
-
-
-@contextmanager
-def with_timeout() -> Iterator[None]:
-    """Surround a download of somebody else's code that waits for a server without end."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 @dataclass(frozen=True)

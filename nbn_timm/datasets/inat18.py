@@ -25,4 +25,5 @@ class INaturalist18(ListBenchmark):
         'train': ListFile('iNaturalist18_train.txt', '4accdb7584d2f0a5106c40a33ed6afa392189bcc'),
         'test': ListFile('iNaturalist18_val.txt', '4c23900857fd0f5adcd4cc0dffef345039eeb05f'),
     }
+    shift_ratios = (3, 2)  # of SADE, since a class has three test images
     published = Statistics(437_513, None, 24_426, largest=1000, smallest=2, shots=(842, 4076, 3224))

@@ -3,8 +3,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from nbn_timm.data.lists import read_image_list
 from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.shift import ClassShift
 from nbn_timm.data.splits import Source
 from nbn_timm.datasets.benchmark import Benchmark, Statistics
 from nbn_timm.datasets.fetching import fetch, locate, report_missing
@@ -14,6 +17,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.files import git_blob_id
 
 # The lists of Kang et al., ICLR 2020, at the last commit of their repository; later codebases carry the same bytes.
+SADE_LISTS = Path(__file__).with_name('sade_lists.npz')  # made by benchmarks/sade_lists.py
 LISTS_URL = 'https://raw.githubusercontent.com/facebookresearch/classifier-balancing/' \
             'f162adef63fdf592d0b8a0f6e52bc481fc08785f/data'
 
@@ -37,6 +41,28 @@ class ListBenchmark(Benchmark):
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
+
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
+
+    def published_test(self, settings: DataSettings, shift: ClassShift) -> np.ndarray | None:
+        """The images of SADE's list of that name, where there is one and the test list is the published one.
+
+        Raises:
+            InputError: The test list is another.
+        """
+        if settings.test_list:
+            return None
+        with np.load(SADE_LISTS) as lists:
+            if f'{self.name}/{shift}' not in lists:
+                return None
+            chosen = np.unpackbits(lists[f'{self.name}/{shift}'])
+        part = self.lists['test']
+        path = part.find(Path(settings.data_dir or '.'))
+        if path is not None:
+            _check_blob_id(path, part, f"'{path}'", "SADE's tests are parts of that one, so remove the file and run "
+                           f'nbn-prepare {self.name}')
+        return np.flatnonzero(chosen)
 
     def validates(self, settings: DataSettings) -> bool:
         return bool(settings.val_list) or 'val' in self.lists

@@ -35,6 +35,9 @@ class ListFiles(NamedDataset):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
 
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
+
     def validates(self, settings: DataSettings) -> bool:
         return bool(settings.val_list)
 

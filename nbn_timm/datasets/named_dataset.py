@@ -4,12 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from nbn_timm.data.classes import read_counts
+import numpy as np
+from torch.utils.data import Dataset
+
+from nbn_timm.data.classes import ClassCounts, read_counts
+from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
-from nbn_timm.data.settings import OF_THE_DRAW, DataSettings
+from nbn_timm.data.settings import OF_THE_DRAW, OF_THE_SPLIT, DataSettings
+from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
+from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
+from nbn_timm.data.val_split import SplitFile
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
 from nbn_timm.settings import fields_of
@@ -17,6 +24,7 @@ from nbn_timm.settings import fields_of
 NamedT = TypeVar('NamedT', bound='NamedDataset')
 
 LISTS = frozenset({'train_list', 'val_list', 'test_list'})
+CSVS = frozenset({'train_csv', 'val_csv', 'test_csv'})
 
 
 class NamedDataset(ABC):
@@ -59,9 +67,17 @@ class NamedDataset(ABC):
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         """Those fields of `DataSettings` that `read` takes account of, given the others."""
 
+    def published_test(self, settings: DataSettings, shift: ClassShift) -> np.ndarray | None:
+        """Indices of the test images of a shifted test that is published as a list, in order; None if there is none."""
+        return None
+
     def validates(self, settings: DataSettings) -> bool | None:
         """Whether there is a validation split; None where only the data tell."""
         return None
+
+    def splits_files(self, settings: DataSettings) -> bool:
+        """Whether its training images are files that --val-fraction can divide."""
+        return False
 
     def drawn_factor(self, settings: DataSettings) -> float | None:
         """The imbalance factor of the draw, None if nothing is drawn."""
@@ -69,9 +85,11 @@ class NamedDataset(ABC):
 
     def used_settings(self, settings: DataSettings) -> frozenset[str]:
         """The fields of `DataSettings` that have an effect on this dataset, given the others."""
-        used = self.own_settings(settings) | {'dataset', 'num_classes', 'class_counts', 'imbalance_factor'}
-        draws = self.drawn_factor(settings) is not None
-        return used | OF_THE_DRAW if draws else used
+        used = self.own_settings(settings) | {
+            'dataset', 'num_classes', 'class_counts', 'imbalance_factor', 'test_distribution'}
+        if self.drawn_factor(settings) is not None:
+            used |= OF_THE_DRAW
+        return used | OF_THE_SPLIT if self.splits_files(settings) else used
 
 
 DATASETS: Registry[NamedDataset] = Registry('dataset')  # a name that ends in '/' is the prefix of many
@@ -112,14 +130,83 @@ def create_splits(
         known: Classes of a finished network, by which the labels are numbered.
 
     Raises:
-        InputError: The dataset is unknown, a part of it is missing or malformed, or the class numbers disagree.
+        InputError: The dataset is unknown, a part of it is missing or malformed, the class numbers disagree, or the
+            test is to have a distribution that there is not.
     """
     dataset = find_dataset(settings.dataset)
+    settings.shift()  # refused before anything is read
     given = read_counts(settings.class_counts) if settings.class_counts else None
-    settings = replace(settings, num_classes=_known_classes(dataset, settings))
-    source = dataset.read(settings, parts, given is None)
+    settings = replace(settings, num_classes=known_number(dataset, settings))
+    divided = settings.split_file if dataset.splits_files(settings) else None
+    source = dataset.read(settings, {*parts, 'train'} if divided else parts, given is None)
+    if divided:
+        SplitFile.read(divided, data_root(source.datasets.get('train'), settings)).divide(source, settings.data_dir)
     return assemble(settings, parts, source, dataset.defaults, given, known, dataset.drawn_factor(settings),
                     dataset.shot_limits)
+
+
+def draws_validation(settings: DataSettings) -> bool:
+    """Whether the validation split is, or is to be, a part of the training pictures."""
+    asked = settings.val_fraction is not None or settings.split_file is not None
+    return asked and bool(settings.dataset) and find_dataset(settings.dataset).splits_files(settings)
+
+
+def has_validation(settings: DataSettings) -> bool | None:
+    """Whether there is a validation split; None where only the data tell."""
+    return draws_validation(settings) or find_dataset(settings.dataset).validates(settings)
+
+
+def data_root(samples: Any, settings: DataSettings) -> str:
+    """The folder that paths of a split file are relative to."""
+    return getattr(samples, 'root', '') or settings.data_dir or ''
+
+
+def shifted_test(
+        settings: DataSettings,
+        test: Dataset,
+        class_counts: ClassCounts | None,
+        shift: ClassShift,
+        published: bool = True,
+) -> tuple[np.ndarray, str]:
+    """The images of a test set that a shifted test has, and in words where their choice is from.
+
+    Args:
+        settings: Of the data.
+        test: The whole test set.
+        class_counts: Training images per class, which rank the classes where no list is published.
+        shift: The distribution.
+        published: Take the list that is published for the benchmark, if there is one.
+
+    Raises:
+        InputError: It cannot be told which images these are.
+    """
+    listed = find_dataset(settings.dataset).published_test(settings, shift) if published else None
+    if listed is not None:
+        return listed, "SADE's list"
+    targets = dataset_targets(test)
+    if targets is None:
+        raise InputError(f'the labels of the test images of {settings.dataset} are not known beforehand, so there is '
+                         'no part of them to choose: leave out --test-distribution and --test-agnostic')
+    if class_counts is None:
+        raise InputError(f'which classes are frequent in the test {shift} follows from the training images per class, '
+                         'which are not known: give --class-counts FILE')
+    return shifted_indices(targets, class_counts, shift), "by SADE's rule for CIFAR"
+
+
+def with_shifted_test(settings: DataSettings, splits: Splits, class_counts: ClassCounts | None) -> Splits:
+    """The splits with the part of the test split that `--test-distribution` asks for.
+
+    Raises:
+        InputError: See `shifted_test`.
+    """
+    shift, test = settings.shift(), splits.test
+    if shift is None or test is None:
+        return splits
+    indices, source = shifted_test(settings, test, class_counts, shift)
+    part: Any = test.select(indices) if isinstance(test, LabelledImages) else SelectedSamples(
+        test, indices, np.asarray(dataset_targets(test)))
+    note = f'the test is {len(indices):,} of the {len(test):,} test images, {shift}, {source}'  # type: ignore[arg-type]
+    return replace(splits, test=part, notes=[*splits.notes, note])
 
 
 def reason_unused(name: str, settings: DataSettings) -> str | None:
@@ -127,6 +214,8 @@ def reason_unused(name: str, settings: DataSettings) -> str | None:
     if not settings.dataset or name not in {declared.name for declared in fields_of(DataSettings)}:
         return None
     used = find_dataset(settings.dataset).used_settings(settings)
+    if name in OF_THE_SPLIT and name not in used:
+        return f'is for pictures in files, and --dataset {settings.dataset} has none here'
     lists = ' with list files' if settings.lists and not name.endswith('_list') else ''
     return None if name in used else f'has no effect on --dataset {settings.dataset}{lists}'
 
@@ -149,7 +238,7 @@ def image_root(settings: DataSettings) -> Path:
     return Path(settings.data_dir)
 
 
-def _known_classes(dataset: NamedDataset, settings: DataSettings) -> int | None:
+def known_number(dataset: NamedDataset, settings: DataSettings) -> int | None:
     """The number of classes where the benchmark or the settings tell it; they must agree."""
     published = dataset.num_classes
     if published and settings.num_classes not in (None, published):

@@ -30,6 +30,7 @@ class Artefact:
         example: Input of `network`, [2, C, H, W].
         metadata: Plain data that go into the files: the model's name, its input format, class names and training
             images per class, and the record of its training.
+        calibration: Input of `network` from training images [N, C, H, W], for formats that need its range.
     """
 
     trained: TrainedModel
@@ -37,3 +38,4 @@ class Artefact:
     network: nn.Module
     example: torch.Tensor
     metadata: Mapping[str, Any]
+    calibration: torch.Tensor | None = None

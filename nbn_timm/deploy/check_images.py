@@ -8,7 +8,7 @@ import torch
 from nbn_timm.data import DataDefaults, DataSettings, ImageSamples
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.pictures import find_images
-from nbn_timm.data.transforms import create_transform
+from nbn_timm.data.transforms import create_transform, set_transform
 from nbn_timm.datasets import create_splits, find_dataset
 from nbn_timm.errors import InputError
 
@@ -59,7 +59,8 @@ def training_data_images(data: DataSettings, count: int, input_format: DataDefau
         raise InputError('the data that the network was trained on are not recorded: give --images DIR')
     if find_dataset(data.dataset).needs_folder and not data.data_dir:
         raise InputError(f'where the images of {data.dataset} lie is not recorded: give --images DIR')
-    test = create_splits(replace(data, train_list=None, class_counts=None, download=False), ('test',)).test
+    test = create_splits(
+        replace(data, train_list=None, split_file=None, class_counts=None, download=False), ('test',)).test
     if not isinstance(test, LabelledImages):
         raise InputError(f'the test images of {data.dataset} are not at hand: give --images DIR')
     return _of_dataset(test, count, input_format, f'the test split of {data.dataset}')
@@ -74,8 +75,12 @@ def generated_images(count: int, input_format: DataDefaults) -> CheckImages:
     return CheckImages((255 * smooth).round().clamp(0, 255).to(torch.uint8), 'generated from seed 0', False)
 
 
+def pixels_of(dataset: LabelledImages, indices: np.ndarray, input_format: DataDefaults) -> torch.Tensor:
+    """Images under the evaluation transform, uint8 [N, 3, H, W]; sets `dataset.transform`."""
+    set_transform(dataset, create_transform(input_format), input_format)
+    return torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in indices.tolist()])
+
+
 def _of_dataset(dataset: LabelledImages, count: int, input_format: DataDefaults, source: str) -> CheckImages:
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int))
-    dataset.transform = create_transform(input_format)
-    pixels = torch.stack([torch.as_tensor(np.asarray(dataset[index][0])) for index in chosen.tolist()])
-    return CheckImages(pixels, source, True)
+    return CheckImages(pixels_of(dataset, chosen, input_format), source, True)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from . import exported_program, onnx_file, timm_folder, torchscript
+from . import exported_program, int8, onnx_file, timm_folder, torchscript
 from .artefact import Artefact, FormatUnavailable
 
-__all__ = ['FORMATS', 'Artefact', 'Format', 'FormatUnavailable']
+__all__ = ['FORMATS', 'INT8_FORMATS', 'Artefact', 'Format', 'FormatUnavailable']
 
 
 @dataclass(frozen=True)
@@ -33,4 +33,10 @@ FORMATS: dict[str, Format] = {
     'torchscript': Format((torchscript.FILE,), torchscript.write, torchscript.load),
     'export': Format((exported_program.FILE,), exported_program.write, exported_program.load),
     'onnx': Format((onnx_file.FILE,), onnx_file.write, onnx_file.load),
+}
+
+# Of --int8, for which the artefact has calibration images; OpenVINO reads the same file.
+INT8_FORMATS: dict[str, Format] = {
+    'onnx_int8': Format((int8.FILE,), int8.write, int8.load),
+    'openvino_int8': Format((int8.FILE,), int8.check_openvino, int8.load_openvino),
 }

@@ -40,11 +40,16 @@ def write(artefact: Artefact, folder: Path) -> None:
 
 def load(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     """The file as a function on the CPU, by ONNX Runtime with as many threads as torch has."""
+    return session(folder / FILE)
+
+
+def session(file: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A file of ONNX Runtime as a function."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(folder / FILE), options, providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])
 
     def run(images: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])

@@ -1,6 +1,7 @@
 """Evaluation over a dataset, exact under any number of processes."""
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
+from nbn_timm.bars import with_bar
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.calibration import BINS, Calibration, bin_of, from_units, whole_units
+from nbn_timm.evaluation.predictions import FeatureLengths, Predictions
 from nbn_timm.evaluation.result import EvalResult
 
 # Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding,
@@ -19,9 +23,9 @@ _FEWEST = 8
 
 
 class LongTailEvaluator(ClassificationEvaluator):
-    """Accumulate loss, top-1, top-5 and per-class top-1 counts.
+    """Accumulate loss, top-1, top-5, per-class counts of hits and of predictions, and what calibration needs.
 
-    Every count is an integer and the sum of the per-image losses exact, so that splitting the images over processes or
+    Every count is an integer and every sum of per-image numbers exact, so that splitting the images over processes or
     batches does not change the result. Tied logits are ranked by class index, on every device.
 
     Args:
@@ -54,8 +58,13 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.num_classes = num_classes
         counted = class_counts is not None and class_counts.counts is not None
         self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
+        self.groups = ('all',) if self.shot_split is None else tuple(name for name, _ in self.shot_split.items())
+        self.group_of_class = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        for group, (_, labels) in enumerate(self.shot_split.items() if self.shot_split else ()):
+            self.group_of_class[list(labels)] = group
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
-        self.keeps_logits = False
+        self.keeps_logits = self.keeps_hits = self.keeps_predictions = False
+        self.feature_lengths = FeatureLengths()
         super().__init__(device, max_samples=max_samples)
 
     def reset(self) -> None:
@@ -64,7 +73,13 @@ class LongTailEvaluator(ClassificationEvaluator):
         self.losses = ExactSum(self.device)
         self.class_correct = torch.zeros(self.num_classes, dtype=torch.int64, device=self.device)
         self.class_total = torch.zeros_like(self.class_correct)
+        self.class_predicted = torch.zeros_like(self.class_correct)
+        # Images, hits and sums of confidence by group of classes and bin.
+        self.confidences = torch.zeros(3, len(self.groups) * BINS, dtype=torch.int64, device=self.device)
+        self.brier = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.kept_hits: list[torch.Tensor] = []
+        self.kept_predictions: list[Predictions] = []
         self.faults = torch.zeros(2, dtype=torch.int64, device=self.device)  # non-finite outputs, labels out of range
 
     def keep_logits(self) -> None:
@@ -75,6 +90,26 @@ class LongTailEvaluator(ClassificationEvaluator):
         """Logits [N, C] as they were judged and labels [N] of this process's images, on the CPU."""
         outputs, targets = zip(*self.kept, strict=True)
         return torch.cat(outputs), torch.cat(targets)
+
+    def keep_hits(self) -> None:
+        """Remember of every image from now on whether it was recognised, see `hits`."""
+        self.keeps_hits = True
+
+    def hits(self) -> torch.Tensor:
+        """Whether the largest logit of each image of this process is its label's, bool [N], on the CPU."""
+        return torch.cat(self.kept_hits)
+
+    def keep_predictions(self) -> None:
+        """Remember what is said of every image from now on, see `predictions`."""
+        self.keeps_predictions = True
+
+    def predictions(self) -> Predictions:
+        """What was said of this process's images."""
+        return Predictions.concatenate(self.kept_predictions)
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Around calls of the model: look at what predictions are kept with."""
+        return self.feature_lengths.watching(model) if self.keeps_predictions else nullcontext()
 
     def predict(self, model: nn.Module, images: torch.Tensor) -> Any:
         """What `update` takes, from a model in eval mode."""
@@ -106,13 +141,30 @@ class LongTailEvaluator(ClassificationEvaluator):
         valid = (target >= 0) & (target < self.num_classes)
         self.faults += torch.stack([(~output.isfinite().all(dim=1)).sum(), (~valid).sum()])
         target = target.clamp(0, self.num_classes - 1)
+        if self.keeps_predictions:
+            lengths = self.feature_lengths.last
+            self.kept_predictions.append(
+                Predictions.of_logits(output, target, None if lengths is None else lengths[:len(output)]))
 
         rank = _rank_of_target(output, target)
         top1, top5 = rank < 1, rank < 5
+        if self.keeps_hits:
+            self.kept_hits.append(top1.cpu())
         self.losses.add(F.cross_entropy(output, target, reduction='none'))
         self.counts += torch.stack([torch.ones_like(top1).sum(), top1.sum(), top5.sum()])
         self.class_correct += torch.bincount(target[top1], minlength=self.num_classes)
         self.class_total += torch.bincount(target, minlength=self.num_classes)
+        self.class_predicted += torch.bincount(likeliest_class(output), minlength=self.num_classes)
+
+        probabilities = output.softmax(dim=1)
+        confidence = probabilities.amax(dim=1)
+        place = self.group_of_class[target] * BINS + bin_of(confidence)
+        number = self.confidences.shape[1]
+        self.confidences[0] += torch.bincount(place, minlength=number)
+        self.confidences[1] += torch.bincount(place[top1], minlength=number)
+        self.confidences[2].index_add_(0, place, whole_units(confidence))
+        of_label = probabilities.gather(1, target[:, None])[:, 0]
+        self.brier += whole_units(probabilities.square().sum(dim=1) - 2 * of_label + 1).sum()
 
     def compute(self, distributed: bool = False) -> EvalResult:
         """Return the result over everything seen, summed over all processes if `distributed`.
@@ -120,11 +172,13 @@ class LongTailEvaluator(ClassificationEvaluator):
         Raises:
             InputError: No image was seen, a logit was not finite or a label was out of range.
         """
-        totals = torch.cat([self.faults, self.counts, self.class_correct, self.class_total, self.losses.parts])
+        sums = [self.faults, self.counts, self.class_correct, self.class_total, self.class_predicted, self.losses.parts,
+                *self.confidences, self.brier]
+        totals = torch.cat(sums)
         if distributed:
             dist.all_reduce(totals)
-        faults, counts, correct, total, losses = (part.tolist() for part in totals.split(
-            [2, 3, self.num_classes, self.num_classes, len(self.losses.parts)]))
+        faults, counts, correct, total, predicted, losses, *confidences, brier = (
+            part.tolist() for part in totals.split([len(part) for part in sums]))
         _refuse_faults(faults[0], faults[1], counts[0], self.num_classes)
         return EvalResult(
             loss=ExactSum.mean(losses, counts[0]),
@@ -132,6 +186,10 @@ class LongTailEvaluator(ClassificationEvaluator):
             per_class_correct=tuple(correct),
             per_class_total=tuple(total),
             shot_split=self.shot_split,
+            per_class_predicted=tuple(predicted),
+            brier=from_units(brier[0]) / counts[0],
+            calibration={name: Calibration(*(tuple(row[group * BINS:(group + 1) * BINS]) for row in confidences))
+                         for group, name in enumerate(self.groups)},
         )
 
 
@@ -193,8 +251,8 @@ def evaluate(
     evaluator.max_samples = evaluation_sample_limit(loader)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     model.eval()
-    with torch.inference_mode():
-        for images, target in loader:
+    with torch.inference_mode(), evaluator.watching(model):
+        for images, target in with_bar(loader, 'evaluation'):
             if len(images) < _FEWEST:
                 images = images[torch.arange(_FEWEST, device=images.device) % len(images)]
             images = images.to(device, non_blocking=True, memory_format=memory_format)
@@ -202,6 +260,13 @@ def evaluate(
                 output = evaluator.predict(model, images)
             evaluator.update(output, target.to(device, non_blocking=True))
     return evaluator.compute(distributed)
+
+
+def likeliest_class(output: torch.Tensor) -> torch.Tensor:
+    """The first class with the greatest logit of each row [B, C], on every device."""
+    index = torch.arange(output.shape[1], device=output.device)
+    best = output == output.amax(dim=1, keepdim=True)
+    return torch.where(best, index, output.shape[1] - 1).amin(dim=1)
 
 
 def _rank_of_target(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ class PredictedClass:
 
     label: int
     name: str
-    probability: float  # softmax of the logits, 0 to 1
+    probability: float  # softmax of the logits by the temperature, 0 to 1
     train_images: int | None  # of this class; None where the counts are not known
     shot: str | None  # 'many', 'medium' or 'few'; None likewise
 
@@ -41,6 +41,7 @@ class TopClasses:
         class_counts: Training images per class, where they are known.
         topk: How many classes to give; at most all.
         logit_offset: [C], added to all logits, see `logit_offset`; None adds nothing.
+        temperature: Divides the logits; it changes probabilities, and no order.
 
     Raises:
         InputError: `class_counts` is of another number of classes.
@@ -52,7 +53,9 @@ class TopClasses:
             class_counts: ClassCounts | None = None,
             topk: int = TOP_K,
             logit_offset: torch.Tensor | None = None,
+            temperature: float = 1.0,
     ) -> None:
+        self.temperature = temperature
         if class_counts is not None and class_counts.num_classes != len(names):
             raise InputError(
                 f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
@@ -80,7 +83,7 @@ class TopClasses:
         if self.logit_offset is not None:
             logits = logits + self.logit_offset.to(logits.device)
         order = logits.sort(dim=1, descending=True, stable=True).indices[:, :self.topk]
-        probabilities = logits.double().softmax(dim=1).gather(1, order)
+        probabilities = (logits.double() / self.temperature).softmax(dim=1).gather(1, order)
         return [tuple(self._describe(label, value) for label, value in zip(labels, values, strict=True))
                 for labels, values in zip(order.tolist(), probabilities.tolist(), strict=True)]
 

@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE
+from nbn_timm.data.shift import UNIFORM
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Settings, Values, setting
 
 
@@ -25,6 +26,11 @@ class AdjustmentSettings(Settings):
         metavar='TAU')
 
 
+def _on_all_images(name: str, others: Values) -> str | None:
+    part = others.test_distribution
+    return None if part in (None, UNIFORM) else f'has no effect with --test-distribution {part}, but with {UNIFORM}'
+
+
 @dataclass(frozen=True)
 class PostHocSettings(Settings):
     """What is changed of a finished network before it is evaluated."""
@@ -34,7 +40,8 @@ class PostHocSettings(Settings):
     tau_norm: float | None = setting(None, "divide each class's weight vector by its length to the power TAU",
                                      limits=NOT_NEGATIVE, metavar='TAU')
     test_agnostic: bool = setting(
-        False, 'add the accuracy under forward and backward long-tailed class distributions (SADE)')
+        False, 'add the accuracy under forward and backward long-tailed class distributions, on the images of SADE',
+        effect=_on_all_images)
 
 
 def _counted(name: str, others: Values) -> str | None:

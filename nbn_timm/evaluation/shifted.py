@@ -1,37 +1,30 @@
 """Test-agnostic evaluation: accuracy under long-tailed test distributions, as the training set's and reversed.
 
 Source: Zhang et al., "Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed Recognition" (SADE),
-NeurIPS 2022. Its test sets are drawn from the balanced one: the class of rank r, by training images, keeps a share of
-ratio^(-r / (C - 1)) of its images ('forward'), or ratio^(-(C - 1 - r) / (C - 1)) ('backward').
-
-Which images are drawn is chance, and the mean over all draws needs none: each class counts with its accuracy on all of
-its test images, weighted by its share. That mean is what is computed here. Shares are not rounded to whole images, so
-that a ratio means the same on every test set.
+NeurIPS 2022, whose tables have ratios from 50 forward over the uniform test to 50 backward. Each of these tests is a
+part of the whole one (`nbn_timm.data.shift`), so one pass over that gives all accuracies.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from nbn_timm.data.classes import ClassCounts
-from nbn_timm.evaluation.result import EvalResult
-
-RATIOS = (50, 25, 10, 5, 2)
+from nbn_timm.data.shift import ClassShift
 
 
 @dataclass(frozen=True)
 class ShiftedAccuracy:
     """Top-1 accuracies in per cent."""
 
-    forward: dict[int, float]  # by imbalance ratio; frequent classes in training are frequent in the test
+    forward: dict[float, float]  # by imbalance ratio; frequent classes in training are frequent in the test
     uniform: float
-    backward: dict[int, float]  # rare classes in training are frequent in the test
+    backward: dict[float, float]  # rare classes in training are frequent in the test
 
     def rows(self) -> Iterator[tuple[str, float]]:
         """All distributions by name, from the strongest forward one over the uniform to the strongest backward one."""
-        yield from ((f'forward {ratio}', self.forward[ratio]) for ratio in self.forward)
+        yield from ((f'forward {ratio:g}', self.forward[ratio]) for ratio in sorted(self.forward, reverse=True))
         yield 'uniform', self.uniform
-        yield from ((f'backward {ratio}', self.backward[ratio]) for ratio in reversed(self.backward))
+        yield from ((f'backward {ratio:g}', self.backward[ratio]) for ratio in sorted(self.backward))
 
     def to_dict(self) -> dict[str, float]:
         """Accuracies by the name of the distribution, as 'forward_50', rounded to 6 decimals."""
@@ -43,31 +36,14 @@ class ShiftedAccuracy:
                           *(f'{name.capitalize():<20}{accuracy:>10.2f}' for name, accuracy in self.rows())])
 
 
-def shifted_accuracy(
-        result: EvalResult,
-        class_counts: ClassCounts,
-        ratios: tuple[int, ...] = RATIOS,
-) -> ShiftedAccuracy:
-    """The accuracies that a result amounts to under shifted test distributions.
-
-    Classes without a test image are left out.
+def shifted_accuracy(hits: np.ndarray, tests: Mapping[ClassShift, np.ndarray]) -> ShiftedAccuracy:
+    """The accuracies on parts of a test set.
 
     Args:
-        result: On a test set, usually a balanced one.
-        class_counts: The training set's, which rank the classes; of equal ones the smaller label is first.
-        ratios: Most to least frequent class of the test.
+        hits: Whether each image was recognised, bool [N].
+        tests: Indices of the images of each shifted test.
     """
-    correct, total = np.asarray(result.per_class_correct), np.asarray(result.per_class_total)
-    tested = total > 0
-    accuracy = 100 * correct[tested] / total[tested]
-    order = np.argsort(-np.asarray(class_counts.train_images), kind='stable')
-    place = np.empty(len(order))
-    place[order] = np.linspace(0, 1, len(order))  # 0 for the class with the most training images, 1 for the least
-
-    def mean(exponent: np.ndarray, ratio: int) -> float:
-        return float(np.average(accuracy, weights=float(ratio) ** -exponent[tested]))
-
-    return ShiftedAccuracy(
-        {ratio: mean(place, ratio) for ratio in ratios},
-        mean(place, 1),
-        {ratio: mean(1 - place, ratio) for ratio in ratios})
+    found: dict[str, dict[float, float]] = {'forward': {}, 'backward': {}}
+    for shift, indices in tests.items():
+        found[shift.direction][shift.ratio] = 100 * float(hits[indices].mean())
+    return ShiftedAccuracy(found['forward'], 100 * float(hits.mean()), found['backward'])

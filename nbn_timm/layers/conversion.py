@@ -5,6 +5,7 @@ from copy import deepcopy
 from itertools import takewhile
 from typing import Any
 
+import torch
 import torch.nn as nn
 from timm.layers import BatchNormAct2d
 from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
@@ -38,11 +39,12 @@ def add_nbn(
         share_alpha: bool = True,
         gradient: str = CAPPED,
         alpha: float = 1.0,
+        keep_function: bool = False,
 ) -> nn.Module:
-    """Turn BatchNorm layers of a model into NBN layers, in place; their weights, biases and statistics stay.
+    """Turn BatchNorm layers of a model into NBN layers, in place; their weights and biases stay.
 
-    The function of the model changes: the affine vectors get length `alpha`. Weights that are all zero, as timm's
-    `zero_init_last` leaves them, are set to one, since zero has no direction.
+    The function of the model changes, as the affine vectors get length `alpha`, unless it is to be kept. Weights that
+    are all zero, as timm's `zero_init_last` leaves them, are set to one, since zero has no direction.
 
     Args:
         model: Any model with `nn.BatchNorm2d` or timm `BatchNormAct2d` layers, such as timm's ResNets, RegNets,
@@ -53,6 +55,9 @@ def add_nbn(
         share_alpha: One alpha for all layers of a stage, else one for each layer.
         gradient: See `NormalizedBatchNorm2d`.
         alpha: Initial alpha.
+        keep_function: In evaluation the model computes what it did, up to rounding. Alpha is then the length of the
+            longest weight, and the running statistics, which are else left as they are, take up what differs. In
+            training, where batch statistics take their place, the vectors have that length.
 
     Returns:
         The same model.
@@ -71,7 +76,33 @@ def add_nbn(
             _guard_fusion(model, name)
         if share_alpha:
             share_scale(converted.values())
+        if keep_function:
+            _keep_function(list(converted.values()), share_alpha)
     return model
+
+
+@torch.no_grad()
+def _keep_function(layers: Sequence[NormalizedBatchNorm2d], share_alpha: bool) -> None:
+    """Choose alpha and running statistics so that NBN layers compute in evaluation what plain BatchNorm would.
+
+    With G and B the effective weight and bias, G (x - m') / s' + B = g (x - m) / s + b holds for s' = s G / g and
+    m' = m - s (b - B) / g. No s' is smaller than s if no G is smaller than g.
+    """
+    lengths = [layer.weight.double().norm() for layer in layers]
+    for layer, length in zip(layers, lengths, strict=True):
+        if layer.running_mean is None or layer.running_var is None:
+            continue
+        g = layer.weight.double()
+        # A weight of zero could not be divided by; this one is lost in rounding.
+        floor = 1e-7 * g.abs().max()
+        g = torch.where(g.abs() < floor, floor, g)
+        layer.weight.copy_(g)
+        layer.scale.alpha.fill_(float(max(lengths) if share_alpha else length))
+        weight, bias = (value.double() for value in layer.effective_affine())
+        variance = layer.running_var.double() + layer.eps
+        mean = layer.running_mean.double() - variance.sqrt() * (layer.bias.double() - bias) / g
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_((variance * (weight / g).square() - layer.eps).clamp(min=0))
 
 
 def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:

@@ -193,7 +193,7 @@ def merge_experts(model: nn.Module, inplace: bool = False) -> nn.Module:
         merged = model.get_submodule(name).fuse()  # type: ignore[operator]
         if isinstance(merged, ExpertHead):
             raise InputError(f"the heads '{name}' are cosines, whose mean is no linear function of the features: merge "
-                             f'networks with {" or ".join(kind for kind in HEADS if kind != "cosine")} heads')
+                             f'networks with {" or ".join(kind for kind in HEADS if not kind.startswith("cos"))} heads')
         parent, _, child = name.rpartition('.')
         setattr(model.get_submodule(parent), child, merged)
     return model

@@ -9,7 +9,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers.norm import NormalizedBatchNorm2d, NormalizedBatchNormAct2d
 
 __all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm2d',
-           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen']
+           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen', 'unfreeze_nbn']
 
 
 class _FrozenStatistics(nn.Module):
@@ -87,4 +87,19 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
     for module in model.modules():
         if isinstance(module, FrozenNormalizedBatchNorm2d):
             module.scale.alpha.requires_grad_(alpha_trainable)
+    return model
+
+
+def unfreeze_nbn(model: nn.Module) -> nn.Module:
+    """Let the layers that `freeze_nbn` froze learn again, alpha included, in place.
+
+    Returns:
+        The same model.
+    """
+    thawed = {frozen: plain for plain, frozen in _FROZEN.items()}
+    for module in model.modules():
+        if is_frozen(module):
+            module.__class__ = thawed[type(module)]  # type: ignore[assignment]
+            for parameter in module.parameters():
+                parameter.requires_grad_(True)
     return model

@@ -1,5 +1,6 @@
 """Classifier heads of a single network; `experts.py` has those of several experts."""
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -7,7 +8,8 @@ import torch.nn.functional as F
 
 from nbn_timm.errors import InputError, nearest
 
-__all__ = ['COSINE_SCALE', 'HEADS', 'LINEAR', 'ClassVectors', 'CosineLinear', 'RectifiedLinear', 'convert_head']
+__all__ = ['COSINE_SCALE', 'HEADS', 'LINEAR', 'ClassVectors', 'CosPlusLinear', 'CosineLinear', 'RectifiedLinear',
+           'convert_head']
 
 LINEAR = 'linear'  # the head of timm's models
 COSINE_SCALE = 30.0
@@ -111,9 +113,10 @@ class CosineLinear(ClassVectors):
         self.scale = scale
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> 'CosineLinear':
-        """A new cosine head in the place of a Linear."""
-        head = cls(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype)
+    def from_linear(cls, linear: nn.Linear, **kwargs: Any) -> 'CosineLinear':
+        """A new head of this kind, with these arguments, in the place of a Linear."""
+        head = cls(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype,
+                   **kwargs)
         return head.train(linear.training)
 
     def reset_parameters(self) -> None:
@@ -129,22 +132,77 @@ class CosineLinear(ClassVectors):
         return f'{super().extra_repr()}, scale={self.scale}'
 
 
+class CosPlusLinear(CosineLinear):
+    """RoBal's classifier: `scale` times x / ||x|| . w / (||w|| + gamma), a cosine that is smaller for short vectors.
+
+    Source: Wu et al., "Adversarial Robustness under Long-Tailed Distribution", CVPR 2021, and `CosPlus_Classifier` in
+    its code (wutong16/Adversarial_Long-Tail, commit ab2f3a7), where the loss has the scale, 10. The vectors start by
+    torch's rule for linear layers, as there. The moving average of features that the authors' class keeps has no part
+    in its output.
+
+    Args:
+        in_features: Length of a feature vector.
+        out_features: Number of classes.
+        scale: Factor of the shrunk cosines.
+        gamma: Added to the length of a class vector; the authors have 1/32 for RoBal-N and, on CIFAR-100, 1/16 for
+            RoBal-R.
+
+    Raises:
+        InputError: `gamma` is negative.
+    """
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            scale: float = 10.0,
+            gamma: float = 1 / 32,
+            device=None,
+            dtype=None,
+    ) -> None:
+        if isinstance(gamma, bool) or not isinstance(gamma, int | float) or not gamma >= 0:
+            raise InputError(f'a cosplus head has gamma={gamma!r}: give a number from 0')
+        super().__init__(in_features, out_features, scale, device=device, dtype=dtype)
+        self.gamma = gamma
+
+    def reset_parameters(self) -> None:
+        """As `nn.Linear` does; the length of a class vector matters here."""
+        ClassVectors.reset_parameters(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(self.weight, dim=1, keepdim=True)
+        return self.scale * F.linear(F.normalize(x, dim=1), self.weight / (length + self.gamma))
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, gamma={self.gamma}'
+
+
 HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {
-    LINEAR: nn.Linear, 'cosine': CosineLinear, 'rectified': RectifiedLinear}
+    LINEAR: nn.Linear, 'cosine': CosineLinear, 'cosplus': CosPlusLinear, 'rectified': RectifiedLinear}
+_SETTINGS = {'cosine': ('scale',), 'cosplus': ('scale', 'gamma')}
 
 
-def convert_head(classifier: nn.Module, kind: str) -> nn.Module:
+def convert_head(classifier: nn.Module, kind: str, settings: Mapping[str, Any] | None = None) -> nn.Module:
     """The classifier of a network in the kind asked for; a network without one (`nn.Identity`) keeps that.
 
     Args:
         classifier: As timm's `create_classifier` makes it.
         kind: A key of `HEADS`.
+        settings: Of that kind, as the scale of a cosine head.
 
     Raises:
-        InputError: `kind` is unknown.
+        InputError: `kind` is unknown, or has no such setting.
     """
     if kind not in HEADS:
         raise InputError(f"unknown head '{kind}': give one of {', '.join(HEADS)}{nearest(str(kind), HEADS)}")
+    settings = settings or {}
+    for name, value in settings.items():
+        known = _SETTINGS.get(kind, ())
+        if name not in known:
+            there = f'it has {" and ".join(known)}' if known else 'it has none'
+            raise InputError(f"a {kind} head has no setting '{name}' in head_kwargs: {there}")
+        if name == 'scale' and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise InputError(f'a {kind} head has scale={value!r}: give a number above 0')
     if kind == LINEAR or not isinstance(classifier, nn.Linear):
         return classifier
-    return HEADS[kind].from_linear(classifier)  # type: ignore[union-attr]
+    return HEADS[kind].from_linear(classifier, **settings)  # type: ignore[union-attr]

@@ -1,6 +1,7 @@
 """Losses that train.py chooses by name; every module of this folder is imported, and registers its losses."""
 from nbn_timm.losses.loss import (
     LOSSES,
+    balances_classes,
     create_loss,
     is_deferrable,
     number_of_slow_views,
@@ -14,5 +15,5 @@ from nbn_timm.registry import import_modules
 
 import_modules(__name__, __path__)
 
-__all__ = ['LOSSES', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views', 'register_loss',
-           'takes_experts', 'takes_features', 'takes_soft_targets']
+__all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views',
+           'register_loss', 'takes_experts', 'takes_features', 'takes_soft_targets']

@@ -8,7 +8,7 @@ from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
 
 
-@register_loss('balanced_softmax')
+@register_loss('balanced_softmax', balances=True)
 class BalancedSoftmax(nn.Module):
     """Cross-entropy of `z + log n`, with `n` the training images per class; the plain `z` are used at test time.
 

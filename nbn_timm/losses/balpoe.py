@@ -12,7 +12,7 @@ from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.shifts import shifted_cross_entropy
 
 
-@register_loss('balpoe', experts=True)
+@register_loss('balpoe', experts=True, balances=True)
 class BalPoE(nn.Module):
     """Mean over experts of the cross-entropy of `z_e + tau_e log prior`, for the logits of each expert [B, E, C].
 

@@ -13,7 +13,7 @@ from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.targets import refuse_soft_targets
 
 
-@register_loss('bcl', features=True, views=3, soft_targets=False)
+@register_loss('bcl', features=True, views=3, soft_targets=False, balances=True)
 class BCL(nn.Module):
     """classifier_weight CE(z + log prior, y) on the first view + weight times the contrastive term of the two others.
 

@@ -12,7 +12,7 @@ from nbn_timm.losses.targets import as_distribution
 from nbn_timm.losses.weights import effective_number_weights
 
 
-@register_loss('class_balanced_bce')
+@register_loss('class_balanced_bce', balances=True)
 class ClassBalancedBCE(nn.Module):
     """Mean over images and classes of -w_y [log p_y, or log(1 - p_c) of the others], with p the softmax of the logits.
 

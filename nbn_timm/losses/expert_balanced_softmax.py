@@ -11,7 +11,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.shifts import shifted_cross_entropy
 
 
-@register_loss('expert_balanced_softmax', experts=True)
+@register_loss('expert_balanced_softmax', experts=True, balances=True)
 class ExpertBalancedSoftmax(BalancedSoftmax):
     """Σ over experts of CE(z_e + log n, y), for the logits of each expert [B, E, C].
 

@@ -57,7 +57,7 @@ class Focal(nn.Module):
         return (as_distribution(target, logits.shape[1]) * losses).sum() / len(logits)
 
 
-@register_loss('class_balanced_focal')
+@register_loss('class_balanced_focal', balances=True)
 class ClassBalancedFocal(nn.Module):
     """Mean over the images of w_y times the focal loss, see `focal_losses`; the weights have mean 1 over the classes.
 

@@ -12,7 +12,7 @@ from nbn_timm.losses.weights import class_weights
 _EPS = 1e-3  # of the authors' code
 
 
-@register_loss('influence_balanced', features=True)
+@register_loss('influence_balanced', features=True, balances=True)
 class InfluenceBalanced(nn.Module):
     """Mean over the images of w_y CE(z, y) alpha / (|h|_1 |p - y|_1 + 1e-3), with p the softmax and h the features.
 

@@ -11,7 +11,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import refuse_soft_targets
 
 
-@register_loss('lade', soft_targets=False)
+@register_loss('lade', soft_targets=False, balances=True)
 class LADE(nn.Module):
     """Balanced softmax plus `weight` times a regulariser that makes z_c the log-ratio log(p(x|c) / p(x)).
 

@@ -9,7 +9,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
 
 
-@register_loss('logit_adjusted')
+@register_loss('logit_adjusted', balances=True)
 class LogitAdjusted(nn.Module):
     """Cross-entropy of `z + tau log prior`; the plain `z` are used at test time. With tau 1 it is balanced softmax.
 

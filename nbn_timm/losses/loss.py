@@ -22,6 +22,7 @@ class _Traits(NamedTuple):
     deferrable: bool
     views: int
     slow_views: int
+    balances: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -36,6 +37,7 @@ def register_loss(
         deferrable: bool = True,
         views: int = 1,
         slow_views: int = 0,
+        balances: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -59,11 +61,13 @@ def register_loss(
             the B images.
         slow_views: How many of the views, the last ones, pass a slow copy of the network instead (MoCo), which gives no
             gradient; the loss has its `momentum`.
+        balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
+            do so twice.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
         deferrable_here = deferrable and not experts and views == 1 and not hasattr(loss_class, 'prepare')
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable_here, views, slow_views)
+        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable_here, views, slow_views, balances)
         return loss_class
     return register
 
@@ -91,6 +95,11 @@ def number_of_views(name: str) -> int:
 def number_of_slow_views(name: str) -> int:
     """How many of these, the last ones, pass a slow copy of the network."""
     return _TRAITS[name].slow_views
+
+
+def balances_classes(name: str) -> bool:
+    """Whether the loss of that name makes classes count alike."""
+    return _TRAITS[name].balances
 
 
 def is_deferrable(name: str) -> bool:

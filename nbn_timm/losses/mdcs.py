@@ -16,7 +16,7 @@ from nbn_timm.losses.targets import refuse_soft_targets
 _EPS = 1e-9  # of the authors' code, which matters where n to the power is small
 
 
-@register_loss('mdcs', experts=True, views=2, soft_targets=False)
+@register_loss('mdcs', experts=True, views=2, soft_targets=False, balances=True)
 class MDCS(nn.Module):
     """Diverse experts that learn from themselves, for the logits of each on two views of an image [2, B, E, C].
 

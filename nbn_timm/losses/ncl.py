@@ -16,7 +16,7 @@ from nbn_timm.losses.targets import refuse_soft_targets
 _EPS = 1e-9  # which the authors add to probabilities
 
 
-@register_loss('ncl', experts=True, soft_targets=False)
+@register_loss('ncl', experts=True, soft_targets=False, balances=True)
 class NCL(nn.Module):
     """Experts that learn one by one and from each other, of all classes and of the hardest ones [B, E, C].
 
@@ -86,7 +86,7 @@ def mutual_divergence(logits: torch.Tensor) -> torch.Tensor:
     return (every_pair - with_itself) / (batch * max(num_experts - 1, 1))
 
 
-@register_loss('ncl_contrast', experts=True, features=True, views=2, slow_views=1, soft_targets=False)
+@register_loss('ncl_contrast', experts=True, features=True, views=2, slow_views=1, soft_targets=False, balances=True)
 class NCLContrast(NCL):
     """NCL on the first view + contrast times, for each expert, its contrast with the second view and a queue.
 

@@ -70,7 +70,7 @@ class _Parametric(nn.Module):
         return parametric_contrast(shifted, target, vectors, labels, self.alpha, self.temperature)
 
 
-@register_loss('paco', features=True, views=2, slow_views=1, soft_targets=False)
+@register_loss('paco', features=True, views=2, slow_views=1, soft_targets=False, balances=True)
 class PaCo(_Parametric):
     """Contrast of the first view with the second, a queue, and the logits of the classes as one parametric centre each.
 
@@ -121,7 +121,7 @@ class PaCo(_Parametric):
         return loss
 
 
-@register_loss('gpaco', features=True, views=2, soft_targets=False)
+@register_loss('gpaco', features=True, views=2, soft_targets=False, balances=True)
 class GPaCo(_Parametric):
     """PaCo without a slow copy: both views pass the network and the head, with gradient, and both are anchors.
 

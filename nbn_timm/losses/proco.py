@@ -20,7 +20,7 @@ _GREATEST = 1e5  # of a concentration
 _TERMS = 6  # of the expansion of Bessel functions
 
 
-@register_loss('proco', features=True, views=3, soft_targets=False)
+@register_loss('proco', features=True, views=3, soft_targets=False, balances=True)
 class ProCo(nn.Module):
     """CE(z + log prior, y) on the first view + weight times the mean of CE(l(f) + log prior, y) over the two others.
 

@@ -6,10 +6,11 @@ Sources: Wang et al., "Long-tailed Recognition by Routing Diverse Distribution-A
 
     loss = sum over e of  base(z_e, y) - diversity * mean(T)^2 * KL(softmax(z / T) || softmax(z_e / T)),
 
-where z is a constant in the second term and the divergence is the mean over the batch. Without diversity the base loss
-is that of z, once for each expert, as in RIDE's code.
+where z is a constant in the second term and the divergence is the mean over the batch. Without diversity RIDE's code
+takes the base loss of z, once for each expert; the NBN release keeps that of each z_e. Both are so here.
 """
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,12 @@ class _RideLoss(nn.Module):
         name: Of the loss, for messages.
         diversity: Weight of the divergence.
         temperature: T of every class, until a subclass has one per class.
+
+    Attributes:
+        mean_alone: Without diversity the base loss is that of the mean logits.
     """
+
+    mean_alone: ClassVar[bool] = True
 
     def __init__(self, name: str, diversity: float, temperature: float) -> None:
         super().__init__()
@@ -57,11 +63,13 @@ class _RideLoss(nn.Module):
         logits = logits.float()
         num_experts = logits.shape[1]
         mean = logits.mean(dim=1)
-        if not self.diversity:
+        if not self.diversity and self.mean_alone:
             return num_experts * self.base_loss(mean, target)
         # With equally many images for each, the mean over experts and images is the mean over experts of the means.
         every = logits.transpose(0, 1).flatten(0, 1)
         base = self.base_loss(every, target.repeat(num_experts, *[1] * (target.ndim - 1)))
+        if not self.diversity:
+            return num_experts * base
         temperature = self.temperature(logits)
         divergence = F.kl_div(
             F.log_softmax(self.compared(logits) / temperature, dim=2),
@@ -127,13 +135,14 @@ class Ride(_RideLoss):
         return self.class_temperatures if self.reweighting else super().temperature(logits)
 
 
-@register_loss('ride_balanced_softmax', experts=True)
+@register_loss('ride_balanced_softmax', experts=True, balances=True)
 class RideBalancedSoftmax(_RideLoss):
     """RIDE's loss with balanced softmax as each expert's base loss, for the logits of each expert [B, E, C].
 
-    It has no margins and no reweighting. As released the divergence is that of plain logits, while the base loss sees
-    z_e + log n. Then nothing that most images teach holds an expert's logits of rare classes against the divergence,
-    which drives them apart; docs/ride.md has what that does. `adjusted` takes the divergence of z_e + log n as well.
+    It has no margins and no reweighting. Without diversity it is the sum of the experts' own losses. As released the
+    divergence is that of plain logits, while the base loss sees z_e + log n. Then nothing that most images teach holds
+    an expert's logits of rare classes against the divergence, which drives them apart; docs/ride.md has what that does.
+    `adjusted` takes the divergence of z_e + log n as well.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.
@@ -147,6 +156,7 @@ class RideBalancedSoftmax(_RideLoss):
     """
 
     log_counts: torch.Tensor
+    mean_alone = False
 
     def __init__(
             self,

@@ -19,8 +19,9 @@ class RoBal(nn.Module):
 
     with m_y taken from the label's cosine alone. The cosine heads of this package give z = s cos, so that s multiplies
     the uniform margin alone here: the label's logit is lowered by s margin + tau_m log(n_y / n_min). It must be the
-    head's (30; the authors' is 10). With both tau 0 it is the uniform margin of CosFace, their `UniMarginLoss`. Soft
-    targets mix the losses of their classes, see `margin_cross_entropy`.
+    head's: 30 for `head=cosine`, 10, the authors', for their own classifier, `head=cosplus`. With both tau 0 it is the
+    uniform margin of CosFace, their `UniMarginLoss`. Soft targets mix the losses of their classes, see
+    `margin_cross_entropy`.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.

@@ -12,7 +12,7 @@ from nbn_timm.losses.prior import log_prior
 from nbn_timm.losses.shifts import shifted_cross_entropy
 
 
-@register_loss('sade', experts=True)
+@register_loss('sade', experts=True, balances=True)
 class SADE(nn.Module):
     """Sum of three experts' losses, for the logits of each expert [B, 3, C], one for each kind of test distribution:
 

@@ -11,7 +11,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.prior import log_prior
 
 
-@register_loss('vs')
+@register_loss('vs', balances=True)
 class VS(nn.Module):
     """Cross-entropy of `z_c / D_c + tau log prior_c` with D_c = (n_max / n_c) ** gamma; plain `z` at test time.
 

@@ -10,7 +10,7 @@ from nbn_timm.losses.targets import as_distribution
 from nbn_timm.losses.weights import class_weights
 
 
-@register_loss('weighted_cross_entropy')
+@register_loss('weighted_cross_entropy', balances=True)
 class WeightedCrossEntropy(nn.Module):
     """Weighted mean over the batch: sum of w_y CE(z, y) / sum of w_y, as in torch's cross-entropy with labels.
 

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -20,8 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
 
 import torch.nn as nn
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError
 from timm.models import (
     DefaultCfg,
     build_model_with_cfg,
@@ -33,9 +33,10 @@ from timm.models import (
 from torch.hub import get_dir
 
 from nbn_timm.errors import InputError, without_password
-from nbn_timm.files import atomic_write, copy_download, file_sha256, write_text_atomic
+from nbn_timm.files import atomic_write, file_sha256, watched, write_text_atomic
 
 from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
+from .hub_files import hub_file
 from .weight_files import DIGEST, read_state_dict, save_weights, weights_digest
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
@@ -299,8 +300,8 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
         tried.append('no Hugging Face Hub file is recorded for it')
         return None
     try:
-        path = Path(hf_hub_download(entry.repo_id, entry.filename))
-    except (HfHubHTTPError, OSError) as error:
+        path = hub_file(entry.repo_id, entry.filename)
+    except (EntryNotFoundError, OSError) as error:
         tried.append(f'Hugging Face Hub {entry.repo_id}: {_first_line(error)}')
         return None
     digest = file_sha256(path)
@@ -345,9 +346,7 @@ def _fetch(place: str, filename: str, target: Path) -> None:
     shown = f'{without_password(place)}/{filename}'
     remedy = f'try again, or correct or unset {WEIGHTS_VARIABLE}'
     try:
-        with urlopen(_request(f'{place}/{filename}'), timeout=_PATIENCE) as response, open(target, 'wb') as file:
-            length = response.headers.get('Content-Length')
-            got = copy_download(response, file, _PATIENCE)
+        length, got = watched(partial(_copy, _request(f'{place}/{filename}'), target), target, _PATIENCE)
     except HTTPError as error:
         if error.code in (404, 410):
             raise _NoSuchFile(_first_line(error)) from error
@@ -362,6 +361,16 @@ def _fetch(place: str, filename: str, target: Path) -> None:
     except InputError as error:
         raise InputError(f"what '{shown}' gives is damaged or something else, as a page that asks for a login: "
                          f'{remedy}') from error
+
+
+def _copy(request: Request, target: Path) -> tuple[str | None, int]:
+    """Copy what a server answers into a file; returns the length that it tells and the one that came."""
+    got = 0
+    with urlopen(request, timeout=_PATIENCE) as response, open(target, 'wb', buffering=0) as file:
+        while block := response.read1(1 << 20):
+            file.write(block)
+            got += len(block)
+        return response.headers.get('Content-Length'), got
 
 
 def _request(url: str) -> Request:
@@ -404,7 +413,7 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
         archive = Path(folder) / 'archive'
         _logger.info("Fetching the authors' checkpoints from %s", url)
         try:
-            gdown.download(url, str(archive), quiet=True)
+            watched(partial(gdown.download, url, str(archive), quiet=True), Path(folder), _PATIENCE)
         except Exception as error:  # gdown raises what requests, bs4 and the file system raise
             return f"the authors' archive {url}: {_first_line(error)}"
         if not archive.is_file():

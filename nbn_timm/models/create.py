@@ -1,6 +1,7 @@
 """A model of timm's registry, made for a dataset or as a checkpoint records it."""
 import inspect
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,10 +11,12 @@ from timm.models import get_model_input_config
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.data.pictures import mode_of
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import (
     KeyValue,
     call,
+    cannot_take,
     check_number,
     check_types,
     key_values,
@@ -22,8 +25,10 @@ from nbn_timm.key_values import (
     refuse_owned,
 )
 from nbn_timm.layers import add_nbn
+from nbn_timm.layers.head import ClassVectors
 
-from .model_folder import is_model_folder, read_folder_config, read_weights
+from .model_folder import HUB, find_weights_file, is_model_folder, read_folder_config, read_weights
+from .size_limit import LARGEST_NUMBER, TooLarge, largest_number, size_limit
 
 _OWNERS = {
     'model_name': 'give --model',
@@ -32,6 +37,8 @@ _OWNERS = {
     'checkpoint_path': 'give --initial-checkpoint',
     'features_only': 'a network without a classifier is of no use here, so leave it out',
 }
+_RULES = (nn.modules.conv._ConvNd, nn.Linear, ClassVectors)  # layers that start by chance
+_RECORDED = "config.json's"  # in place of a flag, of what a folder records
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -45,6 +52,7 @@ def create_model(
         nbn: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
         flags: tuple[str, str] = ('--model', '--model-kwargs'),
+        in_chans: int | None = None,
 ) -> nn.Module:
     """Create a registered model; a wrong name or argument is an error that says so in one sentence.
 
@@ -58,25 +66,25 @@ def create_model(
         nbn: Put NBN into the last stage, see `add_nbn`; pretrained weights are loaded before.
         model_kwargs: Further arguments of the model.
         flags: Which give name and arguments, for messages.
+        in_chans: Channels of the images, to which timm adapts pretrained weights; None keeps the model's own.
 
     Raises:
         InputError: Unknown model, tag or argument, or a value that the model cannot take; no pretrained weights to be
             had; no BatchNorm for NBN.
     """
     name = name.removeprefix('timm/')  # as on the Hub
-    _check_name(name, pretrained, flags[0])
+    recorded = _check_name(name, pretrained, flags[0])
     own = key_values(flags[1], model_kwargs or {})
     refuse_owned(own, _OWNERS)
     given = [*own, *(KeyValue(key, value, f'{flag} {value:g}') for key, value, flag in (
-        ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path')) if value is not None)]
+        ('drop_rate', drop, '--drop'), ('drop_path_rate', drop_path, '--drop-path'),
+        ('in_chans', in_chans, '--in-chans')) if value is not None)]
     what = f"model '{name}'"
-    for one in own:
-        if one.key.endswith(('drop_rate', 'drop_path_rate')) and one.value is not None:
-            # Of some models these are used, and refused, in the first step of training alone.
-            check_number(what, flags[1], one.key, one.value, high=1)
+    _check_arguments(what, flags[1], model_kwargs or {})
+    _check_arguments(what, _RECORDED, recorded)
 
     model = _made_by_timm(name, num_classes, pretrained, given)
-    check_types(what, own, _switches(model))
+    check_types(what, [*key_values(_RECORDED, recorded), *own], _switches(model))
     if nbn:
         add_nbn(model)
     if bn_momentum is not None:
@@ -86,29 +94,76 @@ def create_model(
     return model
 
 
-def _check_name(name: str, pretrained: bool, flag: str) -> None:
+@torch.no_grad()
+def init_by_torch(model: Any, classifier_alone: bool = False) -> None:
+    """Give convolutions and linear layers new weights by their own `reset_parameters`, which is torch's rule.
+
+    Some released codes leave them so, where timm and most others have Kaiming's rule for convolutions. Normalisation
+    layers keep the values that they begin with.
+
+    Args:
+        model: Of timm's kind, with untrained weights.
+        classifier_alone: Leave all but the classifier.
+
+    Raises:
+        InputError: The model does not say what its classifier is.
+    """
+    parts: Any = [model]
+    if classifier_alone:
+        classifier = model.get_classifier() if hasattr(model, 'get_classifier') else None
+        if not isinstance(classifier, nn.Module | tuple | list):
+            raise InputError(f'--init torch_classifier: {type(model).__name__} does not say what its classifier is; '
+                             'give --init torch or leave it out')
+        parts = [classifier] if isinstance(classifier, nn.Module) else classifier
+    for part in parts:
+        for module in part.modules():
+            if isinstance(module, _RULES):
+                module.reset_parameters()
+
+
+def _check_name(name: str, pretrained: bool, flag: str) -> dict[str, Any]:
+    """Refuse an unknown name, or a folder that is damaged; returns the arguments that a folder records."""
     if ':' not in name and not timm.is_model(name):
         raise InputError(f"unknown {flag} '{name}'{nearest(name, timm.list_models())} "
                          "(timm.list_models('*part*') lists names)")
-    if is_model_folder(name):
-        read_folder_config(name)
-        if pretrained:
-            read_weights(name)  # timm would look at no checksum
+    if not is_model_folder(name):
+        return {}
+    config = read_folder_config(name)
+    if pretrained:
+        read_weights(name)  # timm would look at no checksum
+    return config.get('model_args') or {}
+
+
+def _check_arguments(what: str, flag: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse values that a model takes when it is made, and fails with or grows by without end."""
+    for key, value in arguments.items():
+        if key.endswith(('drop_rate', 'drop_path_rate')) and value is not None:
+            # Of some models these are used, and refused, in the first step of training alone.
+            check_number(what, flag, key, value, high=1)
+        if largest_number(value) > LARGEST_NUMBER:
+            raise cannot_take(what, flag, key, value, f'give whole numbers up to {LARGEST_NUMBER:,}')
 
 
 def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: Sequence[KeyValue]) -> nn.Module:
     """`timm.create_model`, what may go wrong there as one sentence; bugs in a model stay what they are."""
     def make(weights: bool = False, **settings: Any) -> nn.Module:
-        return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
+        with size_limit():
+            return timm.create_model(name, pretrained=weights, num_classes=num_classes, **settings)
 
     try:
+        if given or is_model_folder(name):
+            _try_outline(make, given, f"model '{name}'")
+        if pretrained:
+            _fetch_weights(name)
         return call(partial(make, pretrained), given, f"model '{name}'", retry=make)
     except InputError:
         raise
+    except TooLarge as error:
+        raise InputError(f"model '{name}' is too large for this machine ({error}): give another one") from error
     except (RuntimeError, OSError, ValueError) as error:
         if not (pretrained or 'pretrained tag' in str(error) or is_model_folder(name)):
             raise
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = textwrap.shorten(str(error), 400, placeholder=' ...') or type(error).__name__
         raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
                          'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
                          'out --pretrained') from error
@@ -116,6 +171,32 @@ def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: S
         if not is_model_folder(name):
             raise
         raise InputError(_no_model(name, error)) from error
+
+
+def _try_outline(make: Callable[..., nn.Module], given: Sequence[KeyValue], what: str) -> None:
+    """Make a model without memory first, so that what is wrong is found before its weights take memory and time.
+
+    Raises:
+        InputError: A setting is to blame.
+        TooLarge: The model is too large, and no setting is to blame.
+    """
+    def outline(**settings: Any) -> nn.Module:
+        with torch.device('meta'):
+            return make(**settings)
+
+    try:
+        call(outline, given, what)
+    except Exception as error:  # of code that may raise anything
+        is_told = isinstance(error, InputError) and 'meta' not in str(error.__cause__)  # else it has no outline
+        if is_told or isinstance(error, TooLarge):
+            raise
+
+
+def _fetch_weights(name: str) -> None:
+    """Bring the weights of one of timm's models into the Hub's cache; timm would wait for ever if they trickle."""
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if cfg is not None and cfg.hf_hub_id and not cfg.hf_hub_filename and not (cfg.file or cfg.state_dict):
+        find_weights_file(f'{HUB}{cfg.hf_hub_id}')
 
 
 def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:
@@ -128,7 +209,7 @@ def _switches(model: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def _no_model(name: str, error: Exception) -> str:
-    reason = ' '.join(str(error).split())
+    reason = textwrap.shorten(str(error), 400, placeholder=' ...')
     return (f"'{name}' is no model that timm can make with these settings ({type(error).__name__}: {reason}): check "
             '--drop, --drop-path and --model-kwargs, and its config.json, which may be damaged or of another kind')
 
@@ -143,15 +224,15 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
         input_size: (channels, height, width) of the images.
 
     Raises:
-        InputError: The model is for another size, not for RGB images, or no classifier. What it cannot do with images
+        InputError: The model is for another size or number of channels, or no classifier. What it cannot do with images
             of its own size either is no fault of the size, and stays the error that it is.
     """
     takes = get_model_input_config(model)
     channels, height, width = takes['input_size']
-    if not channels == input_size[0] == 3:
-        raise InputError(f"all images are read as RGB, but model '{name}' takes {channels} channels and the input size "
-                         f'says {input_size[0]}: leave in_chans out of --model-kwargs and give an input size of 3 '
-                         'channels')
+    mode_of(input_size[0])
+    if channels != input_size[0]:
+        raise InputError(f"model '{name}' takes images of {channels} channels, and these have {input_size[0]}: leave "
+                         'in_chans out of --model-kwargs, and give --in-chans')
     if takes['fixed_input_size'] and (height, width) != input_size[1:]:
         wanted = input_size[1] if input_size[1] == input_size[2] else '({},{})'.format(*input_size[1:])
         ours = f'--img-size {height} or ' if height == width else ''
@@ -173,9 +254,9 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
 def _try_image(model: nn.Module, input_size: tuple[int, int, int]) -> torch.Tensor:
     """What a model gives in evaluation for a grey image; its modes stay as they are."""
     training = [module for module in model.modules() if module.training]
-    device = next((parameter.device for parameter in model.parameters()), None)
+    like = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), torch.zeros(0))
     try:
-        return model.eval()(torch.zeros(1, *input_size, device=device))
+        return model.eval()(torch.zeros(1, *input_size, device=like.device, dtype=like.dtype))
     finally:
         for module in training:
             module.training = True

@@ -3,15 +3,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from nbn_timm.errors import InputError
 
 from ._released import StateDict
+from .hub_files import hub_file
 from .weight_files import read_state_dict
 
-__all__ = ['FOLDER', 'HUB', 'is_model_folder', 'read_folder_config', 'read_weights']
+__all__ = ['FOLDER', 'HUB', 'find_weights_file', 'is_model_folder', 'read_folder_config', 'read_weights']
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 
@@ -32,7 +32,7 @@ def read_folder_config(source: str) -> dict[str, Any]:
     """
     try:
         config = json.loads(_file(source, 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, ValueError, RecursionError, EntryNotFoundError) as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
                          'connection') from error
@@ -51,18 +51,27 @@ def read_weights(source: str) -> StateDict | None:
     """The weights in a folder or repository; None where they are in a file of a name that only timm knows.
 
     Raises:
-        InputError: They are damaged, or nothing can be computed with them.
+        InputError: They cannot be had, are damaged, or nothing can be computed with them.
+    """
+    path = find_weights_file(source)
+    return None if path is None else read_state_dict(path)
+
+
+def find_weights_file(source: str) -> Path | None:
+    """The file of weights in a folder or repository, fetched if need be; None where only timm knows its name.
+
+    Raises:
+        InputError: It cannot be had.
     """
     for name in _WEIGHTS:
         try:
-            path = _file(source, name)
-        except (OSError, EntryNotFoundError):
+            return _file(source, name)
+        except (FileNotFoundError, EntryNotFoundError):
             continue
-        except (HfHubHTTPError, HFValidationError) as error:
+        except (OSError, HFValidationError) as error:
             reason = ' '.join(str(error).split()) or type(error).__name__
             raise InputError(f"the weights of '{source}' cannot be had ({reason}): check the name and the "
                              'connection') from error
-        return read_state_dict(path)
     return None
 
 
@@ -74,4 +83,4 @@ def _file(source: str, name: str) -> Path:
             raise FileNotFoundError(f"there is no file '{path}'")
         return path
     repo_id, _, revision = place.partition('@')
-    return Path(hf_hub_download(repo_id, name, revision=revision or None))
+    return hub_file(repo_id, name, revision or None)

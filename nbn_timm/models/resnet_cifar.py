@@ -53,7 +53,8 @@ class ResNetCifar(nn.Module):
         global_pool: Pooling before the classifier, see timm's `create_classifier`.
         channels: Channels of the three stages.
         nbn: NBN in the last stage: the last BatchNorm of each block, as in `ResNetNbn`.
-        head: Kind of the classifier: 'linear', 'rectified' (logit rectification) or 'cosine'.
+        head: Kind of the classifier: 'linear', 'rectified' (logit rectification), 'cosine' or 'cosplus'.
+        head_kwargs: Settings of a cosine head, `scale`, and of a cosplus head, `gamma` too.
         conv_shortcut: Shortcuts of type B, a 1x1 convolution and BatchNorm, where the shape changes; else of type A.
         gradient, share_alpha: Of NBN, see `ResNetNbn`.
         drop_rate: Dropout before the classifier.
@@ -68,6 +69,7 @@ class ResNetCifar(nn.Module):
             channels: tuple[int, int, int] = (16, 32, 64),
             nbn: bool = False,
             head: str = LINEAR,
+            head_kwargs: dict[str, float] | None = None,
             conv_shortcut: bool = False,
             gradient: str = CAPPED,
             share_alpha: bool = True,
@@ -81,6 +83,7 @@ class ResNetCifar(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.head_kind = head
+        self.head_kwargs = dict(head_kwargs or {})
         self.grad_checkpointing = False
 
         width = channels[0]
@@ -97,7 +100,7 @@ class ResNetCifar(nn.Module):
         self.num_features = channels[-1]
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, head)
+        self.fc = convert_head(self.fc, head, self.head_kwargs)
         if nbn:
             add_nbn(self, ('layer3',), r'bn2$', share_alpha=share_alpha, gradient=gradient)
         self.init_weights()
@@ -135,7 +138,7 @@ class ResNetCifar(nn.Module):
         pool_type = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, self.head_kind)
+        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
         self.global_pool.train(self.training)
         self.fc.train(self.training)
 

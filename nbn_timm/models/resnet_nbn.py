@@ -40,7 +40,8 @@ class ResNetNbn(ResNet):
     Args:
         block: Block class of all stages.
         layers: Number of blocks in each stage.
-        head: Kind of the classifier: 'linear', 'rectified' (logit rectification) or 'cosine'.
+        head: Kind of the classifier: 'linear', 'rectified' (logit rectification), 'cosine' or 'cosplus'.
+        head_kwargs: Settings of a cosine head, `scale`, and of a cosplus head, `gamma` too.
         gradient: Backward pass of NBN, 'capped' or 'released', see `NormalizedBatchNorm2d`.
         share_alpha: One alpha for the stage, as released, else one for each layer.
         zero_init_last: As in timm's `ResNet`, for the plain BatchNorm layers of the first three stages; False as in
@@ -53,6 +54,7 @@ class ResNetNbn(ResNet):
             block: type[BasicBlock] | type[Bottleneck],
             layers: tuple[int, ...],
             head: str = LINEAR,
+            head_kwargs: dict[str, float] | None = None,
             gradient: str = CAPPED,
             share_alpha: bool = True,
             zero_init_last: bool = False,
@@ -62,7 +64,8 @@ class ResNetNbn(ResNet):
         last = 'bn3' if block is Bottleneck else 'bn2'
         add_nbn(self, ('layer4',), rf'{last}$|downsample', share_alpha=share_alpha, gradient=gradient)
         self.head_kind = head
-        self.fc = convert_head(self.fc, head)
+        self.head_kwargs = dict(head_kwargs or {})
+        self.fc = convert_head(self.fc, head, self.head_kwargs)
 
     @torch.jit.ignore
     def init_weights(self, zero_init_last: bool = False) -> None:
@@ -73,7 +76,7 @@ class ResNetNbn(ResNet):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
-        self.fc = convert_head(self.fc, self.head_kind)
+        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNetNbn:

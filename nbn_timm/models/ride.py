@@ -27,6 +27,7 @@ from .resnet_cifar import ResNetCifar
 __all__ = ['MultiExpert', 'ResNetRide', 'ResNetCifarRide']
 
 NUM_EXPERTS = 3  # as released
+MOST_EXPERTS = 100  # papers have at most seven
 
 _FORMS = ('', '_nbn', '_nbn_lr')
 _THREE_HEADS = ('fc.0', 'fc.1', 'fc.2')
@@ -63,8 +64,8 @@ class MultiExpert(nn.Module):
 
         Without `shared` what comes before them has the experts' channels side by side already.
         """
-        if not isinstance(num_experts, int) or num_experts < 1:
-            raise InputError(f'num_experts is {num_experts}: give a whole number from 1 on')
+        if not isinstance(num_experts, int) or not 1 <= num_experts <= MOST_EXPERTS:
+            raise InputError(f'num_experts is {num_experts}: give a whole number from 1 to {MOST_EXPERTS}')
         self.num_experts = num_experts
         self.head_kind = head
         self.expert_stages = stages

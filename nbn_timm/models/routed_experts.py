@@ -40,6 +40,11 @@ class ExpertRouter(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(num_features, hidden) for _ in range(num_experts - 1))
         self.decide = nn.Linear(top_k + hidden, 1)
 
+    def init_kaiming_normal(self) -> None:
+        """Start the weights as RIDE's CIFAR networks do; biases stay as torch made them, as there."""
+        for layer in (*self.hidden, self.decide):
+            nn.init.kaiming_normal_(layer.weight)  # type: ignore[arg-type]
+
     def forward(self, features: torch.Tensor, mean_logits: torch.Tensor, expert: int) -> torch.Tensor:
         """Decision logits [B] after `expert`; above 0 the next expert is asked.
 

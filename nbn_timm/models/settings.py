@@ -3,7 +3,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nbn_timm.settings import PROBABILITY, Settings, not_with, setting
+from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, Values, not_with, setting
+
+INITS = ('model', 'torch', 'torch_classifier')
+
+
+def _given_weights(name: str, others: Values) -> str | None:
+    given = next((one for one in ('pretrained', 'pretrained_path', 'initial_checkpoint') if getattr(others, one)), None)
+    return given and f'has no effect with --{given.replace("_", "-")}, which gives all weights'
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,24 @@ class StartSettings(Settings):
     title = 'start of training'
 
     pretrained: bool = setting(False, "from the model's published weights", effect=not_with('initial_checkpoint'))
-    initial_checkpoint: str | None = setting(None, 'from these weights', metavar='FILE', is_file=True)
+    pretrained_path: str | None = setting(
+        None, 'from weights of the same architecture in a file or a folder; a classifier for other classes begins anew',
+        metavar='PATH', is_file=True, effect=not_with('initial_checkpoint'))
+    initial_checkpoint: str | None = setting(
+        None, 'from these weights, a file or the folder of a run; it also tells model, data and input format where '
+        'they are not given, and classes that both have keep their rows', metavar='PATH', is_file=True)
+    init: str = setting(
+        INITS[0], "initial weights: by the model's own rule, by torch's for every layer, or by torch's for the "
+        'classifier alone', choices=INITS, effect=_given_weights)
+    freeze: str | None = setting(
+        None, "what does not learn: all up to a stage or block by its name, as layer3 or blocks.4, or 'backbone'; "
+        'BatchNorm statistics included', metavar='NAME', effect=not_with('stage'))
+    freeze_epochs: int = setting(0, 'epochs at the beginning in which the classifier alone learns', limits=NOT_NEGATIVE,
+                                 effect=not_with('stage'))
     drop: float | None = setting(None, 'dropout rate', limits=PROBABILITY, metavar='P', unset="the model's")
     drop_path: float | None = setting(None, 'drop path rate', limits=PROBABILITY, metavar='P', unset="the model's")
+    grad_checkpointing: bool = setting(
+        False, 'keep fewer activations for the backward pass and compute them again there: less memory, more time',
+        kind='machine')
     bn_momentum: float | None = setting(None, 'momentum of all BatchNorm layers', limits=PROBABILITY,
                                         unset="the model's")

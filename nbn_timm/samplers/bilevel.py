@@ -81,8 +81,9 @@ def meta_update(
         loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         lr: float,
         momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        weight_decay: float | Mapping[str, float] = 0.0,
         velocity: Mapping[str, torch.Tensor] | None = None,
+        nesterov: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient by which BALMS's sampler learns; nothing is changed.
 
@@ -100,10 +101,11 @@ def meta_update(
         meta_features: Of a class-balanced batch, [M, D].
         meta_targets: Its classes, int64 [M].
         loss: Maps logits and targets to the loss of each image [B]; balanced softmax in BALMS.
-        lr: Of the classifier's optimizer, as are `momentum`, `weight_decay` and `velocity`.
-        momentum: Of torch.optim.SGD, without Nesterov's.
-        weight_decay: Of torch.optim.SGD.
+        lr: Of the classifier's optimizer, as are `momentum`, `weight_decay`, `velocity` and `nesterov`.
+        momentum: Of torch.optim.SGD.
+        weight_decay: Of torch.optim.SGD, of all parameters or by parameter name.
         velocity: Momentum buffers by parameter name, where there are some already.
+        nesterov: The momentum is Nesterov's.
 
     Returns:
         The gradient with respect to w [C], on its device, and the cross-entropy on the meta batch, in float32 or the
@@ -124,7 +126,7 @@ def meta_update(
         def weighted_loss(weights: dict[str, torch.Tensor]) -> torch.Tensor:
             return (image_weights * loss(logits(weights, features), targets)).mean()
 
-        stepped = _sgd_step(parameters, grad(weighted_loss)(parameters), lr, momentum, weight_decay, velocity)
+        stepped = _sgd_step(parameters, grad(weighted_loss)(parameters), lr, momentum, weight_decay, velocity, nesterov)
         return F.cross_entropy(logits(stepped, meta_features), meta_targets)
 
     with torch.autocast(features.device.type, enabled=False):
@@ -137,16 +139,18 @@ def _sgd_step(
         gradients: Mapping[str, torch.Tensor],
         lr: float,
         momentum: float,
-        weight_decay: float,
+        weight_decay: float | Mapping[str, float],
         velocity: Mapping[str, torch.Tensor] | None,
+        nesterov: bool,
 ) -> dict[str, torch.Tensor]:
     """The parameters after one step of torch.optim.SGD, as new tensors that depend on the gradients."""
     stepped = {}
     for name, gradient in gradients.items():
-        step = gradient + weight_decay * parameters[name]
-        if velocity is not None:
-            step = step + momentum * velocity[name]
-        stepped[name] = parameters[name] - lr * step
+        decay = weight_decay[name] if isinstance(weight_decay, Mapping) else weight_decay
+        decayed = gradient + decay * parameters[name]
+        # The first step's buffer is its gradient, as torch and `higher` have it.
+        buffer = decayed + momentum * velocity[name] if velocity and name in velocity else decayed
+        stepped[name] = parameters[name] - lr * (decayed + momentum * buffer if nesterov else buffer)
     return stepped
 
 

@@ -27,6 +27,8 @@ class ClassAware(EpochSampler):
         InputError: `k` is no number from 1.
     """
 
+    balances = True
+
     def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.k = check_number("sampler 'class_aware'", FLAG, 'k', k, low=1, whole=True)

@@ -8,6 +8,8 @@ from nbn_timm.samplers.sampler import EpochSampler, register_sampler
 class ClassBalanced(EpochSampler):
     """N independent draws: a class uniformly among those that have images, then one of its images uniformly."""
 
+    balances = True
+
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         groups = self.groups
         group = rng.integers(len(groups.counts), size=self.epoch_length)

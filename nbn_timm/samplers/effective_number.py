@@ -23,6 +23,8 @@ class EffectiveNumber(ClassWeighted):
         InputError: `beta` is out of range.
     """
 
+    balances = True
+
     def __init__(self, *args: Any, beta: float = 0.9999, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.beta = check_number("sampler 'effective_number'", FLAG, 'beta', beta, high=1, below=True)

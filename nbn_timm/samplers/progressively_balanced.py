@@ -20,6 +20,8 @@ class ProgressivelyBalanced(ClassWeighted):
         InputError: The number of epochs is unknown.
     """
 
+    balances = True
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.epochs is None:

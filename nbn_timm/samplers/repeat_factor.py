@@ -27,6 +27,8 @@ class RepeatFactor(EpochSampler):
         InputError: `threshold` is no share.
     """
 
+    balances = True
+
     def __init__(self, *args: Any, threshold: float = 0.001, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_number("sampler 'repeat_factor'", FLAG, 'threshold', threshold, high=1, above=True)

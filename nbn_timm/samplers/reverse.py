@@ -12,5 +12,7 @@ class Reverse(ClassWeighted):
     In BBN this is the stream of the second, re-balancing branch, beside an instance-balanced one.
     """
 
+    balances = True
+
     def class_weights(self, counts: np.ndarray) -> np.ndarray:
         return counts.max() / counts

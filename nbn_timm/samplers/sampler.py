@@ -3,7 +3,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch.utils.data
@@ -39,6 +39,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     """
 
     second_stage: str | None = None  # the second stage that teaches the sampler; None for those that do not learn
+    balances: ClassVar[bool] = False  # it draws rare classes more often than they occur, by a rule of its own
 
     def __init__(
             self,

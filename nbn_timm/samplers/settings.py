@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nbn_timm.samplers.sampler import SAMPLERS
-from nbn_timm.settings import Settings, setting
+from nbn_timm.settings import Settings, not_with, setting
 
 
 @dataclass(frozen=True)
@@ -14,5 +14,5 @@ class SamplerSettings(Settings):
     title = 'sampler'
     of_training = True
 
-    sampler: str = setting('instance_balanced', 'by name', choices=lambda: SAMPLERS)
-    sampler_kwargs: Mapping[str, Any] = setting({}, "the sampler's own settings")
+    sampler: str = setting('instance_balanced', 'by name', choices=lambda: SAMPLERS, effect=not_with('imbalance'))
+    sampler_kwargs: Mapping[str, Any] = setting({}, "the sampler's own settings", effect=not_with('imbalance'))

@@ -10,5 +10,7 @@ from nbn_timm.samplers.weighted import ClassWeighted
 class SquareRoot(ClassWeighted):
     """N independent draws: class c with probability proportional to sqrt(n_c), then one of its images uniformly."""
 
+    balances = True
+
     def class_weights(self, counts: np.ndarray) -> np.ndarray:
         return np.sqrt(counts)

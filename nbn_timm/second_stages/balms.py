@@ -18,7 +18,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.key_values import check_choice, check_number
 from nbn_timm.layers import ExpertHead
 from nbn_timm.samplers.bilevel import meta_update, pick_noise
-from nbn_timm.samplers.class_balanced import ClassBalanced
+from nbn_timm.samplers.class_aware import ClassAware
 from nbn_timm.samplers.meta import MetaSampler
 from nbn_timm.second_stages.crt import ClassifierRetraining
 from nbn_timm.second_stages.second_stage import FLAG, SecondStageRun, register_second_stage
@@ -28,10 +28,11 @@ from nbn_timm.second_stages.second_stage import FLAG, SecondStageRun, register_s
 class BalancedMetaSoftmax(ClassifierRetraining):
     """Classifier re-training on batches of `MetaSampler`, whose rates learn from every batch.
 
-    Between the forward pass of a batch and the step of its classifier, `meta_update` looks ahead, by one step of plain
-    SGD with the learning rate of the moment. The released code looks ahead with the optimizer's momentum and weight
-    decay as well; these do not depend on the rates, but move the point at which the gradient is taken. The gradient,
-    from the cross-entropy on a class-balanced meta batch, goes to Adam. An epoch is drawn from the rates at its
+    Between the forward pass of a batch and the step of its classifier, `meta_update` looks ahead, by the step of SGD
+    that the classifier's optimizer is about to take: with the learning rate of the moment, and with its momentum and
+    weight decay, as in the released code. Of an optimizer other than SGD the step is one of plain SGD. The gradient,
+    from the cross-entropy on a meta batch, goes to Adam. Meta batches go through the classes in turn, one image a
+    visit, as there. An epoch is drawn from the rates at its
     beginning; the noise is that of these rates, and the gradient is taken at the present ones. With accumulation the
     rates learn from every batch and the classifier from their sum. Several processes learn from the gathered batches of
     all and keep the same rates.
@@ -40,8 +41,8 @@ class BalancedMetaSoftmax(ClassifierRetraining):
 
     Args:
         reinit: See `ClassifierRetraining`.
-        meta_lr: Learning rate of Adam; 0.01 in the released code and its recipes for CIFAR, 0.001 in those for
-            ImageNet-LT and Places-LT.
+        meta_lr: Learning rate of Adam; 0.01 where a recipe of the release names none, as those for CIFAR, 0.001 in
+            those for ImageNet-LT and Places-LT.
         meta_batch_size: Images of a meta batch per process; None is twice the batch, as in the released recipes for
             ImageNet-LT and Places-LT. Those for CIFAR have the batch itself.
         meta_split: Where meta batches come from, 'train' or 'val', with the augmentation of training. The release has
@@ -144,7 +145,7 @@ class BalancedMetaSoftmax(ClassifierRetraining):
         noise = pick_noise(self.drawn_from, self.counts, target, self.generator)
         gradient, _ = meta_update(
             self.sampler.rate_logits, classifier, features, target, noise, meta_features, meta_target,
-            self.losses, self.run.optimizer.param_groups[0]['lr'])
+            self.losses, **step_of(self.run.optimizer, classifier))
         if self.run.world_size > 1:  # a GPU's sums may differ in the last bit
             shared = gradient.to(self.run.device)
             dist.broadcast(shared, 0)
@@ -183,11 +184,25 @@ class BalancedMetaSoftmax(ClassifierRetraining):
         self.adam.param_groups[0]['lr'] = self.meta_lr
 
 
-class MetaBatches(ClassBalanced):
-    """Class-balanced draws, so many per process and epoch."""
+def step_of(optimizer: torch.optim.Optimizer, classifier: nn.Module) -> dict[str, Any]:
+    """The next step of an optimizer as `meta_update` takes it; of one other than SGD its learning rate alone."""
+    first = optimizer.param_groups[0]
+    if not isinstance(optimizer, torch.optim.SGD):
+        return dict(lr=first['lr'])
+    decay_of = {parameter: group['weight_decay'] for group in optimizer.param_groups for parameter in group['params']}
+    parameters = {name: parameter for name, parameter in classifier.named_parameters() if parameter.requires_grad}
+    buffers = {name: optimizer.state.get(parameter, {}).get('momentum_buffer')
+               for name, parameter in parameters.items()}
+    return dict(lr=first['lr'], momentum=first['momentum'], nesterov=first['nesterov'],
+                weight_decay={name: decay_of[parameter] for name, parameter in parameters.items()},
+                velocity={name: buffer for name, buffer in buffers.items() if buffer is not None})
+
+
+class MetaBatches(ClassAware):
+    """All classes in turn, one image a visit, so many images per process and epoch."""
 
     def __init__(self, images: int, targets: np.ndarray, **kwargs: Any) -> None:
-        super().__init__(targets, **kwargs)
+        super().__init__(targets, k=1, **kwargs)
         self.images = images
 
     @property

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.layers import ExpertHead, RectifiedLinear
+from nbn_timm.layers import ClassVectors, ExpertHead, RectifiedLinear
 
 
 def classifier_of(model: nn.Module) -> Any:
@@ -91,6 +91,15 @@ def vectors(features: torch.Tensor) -> torch.Tensor:
         raise InputError(f'the classifier is given maps {list(features.shape[1:])}, which are pooled only afterwards: '
                          'use a model that pools first')
     return vectors
+
+
+def vector_classifiers(model: nn.Module) -> dict[str, Any]:
+    """The classifiers of a model that take feature vectors, by module name; none if it has others."""
+    classifier = classifier_of(model)
+    parts = list(classifier) if isinstance(classifier, ExpertHead) else [classifier]
+    names = {id(module): name for name, module in model.named_modules()}
+    on_vectors = all(isinstance(part, nn.Linear | ClassVectors) for part in parts)
+    return {names[id(part)]: part for part in parts} if on_vectors else {}
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

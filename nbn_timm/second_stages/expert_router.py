@@ -4,12 +4,13 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from nbn_timm.key_values import check_number
+from nbn_timm.key_values import check_choice, check_number
 from nbn_timm.losses.router_loss import POS_WEIGHT, RoutingLoss
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.routed_experts import HIDDEN, TOP_K, router_settings
 from nbn_timm.second_stages.second_stage import FLAG, SecondStage, TrainedSecondStage, register_second_stage
 
+INITS = ('torch', 'kaiming_normal')
 _WIDEST = 65536  # hidden units; RIDE has 16
 
 
@@ -20,19 +21,34 @@ class Routing(TrainedSecondStage):
     Args:
         top_k, hidden: See `ExpertRouter`.
         pos_weight: See `RoutingLoss`.
+        init: How the router starts: 'torch', by torch's rule for linear layers, as RIDE's networks for ImageNet and
+            iNaturalist, or 'kaiming_normal', as its networks for CIFAR.
+
+    Raises:
+        InputError: A setting out of range.
     """
 
     takes_mixing = False
     unused = (*SecondStage.unused, 'loss', 'loss_kwargs', 'smoothing', 'freeze_bn')
 
-    def __init__(self, top_k: int = TOP_K, hidden: int = HIDDEN, pos_weight: float = POS_WEIGHT) -> None:
+    def __init__(
+            self,
+            top_k: int = TOP_K,
+            hidden: int = HIDDEN,
+            pos_weight: float = POS_WEIGHT,
+            init: str = INITS[0],
+    ) -> None:
         self.top_k = check_number('--stage routing', FLAG, 'top_k', top_k, low=1, whole=True)
         self.hidden = check_number('--stage routing', FLAG, 'hidden', hidden, low=1, high=_WIDEST, whole=True)
         self.pos_weight = check_number('--stage routing', FLAG, 'pos_weight', pos_weight, above=True)
+        self.init = check_choice('--stage routing', FLAG, 'init', init, INITS)
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The network and its router."""
-        return RoutedExperts(model, self.top_k, self.hidden)
+        model = RoutedExperts(model, self.top_k, self.hidden)
+        if self.init == 'kaiming_normal':
+            model.router.init_kaiming_normal()
+        return model
 
     def trained(self, model: nn.Module) -> nn.Module:
         """The router."""

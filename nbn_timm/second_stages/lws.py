@@ -23,7 +23,7 @@ class ClassScale(nn.Module):
 
 
 class ScaledClassifier(nn.Module):
-    """A frozen classifier whose logits are scaled, z_c * s_c, bias included."""
+    """A linear classifier whose logits are scaled, z_c * s_c, bias included."""
 
     def __init__(self, classifier: Any) -> None:
         super().__init__()

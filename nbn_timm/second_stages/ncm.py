@@ -2,7 +2,6 @@
 section 4.2; feature forms of Wang et al., "SimpleShot", arXiv 1911.04623).
 """
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,7 +11,14 @@ from torch import nn
 from nbn_timm.errors import InputError
 from nbn_timm.key_values import check_choice
 from nbn_timm.layers import ClassVectors, ExpertHead
-from nbn_timm.second_stages.classifier import classifier_of, linear_classifiers, replace_module, vectors, write_linear
+from nbn_timm.second_stages.classifier import (
+    classifier_of,
+    linear_classifiers,
+    replace_module,
+    vector_classifiers,
+    vectors,
+    write_linear,
+)
 from nbn_timm.second_stages.second_stage import FLAG, FitData, FitReport, FittedSecondStage, register_second_stage
 
 FEATURES = ('un', 'l2n', 'cl2n')
@@ -67,7 +73,7 @@ class NearestClassMean(FittedSecondStage):
     def restore(cls, model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> nn.Module:
         """The model with the normalising classifiers that a checkpoint has, if it has them."""
         if hasattr(model, 'get_classifier'):
-            for name, classifier in _on_vectors(model).items():
+            for name, classifier in vector_classifiers(model).items():
                 if f'{name}.mean' in state_dict:
                     replace_module(model, name, CentroidLinear(classifier.in_features, classifier.out_features))
         return model
@@ -76,7 +82,7 @@ class NearestClassMean(FittedSecondStage):
         """Compute the centroids in a pass over the training images, two for 'cl2n', and make them the classifier."""
         single = not isinstance(classifier_of(model), ExpertHead)
         linear = self.features == 'un' or (self.metric == 'dot' and single)
-        classifiers = linear_classifiers(model, 'ncm') if linear else _on_vectors(model)
+        classifiers = linear_classifiers(model, 'ncm') if linear else vector_classifiers(model)
         if not classifiers:
             raise InputError(f'the classifier of {type(model).__name__} is not on feature vectors, which alone can be '
                              'normalised: give --stage-kwargs features=un')
@@ -129,15 +135,6 @@ class NearestClassMean(FittedSecondStage):
             for total in (*sums, counts):
                 dist.all_reduce(total)
         return sums, counts
-
-
-def _on_vectors(model: nn.Module) -> dict[str, Any]:
-    """The classifiers of a model that take feature vectors, by module name; none if it has others."""
-    classifier = classifier_of(model)
-    parts = list(classifier) if isinstance(classifier, ExpertHead) else [classifier]
-    names = {id(module): name for name, module in model.named_modules()}
-    on_vectors = all(isinstance(part, nn.Linear | ClassVectors) for part in parts)
-    return {names[id(part)]: part for part in parts} if on_vectors else {}
 
 
 def _centroid_linear(

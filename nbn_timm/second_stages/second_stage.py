@@ -31,7 +31,7 @@ class SecondStage:
         keeps_classifier: The classes stay those of the network; else they may be others.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint')
+    unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint', 'classifier_lr')
     takes_mixing: ClassVar[bool] = True
     keeps_classifier: bool = True
 
@@ -104,6 +104,10 @@ class TrainedSecondStage(SecondStage, ABC):
         """Put what is not trained into eval mode, BatchNorm and dropout included; the model is in training mode."""
         model.eval()
         self.trained(model).train()
+
+    def rates(self, model: nn.Module) -> dict[nn.Module, float]:
+        """Parts of what is trained whose learning rate is a multiple of the run's, and these multiples."""
+        return {}
 
     def loss(self) -> nn.Module | None:
         """The stage's own loss; None trains with that of `--loss`."""
@@ -182,8 +186,8 @@ class FittedSecondStage(SecondStage, ABC):
     """A stage that is computed in one pass over data, without gradients: no setting of training has an effect on it."""
 
     takes_mixing = False
-    unused = (*SecondStage.unused, 'freeze_bn', 'bn_momentum', 'grad_accum_steps', 'torchcompile', 'log_tensorboard',
-              'log_wandb')
+    unused = (*SecondStage.unused, 'freeze_bn', 'bn_momentum', 'grad_accum_steps', 'drop_last', 'torchcompile',
+              'log_tensorboard', 'log_wandb')
 
     @abstractmethod
     def fit(self, model: nn.Module, data: FitData) -> FitReport:

@@ -15,6 +15,7 @@ from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.timm_datasets import SelectedSamples
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.key_values import check_number
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.second_stages.classifier import linear_classifiers, linear_form, vectors, write_linear
@@ -138,7 +139,7 @@ def _best(curve: dict[float, EvalResult], metric: str) -> float:
     values = {tau: result.metrics()[metric] for tau, result in curve.items()}
     if None in values.values():
         raise InputError(f"there is no image to measure '{metric}' on: choose tau by another --eval-metric")
-    better: Any = min if metric == 'loss' else max
+    better: Any = min if metric in LOWER_IS_BETTER else max
     return better(values, key=values.__getitem__)
 
 

@@ -12,6 +12,7 @@ import torch
 from nbn_timm.data import Classes, DataDefaults, read_counts
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
+from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.errors import InputError
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
@@ -156,12 +157,16 @@ class _Asked:
 
 
 def checkpoint_record(path: str) -> NetworkRecord:
-    """What a checkpoint says of its training.
+    """What a checkpoint says of its training; a split file is found beside it where the run folder has been moved.
 
     Raises:
         InputError: It cannot be read.
     """
-    return NetworkRecord.of_checkpoint(read_checkpoint(path))
+    record = NetworkRecord.of_checkpoint(read_checkpoint(path))
+    recorded, beside = record.arguments.get('split_file'), Path(path).parent / SPLIT_FILE
+    if recorded and not os.path.isfile(str(recorded)) and beside.is_file():
+        return replace(record, arguments={**record.arguments, 'split_file': str(beside)})
+    return record
 
 
 def published_record(name: str | None) -> NetworkRecord:
@@ -208,6 +213,8 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         if not isinstance(network, RoutedExperts):
             raise InputError(f"--all-experts is for a network with routing, and '{path}' has none: leave it out")
         network = network.network
+    if record.calibration is not None and (all_experts or record.calibration.use_ema != use_ema):
+        record = replace(record, calibration=None)  # it is of other logits
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
-from nbn_timm.data.settings import DataSettings, InputSettings
+from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
+from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
@@ -48,6 +52,7 @@ class NetworkRecord:
         test: Accuracies.
         digest: Of the weights that the record belongs to; None in a checkpoint, which holds them.
         folded: NBN was folded after the training.
+        calibration: Temperature that makes probabilities of the logits.
         facts: In words: 'command', 'hardware', 'torch', 'date', as far as they are known.
     """
 
@@ -59,6 +64,7 @@ class NetworkRecord:
     test: Results | None = None
     digest: str | None = None
     folded: bool = False
+    calibration: FittedTemperature | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -66,15 +72,24 @@ class NetworkRecord:
         """The record in a checkpoint of this package or of timm, as `read_checkpoint` gives it.
 
         timm keeps a Namespace, in which a flag that was not given may be None, '' or {}; these are left out.
+
+        Raises:
+            InputError: A setting is a tensor, or what is said of the classes is malformed.
         """
         arguments, classes, epoch = (checkpoint.get(key) for key in ('args', 'class_counts', 'epoch'))
         if isinstance(arguments, argparse.Namespace):
             arguments = {name: value for name, value in vars(arguments).items()
-                         if value is not None and value not in ('', {})}
+                         if value is not None and (isinstance(value, torch.Tensor) or value not in ('', {}))}
+        arguments = arguments if isinstance(arguments, dict) else {}
+        for name, value in {**arguments, 'arch': checkpoint.get('arch')}.items():
+            if _holds_tensor(value):
+                raise InputError(f"the checkpoint's record is malformed, as its '{name}' is a tensor: take an earlier "
+                                 'checkpoint')
         return cls(
-            arguments if isinstance(arguments, dict) else {}, checkpoint.get('arch'),
+            arguments, checkpoint.get('arch'),
             classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
-            epoch=epoch + 1 if isinstance(epoch, int) else None)
+            epoch=epoch + 1 if isinstance(epoch, int) else None,
+            calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> 'NetworkRecord':
@@ -95,7 +110,8 @@ class NetworkRecord:
         return cls(
             data.get('settings') or {}, name=data.get('model'), classes=Classes.from_dict(classes) if classes else None,
             epoch=data.get('epoch'), test=Results.from_dict(test, where) if test else None, digest=data.get(DIGEST),
-            folded=bool(data.get('folded')), facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
+            folded=bool(data.get('folded')), calibration=FittedTemperature.from_dict(data.get(CALIBRATION)),
+            facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what is known."""
@@ -103,7 +119,8 @@ class NetworkRecord:
             'model': self.name, DIGEST: self.digest,
             'class_counts': None if self.classes is None else self.classes.to_dict(),
             'settings': dict(self.arguments) or None, 'epoch': self.epoch, **self.facts,
-            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None}
+            'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None,
+            CALIBRATION: None if self.calibration is None else self.calibration.to_dict()}
         return {key: value for key, value in entries.items() if value is not None}
 
     def told(self, settings: type[ToldT]) -> ToldT:
@@ -159,7 +176,8 @@ class NetworkRecord:
         recorded = self.told(ModelSettings)
         if name != self.model:
             return name, bool(nbn), dict(kwargs or {})
-        return name, bool(recorded.add_nbn) if nbn is None else nbn, {**recorded.model_kwargs, **(kwargs or {})}
+        arguments = {**self.input.as_model_kwargs(), **recorded.model_kwargs, **(kwargs or {})}
+        return name, bool(recorded.add_nbn) if nbn is None else nbn, arguments
 
     def inherited(
             self,
@@ -190,13 +208,42 @@ class NetworkRecord:
             left_out |= of_model
         if not same_format:
             left_out |= of_format
-        if given.get('img_size') or given.get('input_size') or self.input.input_size:
-            left_out.add('img_size')  # the recorded size in full says the same
-        if given.get('img_size'):
+        size = self.input.input_size
+        if given.get('img_size') or given.get('in_chans'):  # of the recorded size, what is not given
             left_out.add('input_size')
+            if size:
+                recorded |= {'in_chans': size[0], 'img_size': size[1]}
+        elif given.get('input_size') or size:
+            left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         return {name: recorded[name] for name, declared in groups.declared().items()
                 if declared.declaration.inherited and name not in given and name not in left_out
                 and recorded.get(name) not in (None, '', declared.default)}
+
+    def inherited_by_training(
+            self,
+            groups: type[SettingGroups],
+            given: Mapping[str, Any],
+            same_task: bool = False,
+    ) -> dict[str, Any]:
+        """What a new training takes from the record of the network that it begins with, see `inherited`.
+
+        The images are read as the network had them, unless a benchmark prescribes another format. Where lists are
+        given, the recorded ones would be strangers among them, and so would be a recorded validation split of the
+        training images where these are others or are divided otherwise.
+
+        Args:
+            groups: The command's settings.
+            given: Values that the command was given, by name.
+            same_task: It goes on with the task of the network, whose format then holds in any case.
+        """
+        dataset = str(given.get('dataset') or self.dataset)
+        same_format = same_task or dataset == self.dataset or not prescribes_format(dataset)
+        found = self.inherited(groups, given, same_format)
+        lists = LISTS | CSVS
+        other_images = bool(lists & given.keys())
+        other_draw = any(name in given and given[name] != self.arguments.get(name) for name in OF_THE_SPLIT)
+        left_out = {*(lists if other_images else ()), *(OF_THE_SPLIT if other_images or other_draw else ())}
+        return {name: value for name, value in found.items() if name not in left_out}
 
     def public(self, groups: type[SettingGroups], private: tuple[str, ...] = ()) -> 'NetworkRecord':
         """The record without paths and without what is the machine's.
@@ -209,6 +256,12 @@ class NetworkRecord:
         return replace(
             self, arguments={name: without_paths(value) for name, value in told.items() if name not in private},
             classes=None if self.classes is None else public_counts(self.classes), facts=without_paths(self.facts))
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, torch.Tensor) or isinstance(value, list | tuple) and any(map(_holds_tensor, value))
 
 
 def public_counts(counts: ClassCounts) -> ClassCounts:

@@ -76,6 +76,7 @@ class EvaluatedWeights:
         epoch, epochs: Of the weights and of the run, from 1.
         chosen_by: What chose that epoch; None for the last one.
         second_stage: One of one pass that gave them, which has no epochs.
+        head: On cached features, which has no epochs of a run either.
     """
 
     file: str
@@ -83,13 +84,14 @@ class EvaluatedWeights:
     epochs: int | None = None
     chosen_by: str | None = None
     second_stage: str | None = None
+    head: str | None = None
 
     @classmethod
     def of_results(cls, results: Mapping[str, Any]) -> 'EvaluatedWeights':
         """What a test.json says of them; earlier versions told it in a sentence alone."""
         weights = results.get('weights')
         if isinstance(weights, Mapping):
-            return cls(str(weights.get('file')), *map(weights.get, ('epoch', 'epochs', 'chosen_by', 'stage')))
+            return cls(str(weights.get('file')), *map(weights.get, ('epoch', 'epochs', 'chosen_by', 'stage', 'head')))
         sentence = str(results.get('checkpoint'))
         trained = re.match(r'epoch (\d+) .*?\(([^)]+)\)(?:.*chosen by (.*))?', sentence)
         if trained:
@@ -99,12 +101,14 @@ class EvaluatedWeights:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {'file': self.file, 'stage': self.second_stage} if self.second_stage else {
-            key: value for key, value in asdict(self).items() if key != 'second_stage'}
+            key: value for key, value in asdict(self).items() if key != 'second_stage' and (key != 'head' or value)}
 
     def in_words(self) -> str:
         """For people."""
         if self.second_stage:
             return f'{self.file}, --stage {self.second_stage}'
+        if self.head:
+            return f'{self.file}, head {self.head} on cached features, chosen by {self.chosen_by}'
         if self.chosen_by is None:
             return f'epoch {self.epoch} ({self.file}), the last one, since there is no validation split to choose by'
         return f'epoch {self.epoch} of {self.epochs} ({self.file}), chosen by {self.chosen_by}'

@@ -2,6 +2,8 @@
 
 Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization" (SWA), UAI 2018.
 """
+from typing import TYPE_CHECKING
+
 import torch
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
@@ -11,7 +13,9 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from nbn_timm.data import TrainLoader
 from nbn_timm.training.distributed import seed_everything
 from nbn_timm.training.optim import AverageSettings
-from nbn_timm.training.plan import Plan
+
+if TYPE_CHECKING:  # a plan writes checkpoints, which hold such a mean
+    from nbn_timm.training.plan import Plan
 
 
 class EpochAverage(AveragedModel):
@@ -38,7 +42,7 @@ def epoch_average(task: TrainingTask) -> EpochAverage | None:
     return average if isinstance(average, EpochAverage) else None
 
 
-def end_of_epoch(task: TrainingTask, plan: Plan, loader: TrainLoader, epoch: int) -> None:
+def end_of_epoch(task: TrainingTask, plan: 'Plan', loader: TrainLoader, epoch: int) -> None:
     """Take the weights after `epoch` (0-based) into the mean, which begins in the first of the last `swa_epochs`.
 
     Before that the mean is the model itself. Where the mean is evaluated, and after the last epoch, its BatchNorm
@@ -52,7 +56,7 @@ def end_of_epoch(task: TrainingTask, plan: Plan, loader: TrainLoader, epoch: int
     if epoch <= first:
         average.begin()
     average.take(unwrap_model(task.get_trainable_module()))
-    if epoch >= first and (plan.watched is not None or epoch + 1 == settings.schedule.epochs):
+    if epoch >= first and (plan.watched_after(epoch) is not None or epoch + 1 == settings.schedule.epochs):
         seed_everything(settings.run.seed, epoch, plan.world.rank)
         loader.set_epoch(epoch)
         amp_dtype = settings.precision.autocast

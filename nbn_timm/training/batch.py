@@ -19,8 +19,9 @@ class BatchSettings(Settings):
         None, 'images per update over all processes; with --batch-size it sets the accumulation steps, else it is '
         'divided among the processes', limits=AT_LEAST_1, unset='what the others amount to')
     grad_accum_steps: int | None = setting(None, 'batches per update', limits=AT_LEAST_1, unset='1')
+    drop_last: bool = setting(False, 'leave out the last, smaller update of an epoch, as some released codes do')
     validation_batch_size: int | None = setting(None, 'images per process in evaluation', limits=AT_LEAST_1,
-                                                unset='that of training', kind='machine')
+                                                unset='that of training', kind='machine', short='-vb')
 
 
 @dataclass(frozen=True)

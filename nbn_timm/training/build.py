@@ -17,15 +17,20 @@ from nbn_timm.losses import create_loss, number_of_slow_views, number_of_views, 
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
-from nbn_timm.models.create import create_model
+from nbn_timm.models.create import init_by_torch
+from nbn_timm.models.settings import StartSettings
+from nbn_timm.models.transfer import start_model
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
+from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
+from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import LearningLossTask, SecondStageTask
@@ -65,12 +70,20 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     """
     of_model, start, loss = settings.model, settings.start, settings.loss.loss
     num_classes = settings.data.num_classes or splits.num_classes
+    own_run = start.initial_checkpoint
+    goes_on = own_run if stage is not None else None  # with the very network
+    file = None if goes_on else own_run or start.pretrained_path
     with world.primary_first():
-        model = create_model(
-            of_model.model, num_classes, start.pretrained, start.drop, start.drop_path, start.bn_momentum,
-            of_model.add_nbn, of_model.model_kwargs)
-    if start.initial_checkpoint:
-        load_weights(model, start.initial_checkpoint)
+        model, notes = start_model(
+            of_model.model, num_classes, file, _rows_kept(own_run, splits) if own_run and not goes_on else None,
+            pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
+            drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
+            in_chans=settings.input.channels)
+    splits.notes.extend(notes)
+    if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
+        init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
+    if goes_on:
+        load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):
         model = stage.prepare(model)
     if takes_experts(loss):
@@ -82,8 +95,34 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
         model = convert_sync_batchnorm(model)
-    model.to(world.device)
+    if start.grad_checkpointing:
+        checkpoint_gradients(model, of_model.model)
+    model.to(world.device, settings.precision.dtype)
     return model.to(memory_format=torch.channels_last) if settings.precision.channels_last else model
+
+
+def _rows_kept(file: str, splits: Splits) -> list[tuple[int, int]] | None:
+    """Labels here and in a checkpoint of the classes that both have by name; None if the classifier fits as it is."""
+    theirs, ours = checkpoint_record(file).classes, splits.classes
+    if theirs is None or ours is None or theirs.names == ours.names or not (theirs.named and ours.named):
+        return None
+    labels = {name: label for label, name in enumerate(theirs.names)}
+    return [(label, labels[name]) for label, name in enumerate(ours.names) if name in labels]
+
+
+def build_freezing(settings: TrainSettings, model: nn.Module, world: World) -> Freezing | None:
+    """What freezes parts of the model by the epoch, if anything is to be frozen.
+
+    Raises:
+        InputError: It cannot be had on this run.
+    """
+    start = settings.start
+    if start.freeze is None and not start.freeze_epochs:
+        return None
+    if start.freeze_epochs and (world.distributed or settings.gpu.cuda_graphs):
+        raise InputError('--freeze-epochs changes what is trained in the middle of a run, which several processes and '
+                         'CUDA graphs cannot follow: leave it out, or train on one process without --cuda-graphs')
+    return Freezing(model, start.freeze, start.freeze_epochs)
 
 
 def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
@@ -111,7 +150,8 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     elif settings.sampler.sampler_kwargs:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, so --sampler-kwargs would have no "
                          'effect: leave them out')
-    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss))
+    return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss),
+                             settings.batch.drop_last or None)
 
 
 def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> Mixing | None:
@@ -157,6 +197,7 @@ def build_task(
     distillation = settings.distillation
     teacher = build_teacher(
         distillation, plan.num_classes, plan.splits.classes, plan.input, settings.precision.channels_last)
+    teacher.to(settings.precision.dtype)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
         distillation.kd_teacher_mode == 'train', device)
@@ -182,9 +223,9 @@ def check_lone_loss(settings: TrainSettings, world: World) -> None:
     if settings.optimizer.sam_rho:
         raise InputError(f"loss '{name}' has a state of its own, which would count each batch twice with --sam-rho: "
                          'leave one of them out')
-    if 'layer_decay' in settings.optimizer.opt_kwargs:
-        raise InputError(f"loss '{name}' has parameters of its own, which are in no layer of --opt-kwargs layer_decay: "
-                         'leave it out')
+    if settings.optimizer.layer_decay is not None:
+        raise InputError(f"loss '{name}' has parameters of its own, which are in no layer of --layer-decay: leave it "
+                         'out')
     if settings.gpu.cuda_graphs:
         raise InputError(f"loss '{name}' has a state of its own, which --cuda-graphs does not hold: leave it out")
 

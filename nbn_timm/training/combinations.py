@@ -4,9 +4,10 @@ from typing import Any
 import torch
 
 from nbn_timm.errors import InputError
-from nbn_timm.losses import number_of_views, takes_features, takes_soft_targets
+from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets
 from nbn_timm.losses.loss import check_loss_settings
 from nbn_timm.mixing import MIXINGS
+from nbn_timm.samplers import SAMPLERS
 from nbn_timm.samplers.sampler import check_sampler_settings
 from nbn_timm.second_stages import FittedSecondStage, SecondStage, TrainedSecondStage
 from nbn_timm.settings import flag
@@ -25,6 +26,8 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     """
     if isinstance(stage, FittedSecondStage):  # nothing is trained
         return
+    if settings.precision.dtype is torch.float16:
+        raise InputError('--model-dtype float16 cannot hold small gradients: give bfloat16, or --amp in its place')
     assert stage is None or isinstance(stage, TrainedSecondStage)
     check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
     mixing = chosen_mixing(settings, stage)
@@ -37,6 +40,9 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.average.swa_epochs > settings.schedule.epochs:
         raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
                          '--epochs of the run: give fewer')
+    if settings.average.swa_epochs and settings.schedule.patience is not None:
+        raise InputError('--patience can end a run before the last --swa-epochs, of which the mean is taken: leave one '
+                         'of them out')
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')
@@ -45,6 +51,17 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
         if given and (features or views):
             raise InputError(f"loss '{name}' takes {'features' if features else 'several views of an image'}, which "
                              f'training with {other} does not hand on: leave out {other}, or give another --loss')
+
+
+def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
+    """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
+    loss, sampler = settings.loss.loss, settings.sampler.sampler
+    if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
+        return []
+    if not (balances_classes(loss) and SAMPLERS[sampler].balances):
+        return []
+    return [f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count twice "
+            'and frequent ones may be lost: leave out one of the two.']
 
 
 def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = None) -> str | None:

@@ -1,4 +1,6 @@
 """What a run keeps: its checkpoints, the best epoch so far, and its log."""
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation.result import no_metrics
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.loop import EpochResult
 from nbn_timm.training.plan import Plan
@@ -18,6 +21,8 @@ from nbn_timm.training.run_checkpoint import (
     resume_run,
     save_checkpoint,
 )
+
+_logger = logging.getLogger(__name__)
 
 
 class Keeper:
@@ -59,8 +64,36 @@ class Keeper:
                               keeping.wandb_project if keeping.log_wandb else None, plan.record())
         return start_epoch
 
-    def keep(self, epoch: int, trained: EpochResult, result: EvalResult | None) -> None:
-        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one."""
+    def gave_up(self, epoch: int) -> bool:
+        """Whether the run ends before an epoch (0-based), since --patience epochs have brought nothing better.
+
+        That is known from the best epoch alone, which checkpoints hold; so a resumed run ends where it would have.
+        """
+        settings = self.plan.settings
+        patience, interval = settings.schedule.patience, settings.keeping.val_interval
+        evaluated = epoch - epoch % interval  # epochs up to the last evaluation
+        if patience is None or self.best is None or evaluated - (self.best.epoch + 1) < patience:
+            return False
+        _logger.info('Validation %s has not become better since epoch %d, so the run ends after epoch %d of %d '
+                     '(--patience %d).', settings.run.eval_metric, self.best.epoch + 1, epoch, settings.schedule.epochs,
+                     patience)
+        return True
+
+    def keep(
+            self,
+            epoch: int,
+            trained: EpochResult,
+            result: EvalResult | None,
+            seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one.
+
+        Args:
+            epoch: 0-based.
+            trained: What the training gave.
+            result: What the evaluation gave.
+            seconds: Of the parts of the epoch, for the log.
+        """
         metric, is_best = self._metric(result), False
         if metric is not None and is_better(metric, self.best, self.plan.settings.run.eval_metric):
             self.best, is_best = Best(metric, epoch), True
@@ -68,7 +101,8 @@ class Keeper:
             return
         training: dict[str, Any] = {
             'loss': trained.loss, 'images_per_second': round(trained.images / trained.seconds, 1)}
-        self.log.write(epoch, training, result.metrics() if result else None, trained.lr)
+        evaluated = result.metrics() if result else None if self.plan.watched is None else no_metrics()
+        self.log.write(epoch, training, evaluated, trained.lr, seconds)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
             self.plan.splits.classes, metric, self.best, self.scaler), is_best,

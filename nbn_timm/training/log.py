@@ -79,15 +79,27 @@ class RunLog:
             trim_summary(str(self.summary), start_epoch)
             self._trim_lines(start_epoch)
 
-    def write(self, epoch: int, train: Metrics, evaluation: Metrics | None, lr: float) -> None:
-        """Log an epoch (0-based); columns are named train_*, eval_* and lr, a metric that is None stays empty."""
+    def write(
+            self,
+            epoch: int,
+            train: Metrics,
+            evaluation: Metrics | None,
+            lr: float,
+            seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Log an epoch (0-based); columns are named train_*, eval_* and lr, a metric that is None stays empty.
+
+        Seconds of the epoch's parts go to log.jsonl alone, whose lines need not have the same entries.
+        """
         row = {**{f'train_{key}': value for key, value in train.items()},
                **{f'eval_{key}': value for key, value in (evaluation or {}).items()}, 'lr': lr}
         now = datetime.now(timezone.utc).isoformat(timespec='seconds')
         with _writing(self.summary.parent):
-            update_summary(epoch, train, evaluation, filename=str(self.summary), lr=lr)
+            update_summary(epoch, train, self._in_columns(evaluation), filename=str(self.summary), lr=lr)
             with open(self.lines, 'a', encoding='utf-8') as file:
-                file.write(json.dumps({'epoch': epoch, 'time': now, **row}) + '\n')
+                parts = {} if seconds is None else {
+                    'seconds': {name: round(value, 4) for name, value in seconds.items()}}
+                file.write(json.dumps({'epoch': epoch, 'time': now, **row, **parts}) + '\n')
         numbers = {key: value for key, value in row.items() if value is not None}
         if self.tensorboard is not None:
             for key, value in numbers.items():
@@ -95,6 +107,14 @@ class RunLog:
             self.tensorboard.flush()
         if self.wandb is not None:
             self.wandb.log({'epoch': epoch, **numbers})
+
+    def _in_columns(self, evaluation: Metrics | None) -> Metrics | None:
+        """The metrics that the summary has columns for, where a version with fewer of them began it."""
+        if evaluation is None or not self.summary.exists() or not self.summary.stat().st_size:
+            return evaluation
+        with open(self.summary, encoding='utf-8') as file:
+            columns = file.readline().strip().split(',')
+        return {key: value for key, value in evaluation.items() if f'eval_{key}' in columns}
 
     def close(self) -> None:
         """Finish TensorBoard and W&B."""

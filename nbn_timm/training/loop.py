@@ -18,6 +18,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import OptimizerSettings, end_lookahead
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.progressive import ProgressiveSize
 from nbn_timm.training.run_checkpoint import check_finite
@@ -39,6 +40,7 @@ class LoopSettings:
     channels_last: bool = False
     clip_grad: float | None = None
     clip_mode: str = OptimizerSettings.clip_mode  # 'norm', 'value' or 'agc'
+    drop_last: bool = False  # leave out an update of fewer batches
     sam_rho: float = 0.0  # 0 computes without SAM
 
 
@@ -106,6 +108,7 @@ def train_one_epoch(
         scaler: NativeScaler | None = None,
         mixing: Mixing | None = None,
         graphs: GraphedBackward | None = None,
+        profile: NoProfile | None = None,
         resize: ProgressiveSize | None = None,
 ) -> EpochResult:
     """Train `task` for one epoch.
@@ -122,32 +125,39 @@ def train_one_epoch(
         scaler: For float16.
         mixing: Mixes each batch on the device.
         graphs: Computes loss and gradients of single batches as CUDA graphs.
+        profile: Measures the parts of the epoch.
         resize: Scales the images of a batch, after mixing.
 
     Raises:
         InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
     """
+    profile = profile or NoProfile()
     task.train()
     progress.start(epoch)
     losses = LossMeter(world.device)
     num_updates = epoch * progress.updates_per_epoch
     lr = 0.0
-    for update, batches in enumerate(batched(loader, settings.accum_steps)):
+    for update, batches in enumerate(batched(profile.input(loader), settings.accum_steps)):
+        if settings.drop_last and len(batches) < settings.accum_steps:
+            break
         if mixing is not None:
             batches = [mixing(*batch) for batch in batches]
         if resize is not None:
             batches = [(resize(images), target) for images, target in batches]
         lr = optimizer.param_groups[0]['lr']
-        for loss, images in train_step(task, batches, optimizer, settings, world.device, scaler, graphs):
+        for loss, images in train_step(
+                task, batches, optimizer, settings, world.device, scaler, graphs, profile):
             losses.add(loss, images, update)
         num_updates += 1
         task.update_ema(step=num_updates)
         if scheduler is not None:
             scheduler.step_update(num_updates)
+        progress.advance(losses.images * world.size)
         if progress.due(update):
             losses.check(epoch)
             progress.show(update, losses.mean(), lr, losses.images * world.size)
     end_lookahead(optimizer)
+    progress.end()
     if mixing is not None:
         mixing.end_epoch()
     if not losses.images:
@@ -165,6 +175,7 @@ def train_step(
         device: torch.device,
         scaler: NativeScaler | None = None,
         graphs: GraphedBackward | None = None,
+        profile: NoProfile | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
     """Update the weights once, by the gradient of the mean loss over all images of `batches`.
 
@@ -175,24 +186,26 @@ def train_step(
     Returns:
         Mean loss and number of images of each batch.
     """
+    profile = profile or NoProfile()
     if graphs is not None:
         (images, target), = batches
         loss = graphs(images, target)
         _step(task, optimizer, settings)
         return [(loss, len(target))]
     if scaler is None:
-        losses = _backward(task, batches, settings, device)
+        losses = _backward(task, batches, settings, device, profile)
         if settings.sam_rho:
             with uphill(task, optimizer, settings.sam_rho):
-                _backward(task, batches, settings, device)
-        _step(task, optimizer, settings)
+                _backward(task, batches, settings, device, profile)
+        with profile.part('optimizer'):
+            _step(task, optimizer, settings)
         return losses
 
-    def scaled_backward(loss: torch.Tensor, is_last: bool) -> None:
+    def scaled_backward(loss: torch.Tensor, is_last: bool) -> None:  # and the optimizer's step
         parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
         scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
 
-    losses = _backward(task, batches, settings, device, scaled_backward)
+    losses = _backward(task, batches, settings, device, profile, scaled_backward)
     optimizer.zero_grad()
     return losses
 
@@ -202,6 +215,7 @@ def _backward(
         batches: list[Batch],
         settings: LoopSettings,
         device: torch.device,
+        profile: NoProfile,
         backward: Callable[[torch.Tensor, bool], None] | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
     """Add up the gradient of the mean loss over all images; returns mean loss and number of images of each batch.
@@ -214,13 +228,15 @@ def _backward(
     for step, (images, target) in enumerate(batches, start=1):
         is_last = step == len(batches)
         with nullcontext() if is_last else task.no_sync():
-            loss = compute_loss(task, images, target, settings, device)
+            with profile.part('forward'):
+                loss = compute_loss(task, images, target, settings, device)
             losses.append((loss.detach(), len(target)))
             loss = loss * (len(target) / total)
-            if backward is None:
-                loss.backward()
-            else:
-                backward(loss, is_last)
+            with profile.part('backward'):
+                if backward is None:
+                    loss.backward()
+                else:
+                    backward(loss, is_last)
     return losses
 
 

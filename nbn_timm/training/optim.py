@@ -1,13 +1,20 @@
 """Optimizer and learning-rate schedule by name, both timm's."""
 import copy
 import inspect
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from timm.optim import Lookahead, create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+from timm.optim import (
+    Lookahead,
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+    param_groups_weight_decay,
+)
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.wsd_lr import WSDLRScheduler
@@ -15,11 +22,13 @@ from torch import nn
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import KeyValue, call, check_types, key_values, reason_of, refuse_owned, refuse_unknown
+from nbn_timm.second_stages.classifier import classifier_of
 from nbn_timm.settings import (
     AT_LEAST_1,
     NOT_NEGATIVE,
     POSITIVE,
     PROBABILITY,
+    Limits,
     Settings,
     Values,
     all_of,
@@ -32,6 +41,10 @@ from nbn_timm.settings import (
 
 def _clips(name: str, others: Values) -> str | None:
     return 'has no effect without --clip-grad' if others.clip_grad is None else None
+
+
+def _not_computed(name: str, others: Values) -> str | None:
+    return 'has no effect with --lr-base, which --lr-base 0 turns off' if others.lr_base else None
 
 
 def _has_momentum(name: str, others: Values) -> str | None:
@@ -49,6 +62,12 @@ def _base_optimizer(name: str) -> str:
     return name.lower().removeprefix(_LOOKAHEAD)
 
 
+def _by_epoch(name: str, others: Values) -> str | None:
+    if others.sched == 'constant':
+        return 'has no effect on --sched constant'
+    return 'has no effect with --sched-on-updates' if others.sched_on_updates else None
+
+
 @dataclass(frozen=True)
 class OptimizerSettings(Settings):
     """What changes the weights."""
@@ -58,7 +77,19 @@ class OptimizerSettings(Settings):
 
     opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum; with "
                        "'lookahead_' before it, Lookahead goes around it", metavar='NAME')
-    lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE)
+    lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE,
+                        effect=_not_computed)
+    classifier_lr: float | None = setting(
+        None, "the classifier's own, the highest of the schedule too", limits=NOT_NEGATIVE, unset='--lr')
+    lr_base: float | None = setting(
+        None, 'learning rate of an update of --lr-base-size images; that of this run follows from its images per '
+        'update', limits=NOT_NEGATIVE, unset='none, --lr holds')
+    lr_base_size: int = setting(256, 'images of an update for which --lr-base holds', limits=AT_LEAST_1,
+                                effect=only_with('lr_base'))
+    lr_base_scale: str | None = setting(
+        None, 'how the rate grows with the images of an update: in proportion to their number or to its square root',
+        choices=('linear', 'sqrt'), effect=only_with('lr_base'),
+        unset="sqrt for Adam's relatives and LAMB, else linear")
     momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
@@ -68,10 +99,31 @@ class OptimizerSettings(Settings):
     norm_lr_scale: float = setting(1.0, 'factor of the rate for all other parameters of at most one dimension: weights '
                                    "of norms, and NBN's alpha", limits=NOT_NEGATIVE)
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
+    layer_decay: float | None = setting(
+        None, 'factor of the rate from each layer to the one before it', limits=Limits(0, 1, above=True), unset='1',
+        effect=not_with('stage'))
     sam_rho: float = setting(0.0, 'take the gradient at so far up the slope (SAM), which needs two passes a batch; 0 '
                              "for none, 0.05 in the paper", limits=NOT_NEGATIVE)
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
+
+    def scale(self) -> str:
+        """How the rate follows the batch: as given, or by timm's rule for this optimizer."""
+        adaptive = any(part in self.opt.lower() for part in ('ada', 'lamb'))
+        return self.lr_base_scale or ('sqrt' if adaptive else 'linear')
+
+    def for_batch(self, images: int) -> 'OptimizerSettings':
+        """The settings with the learning rate of a run.
+
+        That is --lr, or with --lr-base timm's rule: base * images / base size, or base * sqrt(images / base size).
+
+        Args:
+            images: Of an update, over all processes.
+        """
+        if not self.lr_base:
+            return self
+        ratio = images / self.lr_base_size
+        return replace(self, lr=self.lr_base * (math.sqrt(ratio) if self.scale() == 'sqrt' else ratio))
 
 
 @dataclass(frozen=True)
@@ -82,10 +134,16 @@ class ScheduleSettings(Settings):
     of_training = True
 
     epochs: int = setting(90, 'of the run, warm-up included', limits=AT_LEAST_1)
+    patience: int | None = setting(
+        None, 'end the run when --eval-metric on the validation split has not become better for so many epochs',
+        limits=AT_LEAST_1, unset='all epochs are trained')
     sched: str = setting('cosine', "course of the rate; 'linear' falls evenly to zero, 'wsd' does so at the end alone",
                          choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
                                      effect=only_with('sched', 'cosine', 'linear', 'wsd', 'step', 'multistep'))
+    sched_ahead: int = setting(
+        0, 'epochs by which the rate is ahead of its course: 1 skips the first rate and trains the last epoch with the '
+        'one after the end, as where a schedule is stepped before every epoch', limits=NOT_NEGATIVE, effect=_by_epoch)
     min_lr: float = setting(0.0, 'end of the cosine', limits=NOT_NEGATIVE, effect=only_with('sched', 'cosine'))
     warmup_epochs: int = setting(0, 'in which the rate rises evenly', limits=NOT_NEGATIVE)
     warmup_lr: float | None = setting(
@@ -100,7 +158,7 @@ class ScheduleSettings(Settings):
     decay_milestones: tuple[int, ...] = setting(
         (60, 80), '1-based epochs from which the decays hold', limits=AT_LEAST_1, nargs=0,
         effect=only_with('sched', 'multistep'))
-    decay_rate: float = setting(0.1, 'factor of a decay', limits=NOT_NEGATIVE,
+    decay_rate: float = setting(0.1, 'factor of a decay', limits=NOT_NEGATIVE, also=('--dr',),
                                 effect=only_with('sched', 'step', 'multistep'))
 
 
@@ -112,21 +170,33 @@ class AverageSettings(Settings):
     of_training = True
 
     model_ema: bool = setting(False, 'keep, evaluate and save averaged weights (EMA)')
-    model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps', limits=PROBABILITY,
+    model_ema_decay: float = setting(0.9998, 'share of the average that an update keeps, at most', limits=PROBABILITY,
                                      effect=only_with('model_ema'))
-    model_ema_warmup: bool = setting(False, 'begin with a smaller decay', effect=only_with('model_ema'))
+    model_ema_warmup: bool = setting(
+        True, 'begin with a smaller decay, 1 - u ** (-2/3) at update u, so that the average of a short run follows '
+        "too; --no-model-ema-warmup is timm's default", effect=only_with('model_ema'))
     swa_epochs: int = setting(
         0, 'evaluate and save the mean of the weights after each of the last so many epochs (SWA), with BatchNorm '
         'statistics of its own; 0 for none', limits=NOT_NEGATIVE, effect=not_with('model_ema'))
 
 
-def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def create_optimizer(
+        model: nn.Module,
+        settings: OptimizerSettings,
+        rates: Mapping[nn.Module, float] | None = None,
+) -> torch.optim.Optimizer:
     """Create one of timm's optimizers over the parameters of a model.
 
     With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
     bias never turns away from the direction of its first step. What scales a rate scales the decay with it.
 
     What an optimizer refuses only when it steps is found by a step on stand-ins of the parameters.
+
+    Args:
+        model: Whose parameters it changes.
+        settings: Of the optimizer.
+        rates: Parts of the model whose learning rate is a multiple of the run's, and these multiples; None is
+            `classifier_lr` for the classifier. The schedule keeps the multiples, from its first step on.
 
     Raises:
         InputError: Unknown optimizer or setting, a value that it cannot take, or an optimizer that cannot be had here.
@@ -138,15 +208,19 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
         refuse_unknown(what, settings.opt_kwargs, known, sorted(known.keys() - _OWNERS.keys()))
         check_types(what, own, known)
 
+    rates = classifier_rate(model, settings) if rates is None else rates
     scaled = (settings.bias_lr_scale, settings.norm_lr_scale) != (1, 1)
-    if scaled and 'layer_decay' in settings.opt_kwargs:
-        raise InputError('--opt-kwargs layer_decay scales the rates by layer, --bias-lr-scale and --norm-lr-scale '
-                         'by kind: leave one of them out')
+    if settings.layer_decay is not None and rates:
+        raise InputError("--layer-decay sets the learning rate of each layer, and so does a rate of the classifier's "
+                         'own: leave one of the two out')
+    if settings.layer_decay is not None and scaled:
+        raise InputError('--layer-decay scales the rates by layer, --bias-lr-scale and --norm-lr-scale by kind: leave '
+                         'one of them out')
 
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
-        optimizer = create_optimizer_v2(
-            model, opt, filter_bias_and_bn=not settings.decay_1d,
-            param_group_fn=partial(scaled_groups, settings=settings) if scaled else None, **given)
+        parameters = parameter_groups(model, settings, rates) if rates or scaled else model
+        optimizer = create_optimizer_v2(parameters, opt, filter_bias_and_bn=not settings.decay_1d,
+                                        layer_decay=settings.layer_decay, **given)
         step_on_stand_ins(optimizer)
         return optimizer
 
@@ -156,18 +230,50 @@ def create_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opt
     return call(make, [*own, *flags], what)
 
 
-def scaled_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """The parameters of a model in groups that differ in `lr_scale`, which timm's schedules heed, or in decay."""
+def classifier_rate(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Module, float]:
+    """The classifier of a model and the multiple of `lr` that `classifier_lr` is; nothing if it is not set.
+
+    Raises:
+        InputError: There is no classifier, or no rate to be a multiple of.
+    """
+    if settings.classifier_lr is None:
+        return {}
+    if not settings.lr:
+        raise InputError('--classifier-lr is kept as a multiple of --lr, which is 0: give a small --lr')
+    classifier = classifier_of(model)
+    parts = [classifier] if isinstance(classifier, nn.Module) else classifier
+    return dict.fromkeys(parts, settings.classifier_lr / settings.lr)
+
+
+def parameter_groups(
+        model: nn.Module,
+        settings: OptimizerSettings,
+        rates: Mapping[nn.Module, float],
+) -> list[dict[str, Any]]:
+    """The parameters of a model by weight decay and by learning rate, those with the run's rate first.
+
+    `lr_scale` is what timm's schedulers multiply the rate of a group by: the multiple of the part, times that of the
+    kind, `bias_lr_scale` or `norm_lr_scale`.
+    """
+    rate_of = {parameter: rate for part, rate in rates.items() for parameter in part.parameters()}
+    kind_of = {parameter: _rate_of_kind(name, parameter, settings) for name, parameter in model.named_parameters()}
+    keep: Any = getattr(model, 'no_weight_decay', tuple)()
+    by_decay = param_groups_weight_decay(
+        model, settings.weight_decay, weight_decay_exclude_1d=not settings.decay_1d,
+        no_weight_decay_list=() if settings.decay_1d else keep)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        is_bias, small = name.rpartition('.')[2] == 'bias', parameter.ndim <= 1
-        scale = settings.bias_lr_scale if is_bias else settings.norm_lr_scale if small else 1.0
-        decay = settings.weight_decay if settings.decay_1d or not (small or is_bias) else 0.0
-        groups.setdefault((scale, decay), []).append(parameter)
-    return [dict(params=parameters, lr_scale=scale, weight_decay=decay)
-            for (scale, decay), parameters in groups.items()]
+    for group in by_decay:
+        for parameter in group['params']:
+            rate = rate_of.get(parameter, 1.0) * kind_of[parameter]
+            groups.setdefault((rate, group['weight_decay']), []).append(parameter)
+    return [dict(params=parameters, weight_decay=decay, lr_scale=rate)
+            for (rate, decay), parameters in sorted(groups.items(), key=lambda group: group[0][0] != 1)]
+
+
+def _rate_of_kind(name: str, parameter: nn.Parameter, settings: OptimizerSettings) -> float:
+    if name.rpartition('.')[2] == 'bias':
+        return settings.bias_lr_scale
+    return settings.norm_lr_scale if parameter.ndim <= 1 else 1.0
 
 
 _OWNERS = {
@@ -177,9 +283,10 @@ _OWNERS = {
     'momentum': 'give --momentum',
     'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
+    'layer_decay': 'give --layer-decay',
     'model_or_params': 'the parameters are those of the model, so leave it out',
-    'param_group_fn': 'the parameters are grouped by --decay-1d, --bias-lr-scale, --norm-lr-scale and layer_decay, so '
-                      'leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d, --classifier-lr, --bias-lr-scale, --norm-lr-scale '
+                      'and --layer-decay, so leave it out',
 }
 
 

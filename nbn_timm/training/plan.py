@@ -21,16 +21,19 @@ from nbn_timm.data import (
     epoch_seed,
     keep_in_memory,
 )
+from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known, by_position
-from nbn_timm.datasets import create_splits
+from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.second_stages import SecondStage
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
+from nbn_timm.training.calibrating import gather_logits
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.settings import TrainSettings
 
@@ -62,6 +65,12 @@ class Plan:
         """The split that is evaluated after every epoch."""
         return self.splits.val or (self.splits.test if self.settings.run.watch_test else None)
 
+    def watched_after(self, epoch: int) -> Dataset | None:
+        """What is evaluated after an epoch (0-based): the watched split, every --val-interval epochs and at the end."""
+        number, settings = epoch + 1, self.settings
+        due = number % settings.keeping.val_interval == 0 or number == settings.schedule.epochs
+        return self.watched if due else None
+
     def record(self) -> dict[str, Any]:
         """What checkpoints keep of the training: all settings, and what they came to."""
         return training_arguments(self.settings, self.world.size, self.input)
@@ -88,13 +97,15 @@ class Plan:
             batch_size: int,
             seed: int,
             views: int = 1,
+            drop_last: bool | None = None,
     ) -> TrainLoader:
         """A loader of training images, augmented as the settings say; some methods need more than one."""
         return create_train_loader(
             dataset, sampler, batch_size=batch_size, defaults=self.input, augment=self.settings.augment,
             num_workers=self.settings.loader.workers, device=self.world.device, seed=seed, rank=self.world.rank,
-            pin_memory=self.settings.loader.pin_mem, views=views,
-            other_views=self.settings.augment.of_other_views())
+            drop_last=drop_last, pin_memory=self.settings.loader.pin_mem, views=views,
+            other_views=self.settings.augment.of_other_views(), dtype=self.settings.precision.dtype,
+            decoder=self.settings.decoding.decoder)
 
     def two_views(
             self,
@@ -119,7 +130,8 @@ class Plan:
         loader = create_train_loader(
             copy(dataset), RandomSampler(dataset, generator=order), batch_size=batch_size,  # type: ignore[arg-type]
             defaults=self.input, num_workers=self.settings.loader.workers, device=self.world.device, seed=seed,
-            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform)
+            drop_last=False, pin_memory=self.settings.loader.pin_mem, views=2, transform=transform,
+            dtype=self.settings.precision.dtype)
         loader.set_epoch(epoch)
         for images, _ in loader:
             yield images
@@ -129,7 +141,7 @@ class Plan:
         return create_eval_loader(
             dataset, batch_size=self.settings.batch.validation_batch_size or self.batch.size, defaults=self.input,
             num_workers=self.settings.loader.workers, device=self.world.device, rank=self.world.rank,
-            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem)
+            world_size=self.world.size, pin_memory=self.settings.loader.pin_mem, dtype=self.settings.precision.dtype)
 
     def evaluator(self, model: nn.Module | None = None) -> LongTailEvaluator:
         """What counts the hits of a model, and of routed experts their number."""
@@ -138,12 +150,26 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(self, model: nn.Module, dataset: Dataset) -> EvalResult:
-        """Evaluate a model on a split."""
-        evaluator = self.evaluator(unwrap_model(model))
+    def evaluate(self, model: nn.Module, dataset: Dataset, evaluator: LongTailEvaluator | None = None) -> EvalResult:
+        """Evaluate a model on a split, by its own evaluator or the given one."""
+        evaluator = evaluator or self.evaluator(unwrap_model(model))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
+
+    def logits(self, model: nn.Module, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [N, C] and labels [N] of a split in its order; on processes but the first, of their own images."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_logits()
+        self.evaluate(model, dataset, evaluator)
+        return gather_logits(evaluator, self.world)
+
+    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
+        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""
+        evaluator = self.evaluator(unwrap_model(model))
+        evaluator.keep_predictions()
+        result = self.evaluate(model, dataset, evaluator)
+        return result, Predictions.in_order(self.world.gather(evaluator.predictions()))
 
 
 def open_training_data(
@@ -166,18 +192,21 @@ def open_training_data(
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
     if initial and known is None:
         splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
+    if world.is_primary:
+        splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
-    return splits
+    return with_shifted_test(settings.data, splits, splits.class_counts)
 
 
 def check_eval_metric(name: str, splits: Splits) -> None:
     """Refuse to choose checkpoints by the accuracy of a split that has no classes."""
-    if splits.val is None or name not in ('many', 'medium', 'few'):
+    shot = name.removeprefix('ece_')
+    if splits.val is None or shot not in ('many', 'medium', 'few'):
         return
     if splits.class_counts is None:
         raise InputError(f'--eval-metric {name} needs the training images per class: give --class-counts FILE')
-    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[name]:
-        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {name}-shot')
+    if not dict(splits.class_counts.shot_split(*splits.shot_limits).items())[shot]:
+        raise InputError(f'--eval-metric {name} is of no use: no class of {splits.class_counts.source} is {shot}-shot')
 
 
 def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:

@@ -6,17 +6,28 @@ import yaml
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
+from torch.utils.data import Dataset
 
+from nbn_timm.data.val_split import SPLIT_FILE
+from nbn_timm.datasets import draws_validation
+from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
+from nbn_timm.report import norm_sizes, read_run, write_report
+from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
+from nbn_timm.training.adjust import adjusted
+from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
-from nbn_timm.training.run_checkpoint import BEST, LAST, load_best
+from nbn_timm.training.profile import NoProfile
+from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
+REPORT = 'report.html'
 
 _logger = logging.getLogger(__name__)
 
@@ -27,14 +38,14 @@ def write_settings(plan: Plan) -> None:
         write_text_atomic(plan.folder / SETTINGS_FILE, config_text(plan.settings))
 
 
-def config_text(settings: TrainSettings) -> str:
+def config_text(settings: SettingGroups) -> str:
     """All settings as a config that `--config` reads."""
     known = {key: value for key, value in settings.values().items() if key not in ('config', 'resume')}
     return '# Settings of this run; `--config` reads this file.\n' + yaml.safe_dump(known, sort_keys=False)
 
 
-def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> None:
-    """Say what is about to run; without a start epoch it is a second stage of one pass."""
+def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more: Collection[str] = ()) -> None:
+    """Say what is about to run, and `more`; without a start epoch it is a second stage of one pass."""
     settings, batch, counts = plan.settings, plan.batch, plan.splits.class_counts
     parameters = sum(parameter.numel() for parameter in model.parameters())
     runs = (f'--stage {settings.second_stage.stage}' if start_epoch is None else
@@ -48,40 +59,74 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None) -> No
         f'steps, on {plan.world.device.type}',
         f'run       {plan.folder}, {runs}, seed {settings.run.seed}',
         *plan.splits.notes,
+        *more,
     ]
     if settings.average.model_ema:
-        lines.append(f'Averaged weights (EMA, decay {settings.average.model_ema_decay}) are what is evaluated.')
+        average = settings.average
+        up_to = 'growing up to ' if average.model_ema_warmup else ''
+        lines.append(f'Averaged weights (EMA, decay {up_to}{average.model_ema_decay}) are what is evaluated.')
     if settings.average.swa_epochs:
         lines.append(f'The mean of the weights after the last {settings.average.swa_epochs} epochs (SWA) is what is '
                      'evaluated.')
+    optimizer = settings.optimizer
+    if optimizer.lr_base and start_epoch is not None:
+        lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '
+                     f'{optimizer.lr_base:g} for {optimizer.lr_base_size} images per update ({optimizer.scale()}).')
     run, validated = settings.run, plan.splits.val is not None
     if run.watch_test and validated:
         lines.append('--watch-test has no effect here, since there is a validation split.')
+    if settings.schedule.patience and not validated and start_epoch is not None:
+        lines.append('--patience has no effect here, since there is no validation split.')
     if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
         lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
     lines += filter(None, [settings.precision.advice(plan.world.device)])
     _logger.info('\n'.join(lines))
 
 
+def write_page(plan: Plan, model: nn.Module, dataset: Dataset) -> None:
+    """Write report.html, of what the run has left in its folder."""
+    try:
+        norms = norm_sizes(unwrap_model(model))
+    except InputError:  # a network without BatchNorm
+        norms = None
+    write_report(plan.folder / REPORT, read_run(plan.folder), TrainSettings, dataset, norms, plan.world.size)
+
+
 def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
     """Say how an epoch (0-based) went."""
     if result is not None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
-                          for name, value in result.metrics().items())
+                          for name, value in result.headline().items())
         _logger.info('epoch %d/%d  evaluation  %s', epoch + 1, epochs, shown)
 
 
-def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, start_epoch: int) -> None:
-    """Report on the best checkpoint, or on the last one where none was chosen."""
-    model = evaluation_model(task)
-    epochs = max(start_epoch, plan.settings.schedule.epochs)
+def show_profile(profile: NoProfile) -> None:
+    """Say where the time of the epochs went, if that was measured."""
+    if (table := profile.table()) is not None:
+        _logger.info('\n%s', table)
+
+
+def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> None:
+    """Report on the best checkpoint, or on the last one where none was chosen.
+
+    Args:
+        plan: Of the run.
+        task: With the weights of the last epoch.
+        keeper: Knows the best one.
+        epochs: That were trained.
+    """
+    model, settings = evaluation_model(task), plan.settings
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
-        metric = plan.settings.run.eval_metric
+        metric = settings.run.eval_metric
         weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=f'validation {metric}')
     else:
         weights = EvaluatedWeights(LAST, epochs, epochs)
-    files = [SETTINGS_FILE, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
+    files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    if settings.imbalance.imbalance:
+        weights = adjusted(plan, model, weights)
+        files += [weights.file] if weights.file == ADJUSTED else []
     report_on(plan, model, weights, files)
 
 
@@ -99,16 +144,36 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
         return
-    result = plan.evaluate(model, dataset)
+    calibration = calibrate_run(plan, model, weights)
+    result, predictions = plan.evaluate_and_keep(model, dataset)
     if not plan.world.is_primary:
         return
     settings = plan.settings
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
-        precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
-    files = [*files, f'{split}.json']
-    if splits.class_counts is not None:
-        result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.class_counts)
+        precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict())
+    predictions.write(folder / f'{split}_predictions.npz')
+    files = [*files, f'{split}.json', f'{split}_predictions.npz']
+    if splits.classes is not None:
+        result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
         files.append(f'{split}_per_class.csv')
-    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder, ', '.join(files))
+    if settings.run.report:
+        write_page(plan, model, dataset)
+        files.append(REPORT)
+    _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
+                 result.further_table(), folder, ', '.join(files))
+
+
+def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> FittedTemperature | None:
+    """Fit a temperature on the validation split, if there is one, and keep it in the checkpoint of the run."""
+    if plan.splits.val is None:
+        return None
+    logits, labels = plan.logits(model, plan.splits.val)
+    if not plan.world.is_primary:
+        return None
+    found = calibrate(logits, labels, 'val', plan.settings.average.model_ema and weights.second_stage is None)
+    if found is not None:
+        write_calibration(plan.folder / weights.file, found)
+    _logger.info(in_words(found, len(labels)))
+    return found

@@ -2,10 +2,13 @@
 import logging
 from pathlib import Path
 
+from nbn_timm.bars import on_terminal
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training import averages
+from nbn_timm.training.adjust import tell_adjustment, with_choice
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
+    build_freezing,
     build_mixing,
     build_model,
     build_scaler,
@@ -15,20 +18,23 @@ from nbn_timm.training.build import (
     connect_second_stage,
     parts_to_train,
 )
-from nbn_timm.training.combinations import check_combinations
+from nbn_timm.training.combinations import check_combinations, doubtful
+from nbn_timm.training.cpu_advice import advise
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
-from nbn_timm.training.optim import create_optimizer, create_scheduler
+from nbn_timm.training.optim import classifier_rate, create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
+from nbn_timm.training.profile import NoProfile, Profile
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.progressive import build_progressive_size
-from nbn_timm.training.report import announce, report_run, show_epoch, write_settings
+from nbn_timm.training.report import announce, report_run, show_epoch, show_profile, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
+from nbn_timm.training.validation_part import settle_validation
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +42,7 @@ _logger = logging.getLogger(__name__)
 def train(settings: TrainSettings, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
     resume_from = find_common_resume(settings.run.resume, folder, world)
+    settings = settle_validation(settings, world, folder, resume_from)
     batch = plan_batch(settings.batch, world.size)
     seed_everything(settings.run.seed)
     prepare_gpu(settings.gpu, world.device)
@@ -43,6 +50,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     stage = build_second_stage(settings)
     check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
+    settings = with_choice(settings, splits)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
                 model.num_classes)
@@ -53,12 +61,16 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
 
     plan = plan.with_small_images_in_memory()
     loader = build_train_loader(plan, model)
-    updates_per_epoch = -(-len(loader) // batch.accum_steps)
+    drop_last = settings.batch.drop_last
+    updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
     resize = build_progressive_size(
         settings.progressive, settings.schedule.epochs, plan.input.input_size, model, settings.model.model)
     task = build_task(plan, model, mixing, stage)
-    optimizer = create_optimizer(parts_to_train(task, model, stage), settings.optimizer)
+    freezing = build_freezing(settings, model, world) if stage is None else None
+    of_batch = settings.optimizer.for_batch(batch.global_size)
+    rates = classifier_rate(model, of_batch) if stage is None else stage.rates(model)
+    optimizer = create_optimizer(parts_to_train(task, model, stage), of_batch, rates)
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
@@ -67,25 +79,39 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     keeper = Keeper(plan, task, optimizer, scaler)
     start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
-    announce(plan, model, start_epoch)
+    announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
+    advise(plan, model, (epochs - start_epoch) * updates_per_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
-                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, settings.optimizer.sam_rho)
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last,
+                        settings.optimizer.sam_rho)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
-                        _logger.info if world.is_primary else None)
+                        _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
+    profile = Profile(world.device) if settings.keeping.profile else NoProfile()
+    done = start_epoch
     for epoch in range(start_epoch, epochs):
+        if keeper.gave_up(epoch):
+            break
+        profile.start()
         seed_everything(settings.run.seed, epoch, world.rank)
+        if freezing is not None:
+            freezing.set_epoch(epoch)
         begin_epoch(task, loader, mixing, epoch, graphs)
         if resize is not None:
             resize.set_epoch(epoch)
-        scheduler.step(epoch)
+        scheduler.step(epoch + settings.schedule.sched_ahead)
         scheduler.step_update(epoch * updates_per_epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs, resize)
+            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs, profile, resize)
         averages.end_of_epoch(task, plan, loader, epoch)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
-        result = plan.evaluate(evaluation_model(task), plan.watched) if plan.watched is not None else None
+        watched = plan.watched_after(epoch)
+        with profile.part('evaluation'):
+            result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
         show_epoch(epoch, epochs, result)
-        keeper.keep(epoch, trained, result)
+        keeper.keep(epoch, trained, result, profile.seconds())
+        profile.finish()
+        done = epoch + 1
     keeper.close()
-    report_run(plan, task, keeper, start_epoch)
+    show_profile(profile)
+    report_run(plan, task, keeper, done)

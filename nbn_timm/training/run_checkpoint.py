@@ -19,6 +19,7 @@ from torch import nn
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.files import atomic_write, file_sha256, open_regular
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
@@ -29,6 +30,7 @@ from nbn_timm.training.settings import TrainSettings
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
+ADJUSTED = 'model_adjusted.pth.tar'
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
@@ -47,10 +49,10 @@ class Best:
 
 
 def is_better(metric: float, best: Best | None, name: str) -> bool:
-    """Whether `metric` beats the best so far; for 'loss' lower is better."""
+    """Whether `metric` beats the best so far; of a loss or an error lower is better."""
     if best is None:
         return True
-    return metric < best.metric if name == 'loss' else metric > best.metric
+    return metric < best.metric if name in LOWER_IS_BETTER else metric > best.metric
 
 
 def checkpoint_state(
@@ -119,9 +121,18 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = Fals
         InputError: The disk is full or refuses; earlier checkpoints are intact.
     """
     if is_best:
-        atomic_write(folder / BEST, lambda path: _write(state, path))
+        save_file(folder / BEST, state)
     with _previous(folder, history):
-        atomic_write(folder / LAST, lambda path: _write(state, path))
+        save_file(folder / LAST, state)
+
+
+def save_file(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: The disk is full or refuses; what was there before is intact.
+    """
+    atomic_write(path, lambda temporary: write_state(state, temporary))
 
 
 @contextmanager
@@ -156,7 +167,8 @@ def _older_names(folder: Path) -> list[str]:
     return [_older(age) for age in sorted(ages)]
 
 
-def _write(state: Mapping[str, Any], path: Path) -> None:
+def write_state(state: Mapping[str, Any], path: Path) -> None:
+    """Save a checkpoint; what the system refuses is its own error."""
     with open(path, 'wb') as file:
         try:
             torch.save(dict(state), file)
@@ -318,11 +330,13 @@ def resume_run(
     """
     state = read_checkpoint(path)
     _check_layout(path, state)
+    before = NetworkRecord.of_checkpoint(state)
     if state.get('arch', arch) != arch:
         raise InputError(f"'{path}' is of model '{state['arch']}' and not of '{arch}': give --model {state['arch']}, "
                          'or another --experiment')
-    _check_shapes(path, state['state_dict'], task)
-    before = NetworkRecord.of_checkpoint(state)
+    for key in ('state_dict', 'state_dict_ema'):
+        if state.get(key) is not None:
+            _check_shapes(path, state[key], task)
     if before.classes is not None and class_counts is not None:
         _check_classes(path, before.classes, class_counts)
     _warn_of_changes(path, before.arguments, settings)
@@ -330,7 +344,7 @@ def resume_run(
     task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
     if task.has_ema():
         # A run that only now turns EMA on starts the average from its weights.
-        averaged = '_ema' if 'state_dict_ema' in state else ''
+        averaged = '_ema' if state.get('state_dict_ema') is not None else ''
         task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
     if (average := epoch_average(task)) is not None:
         average.begin(state.get(_AVERAGED_EPOCHS, 0))

@@ -3,10 +3,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
-from nbn_timm.data.settings import AugmentSettings, DataSettings, InputSettings, LoaderSettings, MemorySettings
-from nbn_timm.datasets import dataset_choices, find_dataset, reason_unused
-from nbn_timm.evaluation.result import METRICS
+from nbn_timm.data.settings import (
+    AugmentSettings,
+    DataSettings,
+    DecodingSettings,
+    InputSettings,
+    LoaderSettings,
+    MemorySettings,
+)
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
+from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
+from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
@@ -22,6 +32,7 @@ from nbn_timm.settings import (
     Settings,
     Tolerated,
     Values,
+    not_with,
     only_with,
     setting,
 )
@@ -60,9 +71,10 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
     resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
                                  metavar='FILE', kind='place')
-    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=METRICS)
+    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
+    report: bool = setting(True, 'write report.html when the run ends', kind='machine')
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,12 @@ class KeepingSettings(Settings):
 
     checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
                                    kind='machine')
+    val_interval: int = setting(1, 'epochs between evaluations; the last epoch is always evaluated, and the best one '
+                                'is the best of those that were', limits=AT_LEAST_1)
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')
+    profile: bool = setting(
+        False, 'tell how long input, forward and backward pass, optimizer and evaluation take in an epoch',
+        kind='machine', effect=not_with('cuda_graphs'))
     log_tensorboard: bool = setting(False, 'write events for TensorBoard', kind='machine')
     log_wandb: bool = setting(False, 'send to Weights & Biases', kind='machine')
     wandb_project: str = setting('nbn_timm', 'of Weights & Biases', metavar='NAME', kind='machine',
@@ -92,6 +109,7 @@ class TrainSettings(SettingGroups):
     model: ModelSettings = ModelSettings()
     start: StartSettings = StartSettings()
     batch: BatchSettings = BatchSettings()
+    imbalance: ImbalanceSettings = ImbalanceSettings()
     sampler: SamplerSettings = SamplerSettings()
     loss: LossSettings = LossSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
@@ -108,9 +126,11 @@ class TrainSettings(SettingGroups):
     processes: ProcessSettings = ProcessSettings()
     loader: LoaderSettings = LoaderSettings()
     memory: MemorySettings = MemorySettings()
+    decoding: DecodingSettings = DecodingSettings()
 
     MORE: ClassVar[str] = 'methods'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.TRAIN
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:
@@ -125,8 +145,13 @@ class TrainSettings(SettingGroups):
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
         if values.device == 'cpu' and self.group_of(name) is GpuSettings:
             return 'has no effect with --device cpu'
-        if name == 'color_jitter_prob' and values.color_jitter is None and self._without_jitter():
+        if name in ('color_jitter_prob', 'force_color_jitter') and (
+                values.color_jitter is None and self._without_jitter()):
             return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
+        resampled = values.aa or values.simclr  # timm's policies and SimCLR's crops
+        if name == 'train_interpolation' and not resampled and self._keeps_size():
+            return (f'has no effect on --dataset {self.data.dataset}, whose images are padded and cropped in their own '
+                    'size')
         stage = SECOND_STAGES.get(values.stage) if values.stage else None
         if stage is not None and name == 'bn_momentum' and (values.freeze_bn or 'freeze_bn' in stage.unused):
             return f'has no effect where BatchNorm is frozen, as --stage {values.stage} has it'
@@ -142,21 +167,35 @@ class TrainSettings(SettingGroups):
     def _without_jitter(self) -> bool:
         return bool(self.data.dataset) and not find_dataset(self.data.dataset).defaults.color_jitter
 
+    def _keeps_size(self) -> bool:
+        """Whether training takes the images of a benchmark in the size that all of them have."""
+        if not self.data.dataset or self.data.lists or self.input.img_size or self.input.input_size:
+            return False
+        published = find_dataset(self.data.dataset).defaults
+        return published.published and not TRAIN_TRANSFORMS.find(published.train_transform).resizes
+
     def _unwatched(self, name: str) -> str | None:
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
-        if name not in ('watch_test', 'eval_metric') or not self.data.dataset:
+        if name not in ('watch_test', 'eval_metric', 'patience', 'val_interval') or not self.data.dataset:
             return None
-        validated = find_dataset(self.data.dataset).validates(self.data)
+        validated = has_validation(self.data)
         if name == 'watch_test' and validated:
             return 'has no effect where there is a validation split'
-        if name == 'eval_metric' and validated is False:
+        if validated is not False:
+            return None
+        if name == 'eval_metric':
             return 'has no effect without a validation split to choose a checkpoint by'
+        if name == 'patience':
+            return 'has no effect without a validation split, by which alone a run may end early'
+        if name == 'val_interval' and not self.run.watch_test:
+            return 'has no effect without a validation split or --watch-test'
         return None
 
     def default_experiment(self) -> str:
         """Name of a run by what it trains: model, data, what is unusual about it, seed."""
         unusual = [
-            *(name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL),
+            *([self.imbalance.imbalance] if self.imbalance.imbalance else
+              (name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL)),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
             *([self.second_stage.stage] if self.second_stage.stage else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),

@@ -12,7 +12,7 @@ from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedSecondStage
-from nbn_timm.training.averages import start_average
+from nbn_timm.training.averages import epoch_average, start_average
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import AverageSettings
@@ -176,6 +176,9 @@ def begin_epoch(
         set_epoch(epoch)
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
+    if task.has_ema() and epoch_average(task) is None:  # of bfloat16 weights, whose average is rounded at random
+        average: Any = task.get_trainable_module(ema=True)
+        average._sr_generator.manual_seed(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
     if graphs is not None and set_epoch is not None:

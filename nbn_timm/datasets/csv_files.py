@@ -1,0 +1,193 @@
+"""CSV files of one's own: a column of picture files, one of labels, perhaps one of splits."""
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data.folders import SPLIT_FOLDERS
+from nbn_timm.data.lists import MAX_CLASSES
+from nbn_timm.data.pictures import natural_order
+from nbn_timm.data.settings import DataSettings
+from nbn_timm.data.splits import PARTS, Source
+from nbn_timm.data.tables import Table, in_lines, read_table
+from nbn_timm.datasets.named_dataset import CSVS, NamedDataset, image_root, register_dataset
+from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.settings import flag
+
+_PART_OF = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a table that belong to one split."""
+
+    table: Table
+    files: list[str]
+    labels: list[str]
+    lines: list[int]
+    groups: list[str] | None = None
+
+
+@register_dataset('csv')
+class CsvFiles(NamedDataset):
+    """Pictures and labels that CSV files name."""
+
+    hint = 'your own CSV files'
+
+    def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
+        data_dir = csv_root(settings)
+        tables = _read_tables(settings, data_dir, {*parts, 'train'})
+        for rows in tables.values():
+            _refuse_missing(rows, data_dir, settings.file_column)
+        if 'train' in parts and 'train' not in tables:
+            raise InputError('the dataset csv needs training pictures: give --train-csv')
+        naming = [tables['train']] if 'train' in tables else list(tables.values())
+        names = tuple(sorted({label for rows in naming for label in rows.labels}, key=natural_order))
+        if len(names) > MAX_CLASSES:
+            raise InputError(f'{naming[0].table.what} has {len(names):,} different labels: name the column of the '
+                             'classes with --label-column')
+        source = Source(names=names or None)
+        for part, rows in tables.items():
+            source.datasets[part] = ImageSamples(rows.files, _numbered(rows, names), root=data_dir)
+            source.notes += _notes(rows)
+        if 'train' in tables:
+            source.groups = tables['train'].groups
+        else:
+            source.notes.append('there is no training CSV file, so the classes are the labels that are there')
+        return source
+
+    def own_settings(self, settings: DataSettings) -> frozenset[str]:
+        return CSVS | {'data_dir', 'file_column', 'label_column', 'split_column', 'group_column'}
+
+    def splits_files(self, settings: DataSettings) -> bool:
+        return True
+
+    def validates(self, settings: DataSettings) -> bool | None:
+        return True if settings.val_csv else None if settings.split_column else False
+
+
+def csv_root(settings: DataSettings) -> Path:
+    """The folder that the pictures' paths are relative to: the data folder, else that of the first CSV file.
+
+    Raises:
+        InputError: There is none.
+    """
+    first = next(iter(settings.csvs.values()), None)
+    if settings.data_dir or first is None:
+        return image_root(settings)
+    return Path(first).parent
+
+
+def find_csv(settings: DataSettings, data_dir: Path, part: str) -> Path | None:
+    """The CSV file that was given for a split, as given or in the data folder.
+
+    Raises:
+        InputError: It is in neither.
+    """
+    given = settings.csvs.get(part)
+    if given is None:
+        return None
+    found = next((path for path in (Path(given), data_dir / given) if path.is_file()), None)
+    if found is None:
+        raise InputError(f"the CSV file '{given}' is neither there nor in '{data_dir}': correct --{part}-csv")
+    return found
+
+
+def _read_tables(settings: DataSettings, data_dir: Path, parts: Collection[str]) -> dict[str, _Rows]:
+    """The rows of the splits that are needed, the training split first."""
+    file, label, split = settings.file_column, settings.label_column, settings.split_column
+    found: dict[str, _Rows] = {}
+    for part in PARTS:
+        divided = split is not None and part == 'train'  # the file may hold all splits
+        if part not in parts and not divided or (path := find_csv(settings, data_dir, part)) is None:
+            continue
+        more = [name for name in (split, settings.group_column) if name and part == 'train']
+        table = read_table(path, [file, label, *more], _flag_of(settings))
+        table.require(file, f'name the picture, or remove the row (--file-column is {quoted(file)})')
+        table.require(label, f'label the picture, or remove the row (--label-column is {quoted(label)})')
+        if not len(table):
+            raise InputError(f'{table.what} has a header and no row: give one picture per line')
+        rows = _divided(table, settings) if divided else {part: _rows(table, settings, range(len(table)))}
+        for inner, of_part in rows.items():
+            if inner in found or (inner != part and inner in settings.csvs):
+                raise InputError(f'{table.what} has pictures of the {inner} split, and so has --{inner}-csv: leave out '
+                                 'that flag, or these rows')
+            if inner in parts:
+                found[inner] = of_part
+    return found
+
+
+def _flag_of(settings: DataSettings) -> Callable[[str], str]:
+    columns = ('group_column', 'split_column', 'label_column', 'file_column')
+    named = {getattr(settings, name): flag(name) for name in columns}
+    return lambda column: named[column]
+
+
+def _rows(table: Table, settings: DataSettings, chosen: Sequence[int]) -> _Rows:
+    files, labels = table.columns[settings.file_column], table.columns[settings.label_column]
+    groups = table.columns.get(settings.group_column or '')
+    return _Rows(table, [files[row] for row in chosen], [labels[row] for row in chosen],
+                 [table.lines[row] for row in chosen], groups and [groups[row] for row in chosen])
+
+
+def _divided(table: Table, settings: DataSettings) -> dict[str, _Rows]:
+    """The rows by split, as the split column says."""
+    assert settings.split_column is not None
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for row, cell in enumerate(table.columns[settings.split_column]):
+        part = _PART_OF.get(cell.lower())
+        if part is None:
+            raise InputError(f'line {table.lines[row]} of {table.what} has the split {quoted(cell)}: write '
+                             f'{", ".join(_PART_OF)}')
+        chosen[part].append(row)
+    return {part: _rows(table, settings, rows) for part, rows in chosen.items()}
+
+
+def _numbered(rows: _Rows, names: Sequence[str]) -> list[int]:
+    label_of = {name: label for label, name in enumerate(names)}
+    strange = next(((line, name) for line, name in zip(rows.lines, rows.labels, strict=True)
+                    if name not in label_of), None)
+    if strange is not None:
+        line, name = strange
+        raise InputError(f'the label {quoted(name)} in line {line} of {rows.table.what} is not among the {len(names)} '
+                         f'classes of the training pictures: correct it or remove the row{nearest(name, names)}')
+    return [label_of[name] for name in rows.labels]
+
+
+def _refuse_missing(rows: _Rows, data_dir: Path, column: str) -> None:
+    """Refuse pictures that are not there; every folder is listed once, which takes no time for each picture."""
+    listed: dict[str, frozenset[str]] = {}
+    missing: list[int] = []
+    for row, file in enumerate(rows.files):
+        folder, name = os.path.split(os.path.join(data_dir, file))
+        if folder not in listed:
+            try:
+                listed[folder] = frozenset(os.listdir(folder))
+            except OSError:
+                listed[folder] = frozenset()
+        if name not in listed[folder] and not os.path.isfile(os.path.join(data_dir, file)):
+            missing.append(row)
+    if missing:
+        lines = in_lines([rows.lines[row] for row in missing])
+        raise InputError(f'{quoted(rows.files[missing[0]])} of {rows.table.what} is not in '
+                         f"{quoted(str(data_dir))}; pictures are missing in {lines}: correct --data-dir, the column "
+                         f'{quoted(column)}, or remove these rows')
+
+
+def _notes(rows: _Rows) -> list[str]:
+    """What a person should know: pictures that are there twice."""
+    lines: Mapping[str, list[int]] = defaultdict(list)
+    labels: Mapping[str, set[str]] = defaultdict(set)
+    for file, label, line in zip(rows.files, rows.labels, rows.lines, strict=True):
+        lines[file].append(line)
+        labels[file].add(label)
+    twice = [file for file in lines if len(lines[file]) > 1]
+    if not twice:
+        return []
+    two_labels = next((file for file in twice if len(labels[file]) > 1), None)
+    first = two_labels or twice[0]
+    under = f' under the labels {", ".join(map(quoted, sorted(labels[first])))}' if two_labels else ''
+    return [f'{rows.table.what} names {len(twice):,} pictures more than once, such as {quoted(first)} in '
+            f'{in_lines(lines[first])}{under}: keep one row of each']

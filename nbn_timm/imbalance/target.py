@@ -1,0 +1,32 @@
+"""What a network is to be good at: the share of each class among the pictures that it will meet."""
+import torch
+
+from nbn_timm.data.classes import Classes, read_counts
+from nbn_timm.errors import InputError
+
+BALANCED, NATURAL = 'balanced', 'natural'
+
+
+def target_shares(target: str, classes: Classes) -> torch.Tensor:
+    """Share of each class among the pictures to come, float64 [C], summing to 1.
+
+    Args:
+        target: 'balanced' for equal shares, 'natural' for those of the training images, or a file of numbers per class
+            in a form of `read_counts`: of pictures that were met, say, or of how much each class matters.
+        classes: The training set's. A class without training images counts as having one where shares are natural.
+
+    Raises:
+        InputError: There is no such file, it is of other classes, or a class of it has no share.
+    """
+    if target == BALANCED:
+        return torch.full((classes.num_classes,), 1 / classes.num_classes, dtype=torch.float64)
+    if target == NATURAL:
+        numbers = classes.tensor().clamp(min=1)
+        return numbers / numbers.sum()
+    given, _ = read_counts(target).of(classes)
+    numbers = given.tensor()
+    if not bool((numbers > 0).all()):
+        name = given.names[int((numbers <= 0).nonzero()[0])]
+        raise InputError(f"class '{name}' has no share in the target '{target}', so it would never be the answer: give "
+                         'each class a number above 0')
+    return numbers / numbers.sum()

@@ -1,0 +1,195 @@
+"""Weights for a model that is to learn something else: all but the classifier, from a file or a folder."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import get_model_input_config
+from torch import nn
+
+from nbn_timm.errors import InputError, quoted
+from nbn_timm.layers import add_nbn
+
+from ._released import StateDict, to_model_format
+from .create import create_model
+from .model_folder import FOLDER, HUB, is_model_folder, read_weights
+from .weight_files import read_state_dict
+
+__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'source_file',
+           'start_model']
+
+# What a folder with weights may hold, in the order of preference: a run's best and last, timm's and the Hub's.
+_FILES = ('model_best.pth.tar', 'last.pth.tar', 'model.safetensors', 'pytorch_model.bin', 'model.pth')
+
+
+def source_file(source: str | Path) -> Path:
+    """The file of weights that a path names: itself, or that of the run or the model which a folder holds.
+
+    Raises:
+        InputError: There is none.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        if not path.is_file():
+            raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
+        return path
+    found = next((path / name for name in _FILES if (path / name).is_file()), None)
+    if found is None:
+        raise InputError(f'the folder {quoted(str(source))} has no weights: give a file, or a folder with one of '
+                         f'{", ".join(_FILES)}')
+    return found
+
+
+def find_weights(source: str | Path, use_ema: bool = True) -> StateDict:
+    """The weights that lie in a file, the folder of a run, or a folder or repository of timm's format.
+
+    Raises:
+        InputError: There are none, or they are damaged.
+    """
+    name = str(source)
+    if name.startswith(HUB):
+        weights = read_weights(name)
+        if weights is None:
+            raise InputError(f"'{name}' has no weights in a file that is known: give one with model.safetensors")
+        return weights
+    return read_state_dict(source_file(name.removeprefix(FOLDER) if is_model_folder(name) else name), use_ema)
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Module names of the classifier of a timm model, or of its several ones; none if it has none.
+
+    They are where the number of classes shows: what timm's cfg names, and what `get_classifier` gives.
+    """
+    named = getattr(model, 'pretrained_cfg', {}).get('classifier') or ()
+    found = {named} if isinstance(named, str) else set(named)
+    get_classifier: Any = getattr(model, 'get_classifier', None)
+    classifier = get_classifier() if get_classifier is not None else ()
+    parts = [classifier] if isinstance(classifier, nn.Module) else list(classifier or ())
+    ids = {id(part) for part in parts if not isinstance(part, nn.Identity)}
+    found |= {name for name, module in model.named_modules() if id(module) in ids}
+    there = dict(model.named_modules())
+    return tuple(sorted(name for name in found if name in there))
+
+
+def load_pretrained_file(
+        model: nn.Module,
+        source: str | Path,
+        rows: Sequence[tuple[int, int]] | None = None,
+        use_ema: bool = True,
+) -> str:
+    """Load weights into a model of the same architecture whose classifier may be for other classes.
+
+    Args:
+        model: Of timm's; it is changed in place.
+        source: See `find_weights`.
+        rows: Of the classifier, the classes that keep theirs: label here, label there. None takes all of it if it fits.
+        use_ema: Take averaged weights where there are some.
+
+    Returns:
+        What became of the classifier, in words; empty if it was loaded.
+
+    Raises:
+        InputError: There are no weights, or they differ from the model outside of the classifier.
+    """
+    weights = find_weights(source, use_ema)
+    try:
+        weights = to_model_format(weights, model)
+    except InputError as error:
+        raise InputError(f"the weights in '{source}' do not fit: {error}") from error
+    here, of_classifier = model.state_dict(), tuple(f'{name}.' for name in classifier_names(model))
+    mine, theirs = ({key for key in state if not key.startswith(of_classifier)} for state in (here, weights))
+    wrong = sorted(mine ^ theirs) + sorted(key for key in mine & theirs if here[key].shape != weights[key].shape)
+    if wrong:
+        name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
+        raise InputError(f"the weights in '{source}' do not fit {name}: they differ in {len(wrong)} entries (first: "
+                         f'{wrong[0]}); give the --model and --model-kwargs that they were trained with')
+    same = here.keys() == weights.keys() and all(here[key].shape == weights[key].shape for key in here)
+    if same and rows is None:
+        model.load_state_dict(weights)
+        return ''
+    model.load_state_dict({**here, **{key: weights[key] for key in mine}})
+    kept = _copy_rows(model, weights, of_classifier, rows or ())
+    if kept:
+        return f'all but the classifier, of which {kept} classes of the same name keep their rows'
+    return 'all but the classifier, which begins anew'
+
+
+@torch.no_grad()
+def add_nbn_to_trained(model: Any) -> str:
+    """Put NBN into the last stage of a network with weights, which in evaluation computes what it did.
+
+    Args:
+        model: Of timm's; it is changed in place.
+
+    Returns:
+        By how much its outputs differ on a batch of noise, in words.
+
+    Raises:
+        InputError: It has no BatchNorm for NBN.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, *get_model_input_config(model)['input_size'], generator=generator)
+    training = model.training
+    before = model.eval()(images)
+    after = add_nbn(model, keep_function=True)(images)
+    model.train(training)
+    difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    return (f'NBN was put into the network with its weights: in evaluation its outputs on a batch of noise differ by '
+            f'{difference:.1e} of the largest; in training it normalises by the batch, and so goes other ways')
+
+
+def start_model(
+        name: str,
+        num_classes: int | None,
+        file: str | None,
+        rows: Sequence[tuple[int, int]] | None = None,
+        *,
+        pretrained: bool = False,
+        nbn: bool = False,
+        **settings: Any,
+) -> tuple[Any, list[str]]:
+    """A model with the weights that it is to start from, and what a person should know of them.
+
+    Args:
+        name: As for `create_model`.
+        num_classes: Of the classifier.
+        file: See `load_pretrained_file`; None takes the model's own weights.
+        rows: See `load_pretrained_file`.
+        pretrained: The model's own weights are the published ones.
+        nbn: Put NBN into the last stage; if the weights are of a network without, its function stays.
+        settings: Further arguments of `create_model`.
+
+    Raises:
+        InputError: As these.
+    """
+    later = nbn and (pretrained if file is None else not has_nbn(find_weights(file)))
+    model = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
+    told = load_pretrained_file(model, file, rows) if file is not None else ''
+    notes = [f"'{file}' gives {told}"] if told and rows != () else []  # else the caller has said so
+    return model, [*notes, *([add_nbn_to_trained(model)] if later else [])]
+
+
+def has_nbn(weights: StateDict) -> bool:
+    """Whether weights are of a network with NBN, of this package or as released."""
+    return 'scale_factor' in weights or any(key.endswith('.scale.alpha') for key in weights)
+
+
+@torch.no_grad()
+def _copy_rows(
+        model: nn.Module,
+        weights: StateDict,
+        of_classifier: tuple[str, ...],
+        rows: Sequence[tuple[int, int]],
+) -> int:
+    """Rows of a classifier of other classes; returns how many, 0 if it is of another kind."""
+    here = model.state_dict()
+    mine, theirs = ({key for key in state if key.startswith(of_classifier)} for state in (here, weights))
+    if not rows or mine != theirs:
+        return 0
+    parts = [key for key in mine if here[key].ndim]
+    if any(here[key].shape[1:] != weights[key].shape[1:] for key in parts):
+        return 0
+    ours, other = torch.tensor(list(rows)).T
+    for key in parts:
+        here[key][ours] = weights[key][other].to(here[key].dtype)  # a state dict shares the model's memory
+    return len(rows)

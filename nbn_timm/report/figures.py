@@ -1,0 +1,199 @@
+"""The figures of a report; each is an SVG for the page, or None without matplotlib or without anything to show."""
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from nbn_timm.evaluation.calibration import BINS, Calibration
+from nbn_timm.pages import figure_svg
+from nbn_timm.pages.figures import INK, SERIES, plain_log
+from nbn_timm.report.norms import NormSizes
+from nbn_timm.report.run import SHOTS, ClassRow, FinishedRun
+
+Svg = Markup | None
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+MATRIX_LIMIT = 50  # classes of which a matrix can be read
+_OF_SHOT = {'all': INK, 'many': SERIES[0], 'medium': SERIES[1], 'few': SERIES[2]}
+
+
+def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | None = None) -> Svg:
+    """Values over epochs, a line for each name."""
+    lines = {name: line for name, line in lines.items() if line[0]}
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for name, (epochs, values) in lines.items():
+            color = {'color': colors[name]} if colors else {}
+            axes.plot(epochs, values, label=name, marker='o' if len(epochs) == 1 else None, markersize=4, **color)
+        axes.set(xlabel='epoch', ylabel=ylabel)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(lines) > 1:
+            axes.legend(fontsize=8)
+
+    return figure_svg(draw, label) if lines else None
+
+
+def training_curves(run: FinishedRun) -> list[tuple[Svg, str]]:
+    """Loss, accuracy by shot and rate over the epochs."""
+    watched = 'validation' if 'model_best' in str(run.results.get('checkpoint')) else 'evaluation'
+    loss = {'training': run.curve('train_loss'), watched: run.curve('eval_loss')}
+    accuracy = {shot: run.curve(column) for shot, column in
+                (('all', 'eval_top1'), *((shot, f'eval_{shot}') for shot in SHOTS))}
+    return [
+        (curves(loss, 'loss by epoch', 'loss'), 'Loss. The training loss is of the method, which may weigh classes.'),
+        (curves(accuracy, 'accuracy by epoch', 'accuracy in %', _OF_SHOT), f'Accuracy after each epoch, {watched}.'),
+        (curves({'rate': run.curve('lr')}, 'learning rate by epoch', 'learning rate'), 'Learning rate.')]
+
+
+def shot_bars(runs: Mapping[str, Mapping[str, Any]], label: str = 'accuracy by shot') -> Svg:
+    """Accuracy over all, many-, medium- and few-shot classes, a bar for each run."""
+    names = ('top1', *SHOTS)
+    shown = [name for name in names if any(isinstance(results.get(name), int | float) for results in runs.values())]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        width = 0.8 / len(runs)
+        for position, (run, results) in enumerate(runs.items()):
+            places = np.arange(len(shown)) + (position - (len(runs) - 1) / 2) * width
+            heights = [results.get(name) or 0 for name in shown]
+            bars = axes.bar(places, heights, width * 0.94, label=run, color=SERIES[position % len(SERIES)])
+            if len(runs) < 4:
+                axes.bar_label(bars, fmt='%.1f', fontsize=8)
+        axes.set_xticks(range(len(shown)), ['all' if name == 'top1' else name for name in shown])
+        axes.set(ylabel='accuracy in %', ylim=(0, None))
+        axes.grid(visible=False, axis='x')
+        if len(runs) > 1:
+            figure.legend(loc='outside lower center', fontsize=8, ncols=1 + (len(runs) > 3))
+
+    return figure_svg(draw, label, height=3.0 + 0.12 * len(runs)) if shown else None
+
+
+def recall_by_images(classes: Sequence[ClassRow]) -> Svg:
+    """Recall and precision of each class over its training images."""
+    known = [row for row in classes if row.train_images is not None and row.recall is not None]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        images = [max(row.train_images or 0, 0.5) for row in known]
+        axes.scatter(images, [row.recall for row in known], s=14, label='recall', color=SERIES[0])
+        told = [(count, row.precision) for count, row in zip(images, known, strict=True) if row.precision is not None]
+        if told:
+            axes.scatter(*zip(*told, strict=True), s=14, marker='x', linewidths=1, label='precision', color=SERIES[1])
+        axes.set(xscale='log', xlabel='training images of the class', ylabel='%', ylim=(-3, 103))
+        plain_log(axes.xaxis)
+        axes.legend(fontsize=8)
+
+    return figure_svg(draw, 'recall and precision by training images') if known else None
+
+
+def reliability(whole: Calibration, by_shot: Mapping[str, Calibration]) -> Svg:
+    """Accuracy by confidence, with a line for each shot."""
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        step = 100 / BINS
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.8, linestyle='--', label='as often right as sure')
+        heights = [bar[1] if bar else 0 for bar in whole.bars()]
+        axes.bar((np.arange(BINS) + 0.5) * step, heights, step * 0.92, color=SERIES[7], alpha=0.45, label='all')
+        for shot, part in by_shot.items():
+            bars = [bar for bar in part.bars() if bar is not None]
+            if bars:
+                axes.plot([bar[0] for bar in bars], [bar[1] for bar in bars], marker='o', markersize=3,
+                          linewidth=1.2, label=shot, color=_OF_SHOT[shot])
+        axes.set(xlabel='confidence in %', ylabel='accuracy in %', xlim=(0, 100), ylim=(0, 102))
+        axes.legend(fontsize=8)
+
+    return figure_svg(draw, 'reliability diagram', height=3.4)
+
+
+def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Svg:
+    """Shares of each class's pictures by what they were told to be; None for more than `MATRIX_LIMIT` classes."""
+    number = len(names)
+    if number > MATRIX_LIMIT:
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        picture = np.zeros((number, number, 4))
+        picture[..., :3] = (0.18, 0.45, 0.83)
+        picture[..., 3] = share
+        axes.imshow(picture, interpolation='nearest')
+        size = 8 if number <= 20 else 5.5
+        short = [name if len(name) <= 18 else f'{name[:17]}…' for name in names]
+        axes.set_xticks(range(number), short, rotation=90, fontsize=size)
+        axes.set_yticks(range(number), short, fontsize=size)
+        axes.set(xlabel='told to be', ylabel='is')
+        axes.grid(visible=False)
+        if number <= 20:
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=7)
+
+    side = 4.8 if number <= 20 else 6.4
+    return figure_svg(draw, 'confusion matrix', side, side)
+
+
+def norm_figures(networks: Mapping[str, NormSizes], lengths: Mapping[str, Mapping[str, float]]
+                 ) -> list[tuple[Svg, str]]:
+    """The paper's figures, a line or bar per network: sorted |g| and |b|, feature length of many, medium and few."""
+    found: list[tuple[Svg, str]] = []
+    if networks:
+        for part, symbol in (('weight', '|g|'), ('bias', '|b|')):
+            found.append((figure_svg(_drawer(draw_sizes, networks, part, symbol), f'sorted sizes of {symbol}'),
+                          f'{symbol} of the last stage, sorted in each layer and averaged over the layers.'))
+    if lengths:
+        found.append((figure_svg(_drawer(draw_lengths, lengths), 'feature length by shot'),
+                      'Mean length of the vector that the classifier sees, by the shots of the class.'))
+    return found
+
+
+def _drawer(draw: Callable[..., None], *values: Any) -> Callable[[Any], None]:
+    return lambda figure: draw(figure.add_subplot(), *values)
+
+
+def draw_sizes(
+        axes: Any,
+        networks: Mapping[str, NormSizes],
+        part: str,
+        symbol: str,
+        colors: Sequence[str] = SERIES,
+) -> None:
+    """Sorted sizes, a line for each network, into matplotlib axes; `part` is 'weight' or 'bias'."""
+    for color, (name, sizes) in zip(cycle(colors), networks.items(), strict=False):
+        values = getattr(sizes, part)
+        axes.plot(range(1, len(values) + 1), values, color=color, label=name)
+    axes.set(xlabel='channel', ylabel=f'{symbol}, sorted', ylim=(0, None))
+    if len(networks) > 1:
+        axes.legend(fontsize=8)
+
+
+def draw_lengths(axes: Any, lengths: Mapping[str, Mapping[str, float]], colors: Sequence[str] = SERIES) -> None:
+    """Mean feature length by shot, a group of bars for each network, into matplotlib axes."""
+    width = 0.8 / len(lengths)
+    for position, (name, by_shot) in enumerate(lengths.items()):
+        places = [SHOTS.index(shot) + (position - (len(lengths) - 1) / 2) * width for shot in by_shot]
+        axes.bar(places, list(by_shot.values()), width * 0.94, label=name, color=colors[position % len(colors)])
+    axes.set_xticks(range(len(SHOTS)), SHOTS)
+    axes.set(ylabel='mean feature length')
+    axes.grid(visible=False, axis='x')
+    if len(lengths) > 1:
+        axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+        axes.legend(fontsize=8)
+
+
+def gain_by_images(classes: Sequence[ClassRow], gains: np.ndarray) -> Svg:
+    """Difference of recall of each class over its training images; gains [C] in points, NaN where it is not known."""
+    known = [(max(row.train_images, 0.5), gain) for row, gain in zip(classes, gains.tolist(), strict=True)
+             if row.train_images is not None and gain == gain]
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        images, values = np.array(known).T
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.scatter(images, values, s=14, c=[SERIES[2] if value >= 0 else SERIES[4] for value in values])
+        axes.set(xscale='log', xlabel='training images of the class', ylabel='change of recall in points')
+        plain_log(axes.xaxis)
+
+    return figure_svg(draw, 'change of recall by training images') if known else None

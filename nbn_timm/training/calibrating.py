@@ -1,0 +1,44 @@
+"""From the logits of an evaluation to a temperature in a checkpoint."""
+from pathlib import Path
+
+import torch
+
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import LongTailEvaluator
+from nbn_timm.evaluation.predictions import order_of_split
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
+from nbn_timm.models.weight_files import read_checkpoint
+from nbn_timm.training.distributed import World
+from nbn_timm.training.run_checkpoint import save_file
+
+
+def gather_logits(evaluator: LongTailEvaluator, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, C] and labels [N] of all processes' images, in the order of the split; of the others, their own."""
+    of_processes = world.gather(evaluator.logits())
+    if not world.is_primary:
+        return evaluator.logits()
+    order = torch.from_numpy(order_of_split([len(labels) for _, labels in of_processes]))
+    logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+    return logits, labels
+
+
+def write_calibration(checkpoint: Path, found: FittedTemperature) -> None:
+    """Keep a temperature in a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: It cannot be read or written, or holds weights alone.
+    """
+    state = {**read_checkpoint(checkpoint), CALIBRATION: found.to_dict()}
+    if 'state_dict' not in state or checkpoint.suffix == '.safetensors':
+        raise InputError(f"'{checkpoint}' is a file of weights alone, in which a temperature has no place: give a "
+                         'checkpoint of nbn-train, or --temperature to nbn-predict')
+    save_file(checkpoint, state)
+
+
+def in_words(found: FittedTemperature | None, images: int) -> str:
+    """What was fitted on so many images of the validation split."""
+    if found is None:
+        return (f'No temperature could be fitted on the {images:,} images of the validation split (all are right, or '
+                'none can be told apart), so probabilities stay the softmax of the logits.')
+    return (f'Probabilities: temperature {found.temperature:.3f}, fitted on the {images:,} images of the validation '
+            f'split (negative log-likelihood {found.nll_before:.4f} before, {found.nll:.4f} with it).')

@@ -1,0 +1,298 @@
+"""Answers of nbn-predict beyond the likeliest classes: calibrated, as a table, 'not sure', and of a watched folder."""
+import csv
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import nbn_timm  # noqa: F401  (registers the models)
+import nbn_timm.cli.train as train
+from nbn_timm.cli import demo, predict, validate
+from nbn_timm.cli.demo import DemoSettings
+from nbn_timm.data import ClassCounts
+from nbn_timm.data.watching import FolderWatch
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation.temperature import FittedTemperature, calibrate, fit_temperature
+from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.training.run_checkpoint import BEST
+
+COUNTS = ClassCounts((400, 20, 3), ('ant', 'bee', 'cat'), 'the training of a test')
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def work(tmp_path_factory) -> Path:
+    """Folders of pictures whose colour nearly tells their class, and a run of four epochs on them."""
+    folder = tmp_path_factory.mktemp('answers')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 12), ('val', 20), ('test', 4)):
+        for label, name in enumerate(COUNTS.names):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 90, (8, 8, 3)) + 55 * label + rng.integers(0, 60)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f'{index}.png')
+    train.main(['--dataset', 'folder', '--data-dir', str(folder), '--model', 'resnet20_nbn', '--img-size', '8',
+                '--device', 'cpu', '--workers', '0', '-b', '12', '--epochs', '4', '--lr', '0.05', '--output',
+                str(folder), '--experiment', 'run'])
+    return folder
+
+
+def flags(work: Path) -> list[str]:
+    return ['--model', str(work / 'run' / BEST), '--device', 'cpu', '--workers', '0']
+
+
+def answers(work, tmp_path, *more) -> list[dict]:
+    predict.main([*flags(work), '--json', '--output', str(tmp_path / 'found.jsonl'), *map(str, more)])
+    return [json.loads(line) for line in (tmp_path / 'found.jsonl').read_text().splitlines()]
+
+
+# Temperature -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.fast
+@pytest.mark.parametrize('true', [0.4, 1.0, 3.0])
+def test_the_temperature_is_that_of_the_labels(true):
+    """Labels drawn from softmax(z / T) have T, up to the noise of 40,000 draws; and no neighbour is better."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(40_000, 5, generator=generator)
+    labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator)[:, 0]
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(true, rel=0.03)
+    best = F.cross_entropy(logits.double() / found, labels)
+    assert all(F.cross_entropy(logits.double() / (found * factor), labels) >= best for factor in (0.99, 1.01))
+
+
+@pytest.mark.fast
+def test_where_every_image_is_right_there_is_no_temperature():
+    assert fit_temperature(torch.eye(3) * 5, torch.arange(3)) is None
+    assert fit_temperature(torch.zeros(3, 3), torch.arange(3)) is None
+    assert calibrate(torch.eye(3), torch.arange(3), 'val') is None
+
+
+@pytest.mark.fast
+def test_a_record_keeps_the_temperature():
+    found = FittedTemperature(1.5, 'val', 60, 0.5, 0.6)
+    record = NetworkRecord(calibration=found)
+    assert NetworkRecord.from_dict(json.loads(json.dumps(record.to_dict())), 'a test').calibration == found
+    for damaged in (None, 3, {}, {'temperature': -1}, {'temperature': 'hot'}, {'temperature': 1.5}):
+        assert FittedTemperature.from_dict(damaged) is None
+
+
+def test_a_training_calibrates_on_its_validation_split(work, tmp_path, capsys):
+    """The kept temperature is that of the validation logits, which another evaluation writes."""
+    kept = torch.load(work / 'run' / BEST, weights_only=True)['calibration']
+    assert json.loads((work / 'run' / 'test.json').read_text())['calibration'] == kept
+    assert kept['split'] == 'val' and kept['images'] == 60 and kept['nll'] < kept['nll_before']
+    copy = tmp_path / 'copy.pth.tar'
+    state = torch.load(work / 'run' / BEST, weights_only=True)
+    state.pop('calibration')
+    torch.save(state, copy)
+    validate.main(['--checkpoint', str(copy), '--split', 'val', '--logits-file', str(tmp_path / 'logits.npz'),
+                   '--fit-temperature', '--device', 'cpu', '--workers', '0'])
+    written = np.load(tmp_path / 'logits.npz')
+    expected = fit_temperature(torch.from_numpy(written['logits']), torch.from_numpy(written['labels']))
+    again = torch.load(copy, weights_only=True)
+    assert again['calibration']['temperature'] == pytest.approx(expected, abs=1e-5) == kept['temperature']
+    assert all(torch.equal(value, again['state_dict'][key]) for key, value in state['state_dict'].items())
+    assert 'fitted on the 60 images of the validation split' in capsys.readouterr().out
+
+
+def test_predictions_are_divided_by_it(work, tmp_path, capsys):
+    kept = torch.load(work / 'run' / BEST, weights_only=True)['calibration']['temperature']
+    one = work / 'test' / 'bee' / '0.png'
+    calibrated, plain, cold = (answers(work, tmp_path, one, *more)[0]['predictions']
+                               for more in ([], ['--temperature', '1'], ['--temperature', '0.5']))
+    assert f'temperature {kept:.3f}, fitted on 60 images of the validation split' in capsys.readouterr().err
+    order = [found['class'] for found in plain]
+    assert order == [found['class'] for found in calibrated] == [found['class'] for found in cold]
+    logits = np.log([found['probability'] for found in plain])
+    for found, temperature in ((calibrated, kept), (cold, 0.5)):
+        expected = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+        assert [each['probability'] for each in found] == pytest.approx(expected.tolist(), rel=1e-6)
+    answers(work, tmp_path, one, '--logit-adjustment', '1')
+    assert 'fitted without --logit-adjustment' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given, sentence', [
+    (['--split', 'test', '--fit-temperature'], 'is for --split val'),
+    (['--split', 'val', '--fit-temperature', '--logit-adjustment', '1'], 'no effect with --logit-adjustment'),
+])
+def test_a_temperature_is_never_fitted_on_test_images(work, given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        validate.main(['--checkpoint', str(work / 'run' / BEST), '--device', 'cpu', '--workers', '0', *given])
+
+
+def test_bare_weights_have_no_place_for_a_temperature(work, tmp_path):
+    state = torch.load(work / 'run' / BEST, weights_only=True)
+    torch.save(state['state_dict'], tmp_path / 'bare.pth')
+    with pytest.raises(InputError, match='in which a temperature has no place'):
+        validate.main(['--checkpoint', str(tmp_path / 'bare.pth'), '--model', 'resnet20_nbn', '--dataset', 'folder',
+                       '--data-dir', str(work), '--input-size', '3', '8', '8', '--split', 'val', '--fit-temperature',
+                       '--device', 'cpu', '--workers', '0'])
+
+
+# Forms -------------------------------------------------------------------------------------------------------------
+
+def test_a_table_has_a_row_per_file(work, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    table = tmp_path / 'found.csv'
+    files = [str(work / 'test' / 'ant'), str(tmp_path / 'broken.png')]
+    monkeypatch.setattr(sys, 'argv', ['nbn-predict', *flags(work), '--csv', '-o', str(table), '-k', '2', '--threshold',
+                                      '1', *files])
+    assert predict.console() == 1  # for the broken one
+    rows = list(csv.DictReader(table.open(newline='')))
+    found = answers(work, tmp_path, work / 'test' / 'ant', '-k', '2', '--threshold', '1')
+    assert len(rows) == 5 and 'broken.png' in rows[4]['file'] and 'cannot be read' in rows[4]['error']
+    for row, record in zip(rows, found, strict=False):
+        first, second = record['predictions']
+        assert record['sure'] is False and row['answer'] == 'not sure' and row['file'] == record['file']
+        assert (row['name'], row['name_2']) == (first['name'], second['name'])
+        assert float(row['probability']) == first['probability']
+        assert int(row['train_images']) == first['train_images'] == 12 and row['shot'] == 'few'
+    predict.main([*flags(work), '--csv', '-o', str(table), '--threshold', '0', files[0]])
+    assert all(row['answer'] == row['name'] for row in csv.DictReader(table.open(newline='')))
+    predict.main([*flags(work), '--threshold', '1', files[0]])
+    assert 'not sure: no class has a probability of 100.00%' in capsys.readouterr().out
+    with pytest.raises(InputError, match='--csv has no effect with --json'):
+        predict.main([*flags(work), '--csv', '--json', files[0]])
+
+
+# A watched folder --------------------------------------------------------------------------------------------------
+
+@pytest.mark.fast
+def test_a_file_is_ready_when_it_has_not_changed_and_comes_once(work, tmp_path):
+    picture = (work / 'test' / 'ant' / '0.png').read_bytes()
+    watch = FolderWatch(str(tmp_path))
+    assert watch.ready() == []
+    new = tmp_path / 'new.png'
+    new.write_bytes(picture[:20])
+    assert watch.ready() == []  # seen for the first time
+    new.write_bytes(picture)
+    assert watch.ready() == []  # it has grown
+    assert watch.ready() == [str(new)]
+    watch.done(str(new), True)
+    assert watch.ready() == []
+    (tmp_path / '.hidden.png').write_bytes(picture)
+    (tmp_path / 'text.txt').write_text('no picture')
+    assert watch.ready() == watch.ready() == []
+
+
+@pytest.mark.fast
+def test_a_file_that_stays_unreadable_is_given_up_until_it_changes(tmp_path):
+    watch, path = FolderWatch(str(tmp_path)), tmp_path / 'a.png'
+    path.write_bytes(b'half')
+    looks = 0
+    watch.ready()
+    while watch.ready():
+        watch.done(str(path), False)
+        looks += 1
+    assert looks == 10
+    path.write_bytes(b'whole')
+    assert watch.ready() == [] and watch.ready() == [str(path)]
+
+
+def test_a_watched_folder_is_answered_until_ctrl_c(work, tmp_path, monkeypatch, capsys):
+    inbox, found = tmp_path / 'inbox', tmp_path / 'found.jsonl'
+    inbox.mkdir()
+    pictures = sorted((work / 'test' / 'cat').iterdir())
+    shutil.copy(pictures[0], inbox / 'first.png')
+    whole = pictures[1].read_bytes()
+
+    def visit(number: int) -> None:
+        """What happens while the command sleeps for the n-th time."""
+        if number == 3:
+            (inbox / 'second.png').write_bytes(whole[:-40])  # it looks finished and is not
+        if number == 6:
+            (inbox / 'second.png').write_bytes(whole)
+        if number in (10, 16):
+            raise KeyboardInterrupt
+    visits = iter(range(1, 100))
+    monkeypatch.setattr(predict.time, 'sleep', lambda seconds: visit(next(visits)))
+    command = [*flags(work), '--json', '--output', str(found), '--watch', str(inbox)]
+    predict.main(command)
+    told = capsys.readouterr().err
+    assert '2 images answered' in told and 'cannot be read' not in told
+    lines = [json.loads(line) for line in found.read_text().splitlines()]
+    assert [Path(line['file']).name for line in lines] == ['first.png', 'second.png']
+    assert all('predictions' in line for line in lines)
+
+    shutil.copy(pictures[2], inbox / 'third.png')
+    predict.main(command)  # goes on in the same file
+    lines = [json.loads(line) for line in found.read_text().splitlines()]
+    assert [Path(line['file']).name for line in lines] == ['first.png', 'second.png', 'third.png']
+    assert 'of which 2 pictures are answered already' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('given, sentence', [
+    (['--watch', '{work}/gone'], "there is no folder '.*gone' to --watch"),
+    (['--watch', '{work}', '{work}/test'], '--watch looks at one folder'),
+    ([], 'there are no images'),
+])
+def test_what_cannot_be_watched_is_told(work, given, sentence):
+    with pytest.raises(InputError, match=sentence):
+        predict.main([*flags(work), *(part.format(work=work) for part in given)])
+
+
+# A page ------------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def network(work) -> predict.Network:
+    """What is behind the page; Gradio is not needed for it."""
+    settings = DemoSettings.of({'model': str(work / 'run' / BEST), 'topk': 2, 'threshold': 0.99})
+    return demo.open_demo(settings, torch.device('cpu'))
+
+
+def test_the_page_shows_what_nbn_predict_says(work, tmp_path, network):
+    one = work / 'test' / 'bee' / '0.png'
+    best, second = answers(work, tmp_path, one, '-k', '2')[0]['predictions']
+    shown = demo.show(network, str(one))
+    assert shown.probabilities == {best['name']: best['probability'], second['name']: second['probability']}
+    assert shown.rows[0] == [best['name'], f"{best['probability']:.2%}", 12, 'few']
+    assert shown.sentence == (
+        f"Not sure: {best['name']} is likeliest, but {best['probability']:.1%} is below 99%. Training has seen 12 "
+        'pictures of it (few).')
+    assert demo.show(network, None).rows == []
+    (tmp_path / 'broken.png').write_bytes(b'no picture')
+    assert 'cannot be read' in demo.show(network, str(tmp_path / 'broken.png')).sentence
+
+
+def test_examples_of_the_page_are_spread_over_their_folder(work, tmp_path):
+    found = demo.example_files(str(work / 'train'))
+    assert len(found) == len(set(found)) == demo.MOST_EXAMPLES
+    assert {Path(file).parent.name for file in found} == {'ant', 'bee', 'cat'}
+    assert demo.example_files(None) == [] and len(demo.example_files(str(work / 'test'))) == 12
+    with pytest.raises(InputError, match='there is no picture in the folder'):
+        demo.example_files(str(tmp_path))
+
+
+def test_without_gradio_the_page_says_what_to_install(network, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'gradio', None)
+    with pytest.raises(InputError, match='pip install'):
+        demo.build_page(network, [])
+
+
+# torch.hub ---------------------------------------------------------------------------------------------------------
+
+def test_torch_hub_opens_the_models():
+    root = str(Path(__file__).parent.parent)
+    model = torch.hub.load(root, 'resnet32_nbn', source='local', pretrained=True)
+    expected = timm.create_model('resnet32_nbn.cifar100_lt', pretrained=True)
+    assert all(torch.equal(value, expected.state_dict()[key]) for key, value in model.state_dict().items())
+    grey = torch.hub.load(root, 'resnet20_nbn', source='local', num_classes=3, in_chans=1)
+    assert grey(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    specification = importlib.util.spec_from_file_location('hubconf', Path(root, 'hubconf.py'))
+    hubconf = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hubconf)
+    assert {'resnet32_ride', 'resnext50_nbn', 'resnet32_shike'} <= {
+        name for name, entry in vars(hubconf).items() if callable(entry) and not name.startswith('_')}

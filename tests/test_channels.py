@@ -1,0 +1,180 @@
+"""Pictures of one to four channels, from the file to the answer, and weights in half precision."""
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import nbn_timm  # noqa: F401  (registers the models)
+import nbn_timm.cli.train as train
+from nbn_timm.cli import predict, validate
+from nbn_timm.data import AugmentSettings, DataDefaults, create_eval_loader, create_transform
+from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data.pictures import read_picture
+from nbn_timm.data.settings import InputSettings
+from nbn_timm.errors import InputError
+from nbn_timm.models.create import create_model
+from nbn_timm.training.run_checkpoint import BEST, LAST
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> Path:
+    """Class folders of RGBA pictures, of which the alpha channel alone tells the class."""
+    root = tmp_path_factory.mktemp('channels')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 12), ('val', 6), ('test', 6)):
+        for label in range(2):
+            folder = root / split / 'ab'[label]
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 4))
+                pixels[..., 3] = 60 + 150 * label
+                Image.fromarray(pixels.astype(np.uint8), 'RGBA').save(folder / f'{index}.png')
+    return root
+
+
+def flags(images: Path, output: Path, name: str, *more: str) -> list[str]:
+    return ['--dataset', 'folder', '--data-dir', str(images), '--model', 'resnet20_nbn', '--img-size', '8', '--device',
+            'cpu', '--workers', '0', '-b', '8', '--epochs', '6', '--lr', '0.05', '--output', str(output),
+            '--experiment', name, *more]
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.fast
+@pytest.mark.parametrize('mode, size', [('L', (2, 3)), ('LA', (2, 3)), ('RGB', (2, 3)), ('RGBA', (2, 3))])
+def test_a_picture_is_read_in_the_mode_that_is_asked_for(tmp_path, mode, size):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 2, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels, 'RGBA')
+    picture.save(tmp_path / 'a.png')
+    read = read_picture(str(tmp_path / 'a.png'), mode)
+    assert read.mode == mode and read.size == size
+    if 'A' in mode:
+        assert np.array_equal(np.asarray(read)[..., -1], pixels[..., 3])
+    if mode == 'L':
+        assert np.array_equal(np.asarray(read), np.asarray(picture.convert('RGB').convert('L')))
+    picture.convert('RGB').save(tmp_path / 'opaque.png')
+    if 'A' in mode:
+        assert (np.asarray(read_picture(str(tmp_path / 'opaque.png'), mode))[..., -1] == 255).all()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('training', [False, True])
+def test_training_and_evaluation_read_a_turned_picture_upright(tmp_path, channels, training):
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    upright = Image.fromarray(pixels)
+    exif = upright.getexif()
+    exif[ORIENTATION] = 6  # to be turned clockwise
+    upright.save(tmp_path / 'upright.png')
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / 'turned.png', exif=exif)
+    defaults = DataDefaults((channels, 8, 8), (0.5,) * channels, (0.5,) * channels, crop_pct=1.0)
+    samples = ImageSamples([str(tmp_path / name) for name in ('upright.png', 'turned.png')], [0, 0])
+    loader = create_eval_loader(samples, batch_size=2, defaults=defaults, num_workers=0)
+    if training:
+        samples.transform = create_transform(defaults, is_training=True, augment=AugmentSettings(no_aug=True))
+    images = torch.stack([torch.as_tensor(samples[index][0]) for index in range(2)])
+    assert images.shape == (2, channels, 8, 8) and torch.equal(*images)
+    if channels == 3:
+        assert torch.allclose(images[0].float() / 127.5 - 1, next(iter(loader))[0][0], atol=1e-6)
+
+
+@pytest.mark.fast
+def test_mean_and_std_follow_the_channels():
+    grey = DataDefaults().as_trained(InputSettings(in_chans=1, img_size=32))
+    assert grey.input_size == (1, 32, 32)
+    assert grey.mean == pytest.approx(((0.485 + 0.456 + 0.406) / 3,)) and len(grey.std) == 1
+    assert len(DataDefaults().as_trained(InputSettings(in_chans=4)).mean) == 4
+    assert DataDefaults().as_trained(InputSettings(in_chans=4, mean=(0.1, 0.2, 0.3, 0.4))).mean == (0.1, 0.2, 0.3, 0.4)
+    assert DataDefaults().as_trained(InputSettings()) == DataDefaults()
+
+
+# The model ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.fast
+def test_a_pretrained_first_convolution_is_adapted_by_timm():
+    name = 'resnet32_nbn.cifar100_lt'
+    rgb, grey = (create_model(name, pretrained=True, in_chans=channels) for channels in (None, 1))
+    assert torch.allclose(grey.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True), atol=1e-6)
+
+
+def test_a_training_on_four_channels_and_what_follows_it(images, tmp_path, capsys):
+    train.main(flags(images, tmp_path, 'rgba', '--in-chans', '4', '--color-jitter', '0.1', '--reprob', '0.1'))
+    folder = tmp_path / 'rgba'
+    found = json.loads((folder / 'test.json').read_text())
+    assert found['top1'] > 90  # the class is in the fourth channel
+    results = tmp_path / 'result.json'
+    validate.main(['--checkpoint', str(folder / BEST), '--device', 'cpu', '--workers', '0',
+                   '--results-file', str(results)])
+    again = json.loads(results.read_text())
+    assert again['top1'] == found['top1'] and again['input_size'] == [4, 8, 8] and len(again['mean']) == 4
+    predict.main(['--model', str(folder / BEST), '--device', 'cpu', '--workers', '0', '--json', '--output',
+                  str(tmp_path / 'found.jsonl'), str(images / 'test' / 'b')])
+    answers = [json.loads(line)['predictions'][0]['name'] for line in (tmp_path / 'found.jsonl').open()]
+    assert answers.count('b') >= 5
+    train.main(flags(images, tmp_path, 'again', '--initial-checkpoint', str(folder / LAST), '--epochs', '1'))
+    assert torch.load(tmp_path / 'again' / LAST)['state_dict']['conv1.weight'].shape[1] == 4
+
+
+def test_grey_pictures(images, tmp_path):
+    train.main(flags(images, tmp_path, 'grey', '--in-chans', '1', '--epochs', '1', '--rotation', '10', '--cutout', '2'))
+    assert torch.load(tmp_path / 'grey' / LAST)['state_dict']['conv1.weight'].shape[1] == 1
+
+
+@pytest.mark.parametrize('given, sentence', [
+    (['--in-chans', '6'], 'pictures have 1 to 4 channels here'),
+    (['--in-chans', '1', '--aa', 'cifar10'], '--aa changes the colours of RGB pictures'),
+    (['--in-chans', '1', '--grayscale-prob', '0.1'], '--grayscale-prob changes the colours'),
+    (['--in-chans', '1', '--in-memory'], 'that is for RGB pictures'),
+    (['--model-kwargs', 'in_chans=1'], 'leave in_chans out of --model-kwargs, and give --in-chans'),
+    (['--model-dtype', 'float16'], '--model-dtype float16 cannot hold small gradients'),
+    (['--model-dtype', 'bfloat16', '--amp'], '--amp keeps weights in float32'),
+])
+def test_what_cannot_be_is_one_sentence(images, tmp_path, given, sentence):
+    with pytest.raises(InputError, match=sentence) as caught:
+        train.main(flags(images, tmp_path, 'refused', *given))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.fast
+def test_channels_beside_a_size_in_full_are_refused():
+    with pytest.raises(InputError, match='--in-chans has no effect with --input-size'):
+        train.parse_train(['--dataset', 'cifar10_lt', '--model', 'resnet20', '--in-chans', '1', '--input-size',
+                           *'1 32 32'.split()])
+
+
+# Half precision ----------------------------------------------------------------------------------------------------
+
+def test_weights_in_bfloat16_train_resume_and_answer(images, tmp_path):
+    more = ['--in-chans', '4', '--model-dtype', 'bfloat16', '--model-ema', '--sched', 'constant']
+    train.main(flags(images, tmp_path, 'whole', *more, '--epochs', '6'))
+    train.main(flags(images, tmp_path, 'parts', *more, '--epochs', '3'))
+    train.main(flags(images, tmp_path, 'parts', *more, '--epochs', '6', '--resume', 'auto'))
+    state, parts = (torch.load(tmp_path / name / LAST, weights_only=True) for name in ('whole', 'parts'))
+    assert state['state_dict']['conv1.weight'].dtype == torch.bfloat16
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(value, parts[key][name]) for name, value in state[key].items())
+    assert json.loads((tmp_path / 'whole' / 'test.json').read_text())['precision'] == 'bfloat16'
+    for given, precision in (([], 'float32'), (['--model-dtype', 'bfloat16'], 'bfloat16')):
+        validate.main(['--checkpoint', str(tmp_path / 'whole' / BEST), '--use-ema', '--device', 'cpu', '--workers', '0',
+                       '--results-file', str(tmp_path / 'result.json'), *given])
+        result = json.loads((tmp_path / 'result.json').read_text())
+        assert result['precision'] == precision and result['top1'] > 60
+
+
+def test_a_distilled_student_in_bfloat16(images, tmp_path):
+    train.main(flags(images, tmp_path, 'teacher', '--epochs', '1'))
+    train.main(flags(images, tmp_path, 'student', '--epochs', '1', '--model-dtype', 'bfloat16', '--kd-checkpoint',
+                     str(tmp_path / 'teacher' / LAST)))
+    assert timm.create_model('resnet20_nbn', num_classes=2).load_state_dict(
+        torch.load(tmp_path / 'student' / LAST)['state_dict'])

@@ -1,0 +1,240 @@
+"""Decoders of JPEG files: the same crops, nearly the same pixels, and Pillow for what they are not for."""
+import io
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from nbn_timm.data import AugmentSettings, DataDefaults, ImageSamples, create_eval_loader, create_train_loader
+from nbn_timm.data import decoders as decoders_module
+from nbn_timm.data.decoders import DECODERS, Box, CannotDecode, DecodedCrop, resized_part
+from nbn_timm.data.transforms import create_transform
+from nbn_timm.errors import InputError
+from nbn_timm.training.settings import TrainSettings
+
+pytestmark = pytest.mark.fast
+
+FORMAT = DataDefaults(input_size=(3, 32, 32), color_jitter=None)
+
+
+@pytest.fixture(params=sorted(DECODERS))
+def decoder(request):
+    if not DECODERS[request.param].available():
+        pytest.skip(f'{request.param} is not installed')
+    return request.param
+
+
+def scene(width, height, mode='RGB'):
+    """Smooth colours with a few edges, which JPEG keeps well."""
+    coarse = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    ImageDraw.Draw(image).ellipse((width // 4, height // 4, width // 2, height // 2), outline=(250, 20, 20), width=3)
+    return image.convert(mode)
+
+
+def jpeg(image, **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, 'JPEG', quality=92, **settings)
+    return buffer.getvalue()
+
+
+def reference(data, box, size, mode=Image.Resampling.BILINEAR):
+    """What timm makes of a crop: the picture whole, cut, then resampled."""
+    top, left, height, width = box
+    with Image.open(io.BytesIO(data)) as image:
+        part = image.convert('RGB').crop((left, top, left + width, top + height))
+    return np.asarray(part.resize(size[::-1], mode)).astype(int)
+
+
+def ours(name, data, box, size, mode=InterpolationMode.BILINEAR):
+    tool = DECODERS[name]()
+    tool.size(data)
+    return resized_part(tool, data, Box(*box), size, mode).permute(1, 2, 0).numpy().astype(int)
+
+
+@pytest.mark.parametrize('subsampling', ['4:4:4', '4:2:2', '4:2:0'])
+@pytest.mark.parametrize('box', [(0, 0, 63, 131), (13, 37, 60, 50), (5, 16, 33, 40), (40, 99, 57, 32)])
+@pytest.mark.parametrize('mode', ['bilinear', 'bicubic', 'lanczos'])
+def test_crops_of_full_size_are_pillows_to_a_step(decoder, subsampling, box, mode):
+    data = jpeg(scene(131, 97), subsampling=subsampling)
+    expected = reference(data, box, (32, 24), Image.Resampling[mode.upper()])
+    found = ours(decoder, data, box, (32, 24), InterpolationMode(mode))
+    # Where colours are stored at half the width, a part has no neighbour beyond its left and right border.
+    inner = slice(None) if subsampling == '4:4:4' else slice(2, -2)
+    assert np.abs(found - expected)[:, inner].max() <= 1
+    assert np.abs(found - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize('shrink,box', [(2, (3, 5, 81, 99)), (4, (7, 9, 161, 170)), (8, (1, 2, 300, 357))])
+def test_large_crops_are_decoded_smaller(decoder, shrink, box, monkeypatch):
+    asked = []
+    part = DECODERS[decoder].part
+
+    def told(self, data, box, shrink):
+        asked.append(shrink)
+        pixels = part(self, data, box, shrink)
+        assert pixels.shape[0] >= 32 and pixels.shape[1] >= 32  # never below the size of the output
+        return pixels
+
+    monkeypatch.setattr(DECODERS[decoder], 'part', told)
+    data = jpeg(scene(400, 320))
+    difference = ours(decoder, data, box, (32, 32)) - reference(data, box, (32, 32))
+    assert asked == [shrink]
+    assert np.abs(difference).mean() < 2
+    assert abs(difference.mean()) < 0.3  # no shift of brightness
+    # A crop off by one pixel of the file would be seen at an edge.
+    moved = reference(data, (box[0], box[1] + 2, *box[2:]), (32, 32)) - reference(data, box, (32, 32))
+    assert np.abs(difference).mean() < np.abs(moved).mean()
+
+
+def test_the_same_crops_and_flips_are_drawn(decoder, tmp_path):
+    paths = [str(tmp_path / f'{index}.jpg') for index in range(6)]
+    for path in paths:
+        scene(150, 110).save(path, quality=95, subsampling='4:4:4')
+    images = []
+    for name in ('pillow', decoder):
+        random.seed(3)
+        torch.manual_seed(3)
+        loader = create_train_loader(ImageSamples(paths, range(6)), torch.utils.data.SequentialSampler(paths),
+                                     batch_size=6, defaults=FORMAT, num_workers=0, decoder=name)
+        loader.set_epoch(0)
+        (batch, labels), = loader
+        images.append(batch)
+        assert labels.tolist() == list(range(6))
+    assert (images[0] - images[1]).abs().mean() < 0.02  # of a deviation of 1
+    assert (images[0] - images[0].flip(3)).abs().mean() > 0.2
+
+
+def test_crops_are_distributed_as_timms(decoder):
+    data = jpeg(scene(80, 120))
+    crop = RandomResizedCropAndInterpolation(16)
+    drawn = []
+
+    class Noting(DECODERS[decoder]):
+        def part(self, data, box, shrink):
+            drawn.append((box.height, box.width))
+            return super().part(data, box, shrink)
+
+    transform = DecodedCrop(transforms.Compose([crop]), Noting())
+    random.seed(0)
+    for _ in range(400):
+        decoders_module.decoded_crop(transform.decoder, data, crop)
+    random.seed(0)
+    expected = [crop.get_params(Image.new('1', (80, 120)), crop.scale, crop.ratio)[2:] for _ in range(400)]
+    shrunken = [Box(0, 0, height, width) for height, width in expected]
+    shrinks = [next((s for s in (8, 4, 2) if s <= min(box.height // 16, box.width // 16)), 1) for box in shrunken]
+    for found, box, shrink in zip(drawn, shrunken, shrinks, strict=True):
+        assert abs(found[0] - box.height / shrink) <= 2 and abs(found[1] - box.width / shrink) <= 2
+
+
+@pytest.mark.parametrize('kind', ['png', 'cmyk', 'exif', 'damaged', 'cut off'])
+def test_odd_files_go_to_pillow(decoder, kind, tmp_path):
+    path, image = tmp_path / 'picture', scene(90, 70)
+    if kind == 'png':
+        image.save(path, 'PNG')
+    elif kind == 'cmyk':
+        image.convert('CMYK').save(path, 'JPEG')
+    elif kind == 'exif':
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.save(path, 'JPEG', exif=exif)
+    else:
+        data = jpeg(image)
+        path.write_bytes(data[:len(data) // 3] if kind == 'cut off' else b'no picture at all')
+    whole = AugmentSettings(scale=(1, 1), ratio=(9 / 7, 9 / 7), hflip=0)
+    pictures = ImageSamples([str(path)], [0])
+    results = []
+    for name in ('pillow', decoder):
+        create_train_loader(pictures, torch.utils.data.SequentialSampler(pictures), batch_size=1, defaults=FORMAT,
+                            augment=whole, num_workers=0, decoder=name)
+        random.seed(0)
+        try:
+            results.append(torch.as_tensor(pictures[0][0]))
+        except InputError as error:
+            results.append(str(error))
+    if isinstance(results[0], str):
+        assert kind in ('damaged', 'cut off') and results[0] == results[1]
+    else:
+        assert torch.equal(*results)
+
+
+def test_grey_files_become_three_channels(decoder):
+    data = jpeg(scene(90, 70, 'L'))
+    box, size = (5, 9, 60, 60), (32, 32)
+    assert np.abs(ours(decoder, data, box, size) - reference(data, box, size)).max() <= 1
+
+
+def test_huge_pictures_go_to_pillow_which_warns(decoder, monkeypatch):
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(CannotDecode):
+        decoders_module.decoded_crop(DECODERS[decoder](), jpeg(scene(90, 70)), RandomResizedCropAndInterpolation(8))
+
+
+def test_colour_changes_follow_as_before(decoder, tmp_path):
+    """What has no form for bytes of torch, such as colour jitter, is done to a PIL image by the same steps."""
+    path = str(tmp_path / 'x.jpg')
+    scene(150, 110).save(path, quality=95, subsampling='4:4:4')
+    pipeline = create_transform(DataDefaults(input_size=(3, 32, 32)), is_training=True)
+    results = []
+    for name in (None, decoder):
+        random.seed(1)
+        torch.manual_seed(1)
+        samples = ImageSamples([path], [0], pipeline if name is None else DecodedCrop(pipeline, DECODERS[name]()))
+        results.append(samples[0][0].int())
+    assert results[1].shape == (3, 32, 32) and (results[0] - results[1]).abs().max() <= 4
+
+
+def test_views_are_decoded_each(decoder, tmp_path):
+    path = str(tmp_path / 'x.jpg')
+    scene(150, 110).save(path)
+    samples = ImageSamples([path] * 4, range(4))
+    loader = create_train_loader(samples, torch.utils.data.SequentialSampler(samples), batch_size=4, defaults=FORMAT,
+                                 num_workers=0, decoder=decoder, views=2)
+    loader.set_epoch(0)
+    (views, labels), = loader
+    assert views.shape == (2, 4, 3, 32, 32) and not torch.equal(views[0], views[1])
+
+
+def test_workers_read_too_and_evaluation_stays(decoder, tmp_path):
+    path = str(tmp_path / 'x.jpg')
+    scene(150, 110).save(path)
+    samples = ImageSamples([path] * 4, range(4))
+
+    def evaluated():
+        (images, _), = create_eval_loader(samples, batch_size=4, defaults=FORMAT, num_workers=0)
+        return images
+
+    before = evaluated()
+    loader = create_train_loader(samples, torch.utils.data.SequentialSampler(samples), batch_size=4, defaults=FORMAT,
+                                 num_workers=1, decoder=decoder)
+    loader.set_epoch(0)
+    (images, _), = loader
+    assert images.shape == (4, 3, 32, 32)
+    assert torch.equal(evaluated(), before)
+
+
+def test_where_it_has_no_use_it_is_refused(decoder, tmp_path):
+    images = ImageSamples(['x.jpg'] * 2, [0, 1])
+    with pytest.raises(InputError, match='brought to size otherwise: leave it out'):
+        create_train_loader(images, torch.utils.data.SequentialSampler(images), batch_size=2, decoder=decoder,
+                            defaults=DataDefaults(input_size=(3, 32, 32), train_transform='cifar'))
+    with pytest.raises(InputError, match='reads image files'):
+        create_train_loader(torch.utils.data.TensorDataset(torch.zeros(2)), None, batch_size=2, decoder=decoder,
+                            defaults=FORMAT)
+
+
+def test_what_is_missing_is_told(monkeypatch):
+    monkeypatch.setattr(decoders_module, '_turbojpeg', lambda: None)
+    with pytest.raises(InputError, match='--decoder turbojpeg needs turbojpeg, .*pip install turbojpeg'):
+        DECODERS['turbojpeg']()
+
+
+def test_the_decoder_is_part_of_the_recipe():
+    """Pixels differ in the last bits, so a run tells by what it read, and Pillow is the default everywhere."""
+    assert TrainSettings().decoding.decoder == 'pillow'
+    assert 'decoder' in TrainSettings().values()

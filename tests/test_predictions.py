@@ -1,0 +1,121 @@
+"""What is kept of each picture: from logits to files and tables, and back."""
+import csv
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from test_evaluation import NUM_CLASSES, make_counts, make_predictions
+
+from nbn_timm.data import ArraySamples, ImageSamples
+from nbn_timm.data.dataset import picture, picture_names
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation import LongTailEvaluator, evaluate
+from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_predictions
+from nbn_timm.models.create import create_model
+
+pytestmark = pytest.mark.fast
+NAMES = [f'class "{label}", ünï' for label in range(NUM_CLASSES)]
+
+
+@pytest.fixture(scope='module')
+def found():
+    return Predictions.of_logits(*make_predictions())
+
+
+def test_they_are_those_of_the_logits(found):
+    logits, labels = make_predictions()
+    log = logits.double().log_softmax(1)
+    assert found.top.shape == (997, 5) and (found.predicted == logits.argmax(1).numpy()).all()
+    np.testing.assert_allclose(found.probabilities, log.exp().gather(1, torch.from_numpy(found.top)), rtol=1e-5)
+    np.testing.assert_allclose(found.label_log_probability, log[range(997), labels], rtol=1e-5, atol=1e-6)
+    assert found.correct.tolist() == (logits.argmax(1) == labels).tolist()
+    few = Predictions.of_logits(torch.zeros(2, 3), torch.tensor([0, 1]))
+    assert few.top.tolist() == [[0, 1, 2]] * 2
+
+
+def test_what_processes_hold_is_put_back_in_order(found):
+    parts = [found[np.arange(997)[rank::3]] for rank in range(3)]
+    again = Predictions.in_order(parts)
+    for name, array in vars(found).items():
+        assert array is None or (getattr(again, name) == array).all()
+    assert order_of_split([2, 1]).tolist() == [0, 2, 1]
+
+
+def test_written_and_read_back(found, tmp_path):
+    found.write(tmp_path / 'x.npz')
+    again = Predictions.read(tmp_path / 'x.npz')
+    for name, array in vars(found).items():
+        assert array is None or ((getattr(again, name) == array).all() and getattr(again, name).dtype == array.dtype)
+    assert again.feature_length is None
+    np.savez(tmp_path / 'old.npz', labels=np.uint16([1, 2]), top5=np.uint16([[1, 2], [0, 2]]),
+             confidence=np.float16([0.5, 0.25]), label_log_probability=np.float16([-1, -2]))
+    old = Predictions.read(tmp_path / 'old.npz')
+    assert old.confidence.tolist() == [0.5, 0.25] and old.correct.tolist() == [True, False]
+    np.savez(tmp_path / 'other.npz', labels=np.zeros(3))
+    (tmp_path / 'text.npz').write_text('no array')
+    for name in ('other.npz', 'text.npz', 'gone.npz'):
+        with pytest.raises(InputError, match='--save-predictions'):
+            Predictions.read(tmp_path / name)
+
+
+def test_a_table_as_csv(found, tmp_path):
+    write_predictions(tmp_path / 'x.csv', found, NAMES, [f'a/{index}\udcff.png' for index in range(997)])
+    with open(tmp_path / 'x.csv', newline='', encoding='utf-8', errors='surrogateescape') as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['path', 'label', *(f'top{k}' for k in range(1, 6)),
+                             *(f'probability{k}' for k in range(1, 6)), 'label_probability']
+    assert rows[9]['path'] == 'a/9\udcff.png' and rows[9]['label'] == NAMES[found.labels[9]]
+    assert [row['top2'] for row in rows] == [NAMES[label] for label in found.top[:, 1]]
+    assert [float(row['probability1']) for row in rows] == pytest.approx(found.confidence)
+
+
+def test_a_table_as_parquet(found, tmp_path):
+    parquet = pytest.importorskip('pyarrow.parquet')
+    write_predictions(tmp_path / 'x.parquet', found, NAMES, [f'{index}\udcff' for index in range(997)])
+    table = parquet.read_table(tmp_path / 'x.parquet').to_pydict()
+    assert table['path'][3] == '3\\udcff' and table['label'] == [NAMES[label] for label in found.labels]
+    assert table['probability5'] == found.probabilities[:, 4].tolist()
+
+
+def test_another_ending_and_a_missing_library_are_told_before_the_work(monkeypatch):
+    with pytest.raises(InputError, match='ends in none of .csv, .parquet, .npz'):
+        check_format('x.txt')
+    monkeypatch.setitem(sys.modules, 'pyarrow', None)
+    with pytest.raises(InputError, match=r"pip install 'nbn_timm\[parquet\]'"):
+        check_format('x.parquet')
+    check_format('x.csv')
+    check_format(None)
+
+
+@pytest.mark.parametrize(('model', 'known'), [('resnet20_nbn', True), ('resnet20_nbn_lr', True),
+                                              ('resnet32_ride', False)])
+def test_feature_lengths_are_of_what_the_classifier_sees(model, known):
+    torch.manual_seed(0)
+    model = create_model(model, NUM_CLASSES).eval()
+    images, target = torch.randn(21, 3, 16, 16), torch.arange(21) % NUM_CLASSES
+    evaluator = LongTailEvaluator(NUM_CLASSES, make_counts())
+    evaluator.keep_predictions()
+    evaluate(model, list(zip(images.split(9), target.split(9), strict=True)), evaluator, torch.device('cpu'))
+    kept = evaluator.predictions()
+    assert len(kept) == 21
+    assert (kept.feature_length is not None) == known
+    if known:
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features(images), pre_logits=True)
+        np.testing.assert_allclose(kept.feature_length, features.norm(dim=1), rtol=1e-5)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_names_and_pixels_of_pictures(tmp_path):
+    arrays = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    samples = ArraySamples(arrays, [0, 1], transform=lambda image: None)
+    assert picture_names(samples, 2) == ['0', '1']
+    assert (np.asarray(picture(samples, 1)) == arrays[1]).all()
+    (tmp_path / 'cat').mkdir()
+    samples.image(0).save(tmp_path / 'cat' / 'a.png')
+    assert picture_names(ImageSamples(['cat/a.png'], [0], root=tmp_path), 1) == [str(tmp_path / 'cat' / 'a.png')]
+    theirs = timm.data.ImageDataset(str(tmp_path), transform=lambda image: None)
+    assert picture_names(theirs, 1) == [str(tmp_path / 'cat' / 'a.png')]
+    assert (np.asarray(picture(theirs, 0)) == arrays[0]).all() and theirs.transform is not None

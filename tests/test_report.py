@@ -1,0 +1,316 @@
+"""The page of a run and the comparison of several: what they say, what they do without, how a browser shows them."""
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from test_train_run import data_flags, images  # noqa: F401  (the fixture)
+
+import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.cli import report, train
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.report import norm_sizes, read_run
+from nbn_timm.report.bootstrap import paired_interval
+from nbn_timm.report.comparison import intervals
+from nbn_timm.report.recipe import repeating_command
+from nbn_timm.report.single import class_table, confusion_counts, feature_lengths, pair_table, worst_pictures
+from nbn_timm.training.settings import TrainSettings
+
+FIGURES = True
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+FLAGS = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0', '--epochs', '2', '-b', '4']
+
+
+@pytest.fixture(scope='module')
+def runs(images, tmp_path_factory) -> Path:  # noqa: F811
+    """Two runs: plain cross-entropy, and balanced softmax from another seed."""
+    folder = tmp_path_factory.mktemp('runs')
+    flags = [*data_flags(images), *FLAGS, '--output', str(folder)]
+    pytest.importorskip('matplotlib')
+    train.main([*flags, '--experiment', 'plain'])
+    train.main([*flags, '--experiment', 'balanced', '--loss', 'balanced_softmax', '--seed', '7', '--no-decay-1d',
+                '--opt-kwargs', 'nesterov=True'])
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without figures, which take the time."""
+    monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)
+
+
+def page_of(*arguments, output: Path) -> str:
+    report.main([*map(str, arguments), '--output', str(output)])
+    return output.read_text()
+
+
+def test_a_run_ends_with_its_page(runs):
+    page = (runs / 'plain' / 'report.html').read_text()
+    assert page.count('<svg') == 10 and page.count('src="data:image/png;base64,') >= 4
+    for title in ('Many, medium and few', 'Classes', 'Confusion', 'Confident and wrong', 'Calibration', 'Training',
+                  'Normalisation', 'Settings'):
+        assert re.search(rf'<h2[^>]*>{title}</h2>', page), title
+    results = json.loads((runs / 'plain' / 'test.json').read_text())
+    assert f'<b>{results["top1"]:.2f}</b>' in page and f'<b>{results["brier"]:.4f}</b>' in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and '<script' not in page
+
+
+def test_nbn_report_writes_the_same_page_from_the_files(runs, tmp_path):
+    assert page_of(runs / 'balanced', output=tmp_path / 'x.html') == (runs / 'balanced' / 'report.html').read_text()
+
+
+def test_the_command_repeats_the_run(runs):
+    """Typed as it stands it amounts to the same settings."""
+    page = (runs / 'balanced' / 'report.html').read_text()
+    text = re.search(r'<pre>(.*?)</pre>', page, re.DOTALL)[1].replace('&#39;', "'").replace('&amp;', '&')
+    words = shlex.split(text)
+    assert words[0] == 'nbn-train' and words[-2:] == ['--experiment', 'balanced-again']
+    again, once = train.parse_train(words[1:]).values(), read_run(runs / 'balanced').settings
+    assert {name for name, value in again.items() if once.get(name, value) != value} == {'output', 'experiment'}
+    several = repeating_command(once, TrainSettings, 'x', processes=4)
+    assert several.startswith('torchrun --nproc-per-node 4 -m nbn_timm.cli.train --')
+
+
+def test_without_the_page_the_predictions_are_kept(images, tmp_path):  # noqa: F811
+    train.main([*data_flags(images), *FLAGS, '--epochs', '1', '--output', str(tmp_path), '--experiment', 'x',
+                '--no-report'])
+    assert not (tmp_path / 'x' / 'report.html').exists()
+    assert read_run(tmp_path / 'x').predictions is not None
+
+
+class Numbers:
+    """A gallery that shows which pictures it is asked for."""
+
+    def uri(self, index):
+        return None
+
+    def name(self, index):
+        return str(index)
+
+    def row(self, indices):
+        return list(indices)
+
+
+def test_classes_confusion_and_pictures_are_those_of_the_predictions(runs):
+    run = read_run(runs / 'plain')
+    kept = Predictions.read(runs / 'plain' / 'test_predictions.npz')
+    pairs = Counter(zip(kept.labels.tolist(), kept.predicted.tolist(), strict=True))
+    counts = confusion_counts(run)
+    assert {(row, column): counts[row, column] for row, column in zip(*np.nonzero(counts), strict=True)} == pairs
+    for row, told in zip(run.classes, counts.sum(axis=0), strict=True):
+        assert row.predicted == told
+    with open(runs / 'plain' / 'test_per_class.csv', newline='') as file:
+        written = list(csv.DictReader(file))
+    for row, of_file in zip(class_table(run).rows, written, strict=True):  # the classes are in the order of the images
+        assert row[:4] == [of_file['name'], int(of_file['train_images']), of_file['shot'], int(of_file['test_images'])]
+        assert row[4:] == [None if not of_file[name] else pytest.approx(float(of_file[name]))
+                           for name in ('precision', 'accuracy', 'f1')]
+    shown = pair_table(run, Numbers()).rows
+    wrong = {pair: count for pair, count in pairs.items() if pair[0] != pair[1]}
+    assert [row[2] for row in shown] == sorted(wrong.values(), reverse=True)
+    for label, guess, count, pictures, *_ in shown:
+        names = run.names
+        assert wrong[names.index(label), names.index(guess)] == count
+        assert all(names[kept.labels[index]] == label and names[kept.predicted[index]] == guess for index in pictures)
+    order = [int(picture.lines[-1]) for picture in worst_pictures(run, Numbers())['surprising']]
+    assert order == sorted(np.flatnonzero(~kept.correct), key=lambda index: -kept.confidence[index])
+
+
+def test_feature_lengths_are_means_over_the_pictures_of_the_shots(runs):
+    run = read_run(runs / 'plain')
+    kept, shots = run.predictions, [row.shot for row in run.classes]
+    expected = {shot: np.mean([length for length, label in zip(kept.feature_length, kept.labels, strict=True)
+                               if shots[label] == shot]) for shot in dict.fromkeys(shots)}
+    assert feature_lengths({'x': run})['x'] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture
+def older(runs, tmp_path) -> Path:
+    """The run as an earlier version would have left it."""
+    folder = tmp_path / 'older'
+    shutil.copytree(runs / 'plain', folder)
+    (folder / 'test_predictions.npz').unlink()
+    results = json.loads((folder / 'test.json').read_text())
+    known = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss', 'num_samples', 'num_classes', 'splits',
+             'checkpoint', 'weights', 'use_ema')
+    (folder / 'test.json').write_text(json.dumps({
+        **{key: results[key] for key in known},
+        'per_class': {key: results['per_class'][key] for key in ('correct', 'total')}}))
+    lines = (folder / 'test_per_class.csv').read_text().splitlines()
+    (folder / 'test_per_class.csv').write_text('\n'.join(','.join(line.split(',')[:7]) for line in lines) + '\n')
+    return folder
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_run_of_an_earlier_version_gives_what_is_there(older, runs, tmp_path):
+    page = page_of(older, output=tmp_path / 'x.html')
+    assert 'nbn-report --evaluate' in page and 'Confident and wrong' not in page and 'Classes' in page
+    assert '#settings' in page
+    again = page_of(older, '--evaluate', '--device', 'cpu', '--names', 'plain', output=tmp_path / 'x.html')
+    assert 'nbn-report --evaluate' not in again
+    for part in ('cards', 'pictures'):
+        pattern = rf'<div class="{part}">.*?\n</div>\n'
+        assert re.findall(pattern, again, re.DOTALL) == re.findall(
+            pattern, (runs / 'plain' / 'report.html').read_text(), re.DOTALL)
+
+
+def test_a_run_of_timm_gives_curves_and_settings(tmp_path):
+    (tmp_path / 'args.yaml').write_text('model: resnet18\nlr: 0.05\naug_repeats: 0\n')
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,eval_loss,eval_top1,eval_top5,lr\n'
+                                          '0,2.0,2.1,10.0,30.0,0.1\n1,1.0,1.1,20.0,40.0,0.05\n2,0.9')
+    page = page_of(tmp_path, output=tmp_path / 'report.html')
+    assert page.count('<svg') == 3 and 'aug_repeats' in page and '<pre>' not in page
+    assert read_run(tmp_path).curve('eval_top1') == ([1, 2], [10.0, 20.0])
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_checkpoint_alone_can_be_evaluated(runs, tmp_path):
+    shutil.copy(runs / 'plain' / 'model_best.pth.tar', tmp_path / 'alone.pth.tar')
+    page = page_of(tmp_path / 'alone.pth.tar', '--evaluate', '--device', 'cpu', output=tmp_path / 'x.html')
+    assert 'Confident and wrong' in page and 'id="training"' not in page
+    page = page_of(tmp_path / 'alone.pth.tar', output=tmp_path / 'x.html')
+    assert 'nbn-report --evaluate evaluates its network' in page
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_pictures_that_are_gone_are_told(runs, tmp_path):
+    page = page_of(runs / 'plain', '--data-dir', tmp_path, output=tmp_path / 'x.html')
+    assert 'The pictures are not at hand' in page or 'src="data:image' not in page
+    assert 'Confident and wrong' in page
+
+
+def test_without_matplotlib_a_line_says_how_to_get_figures(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)
+    monkeypatch.setattr('nbn_timm.report.single.can_draw', lambda: False)
+    page = page_of(runs / 'plain', output=tmp_path / 'x.html')
+    assert '<svg' not in page and 'pip install &#39;nbn_timm[plots]&#39;' in page and 'Confident and wrong' in page
+
+
+def test_names_are_escaped_and_never_formulas(runs, tmp_path):
+    folder = tmp_path / 'odd'
+    shutil.copytree(runs / 'plain', folder)
+    text = (folder / 'test_per_class.csv').read_text().splitlines()
+    text[1] = re.sub(r'^0,[^,]*', '0,<script>alert(1)</script> $x_', text[1])
+    (folder / 'test_per_class.csv').write_text('\n'.join(text) + '\n')
+    page = page_of(folder, output=tmp_path / 'x.html')
+    assert '<script' not in page and '&lt;script&gt;alert(1)&lt;/script&gt; $x_' in page
+
+
+@pytest.mark.parametrize(('file', 'content', 'said'), [
+    ('test.json', '{"top1"', "test.json' cannot be read"), ('summary.csv', 'epoch,lr\n1,x\n', "summary.csv' cannot be"),
+    ('args.yaml', 'a: [', "args.yaml' cannot be read"), ('test_predictions.npz', 'x', '--save-predictions')])
+def test_a_damaged_file_is_named(runs, tmp_path, file, content, said):
+    shutil.copytree(runs / 'plain', tmp_path / 'x')
+    (tmp_path / 'x' / file).write_text(content)
+    with pytest.raises(InputError, match=said):
+        report.main([str(tmp_path / 'x')])
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match='is no folder of a run'):
+        report.main([str(tmp_path)])
+    with pytest.raises(InputError, match='different --names'):
+        report.main([str(tmp_path), str(tmp_path)])
+
+
+# Several runs ---------------------------------------------------------------------------------------------------------
+
+def test_a_comparison_of_two_runs(runs, tmp_path):
+    page = page_of(runs / 'plain', runs / 'balanced', output=tmp_path / 'x.html')
+    assert '<h2>balanced less plain</h2>' in page and 'paired bootstrap' in page
+    assert '<td>loss</td><td>cross_entropy</td><td>balanced_softmax</td>' in page
+    assert 'tells these right' in page and page.count('<svg') >= 6
+    first, other = (read_run(runs / name) for name in ('plain', 'balanced'))
+    found = {name: (number, interval) for name, number, _, interval in intervals(first, other)}
+    for name, metric in (('Top-1', 'top1'), ('Mean class', 'mean_class'), ('Few', 'few'),
+                         ('NLL (less is better)', 'nll')):
+        number, interval = found[name]
+        assert interval.mean == pytest.approx(other.results[metric] - first.results[metric], abs=1e-4)
+        assert interval.low <= interval.mean <= interval.high
+    assert found['Top-1'][0] == 4 and found['Mean class'][0] == 4
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_runs_on_other_pictures_are_not_paired(runs, older, tmp_path):
+    page = page_of(older, runs / 'plain', output=tmp_path / 'x.html')
+    assert 'older has no predictions' in page and 'paired bootstrap' not in page
+    kept = Predictions.read(runs / 'plain' / 'test_predictions.npz')
+    kept[np.arange(len(kept))[::-1]].write(older / 'test_predictions.npz')
+    assert 'evaluated on other pictures' in page_of(older, runs / 'plain', output=tmp_path / 'x.html')
+
+
+@pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),
+                                    np.random.default_rng(0).normal(0.1, 1, 200)])
+def test_intervals_agree_with_scipy(values):
+    stats = pytest.importorskip('scipy.stats')
+    expected = stats.bootstrap((values,), np.mean, n_resamples=20_000, method='percentile', rng=0).confidence_interval
+    found = paired_interval(values, resamples=20_000)
+    width = expected.high - expected.low
+    assert found.mean == pytest.approx(values.mean())
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=0.04 * width)
+    assert found == paired_interval(values, resamples=20_000)
+    assert paired_interval(np.full(9, 2.0)).verdict == 1 and paired_interval(np.full(9, -2.0)).verdict == -1
+
+
+# Inside the network ---------------------------------------------------------------------------------------------------
+
+def test_sizes_of_nbn_are_those_that_it_applies():
+    model = timm.create_model('resnet20_nbn', num_classes=4)
+    torch.manual_seed(0)
+    layers = [module for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)
+              and name.startswith('layer3')]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)
+        torch.nn.init.normal_(layer.bias)
+    sizes = norm_sizes(model)
+    assert sizes.nbn and sizes.layers == len(layers) and sizes.weight.shape == (64,)
+    applied = [layer.effective_affine() if hasattr(layer, 'effective_affine') else (layer.weight, layer.bias)
+               for layer in layers]
+    for part, found in enumerate((sizes.weight, sizes.bias)):
+        expected = np.mean([np.sort(np.abs(pair[part].detach().numpy()))[::-1] for pair in applied], axis=0)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert not norm_sizes(timm.create_model('resnet18', num_classes=4)).nbn
+
+
+def test_a_network_without_batch_norm_has_no_sizes():
+    with pytest.raises(InputError, match='BatchNorm'):
+        norm_sizes(timm.create_model('test_vit', num_classes=4))
+
+
+# In a browser ---------------------------------------------------------------------------------------------------------
+
+_MEASURE = """<script>addEventListener('load', () => { const wide = [...document.querySelectorAll('main *')].filter(
+  one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.scroll, pre'));
+  document.documentElement.setAttribute('data-found', JSON.stringify({width: innerWidth,
+  over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  wide: wide.map(one => one.outerHTML.slice(0, 80)),
+  fetched: performance.getEntriesByType('resource').map(one => one.name).filter(name => !name.startsWith('data:')),
+  broken: [...document.images].filter(one => !one.naturalWidth).length}));});</script>"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium')
+@pytest.mark.parametrize('several', [False, True])
+def test_a_phone_shows_all_of_it_and_fetches_nothing(runs, tmp_path, several):
+    chosen = ['plain', 'balanced'] if several else ['plain']
+    page = page_of(*(runs / name for name in chosen), output=tmp_path / 'page.html')
+    open_page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', page)
+    (tmp_path / 'page.html').write_text(open_page.replace('</body>', f'{_MEASURE}</body>'))
+    # A frame, since a browser's window has a least width.
+    (tmp_path / 'phone.html').write_text('<iframe src="page.html" width="390" height="800" style="border: 0"></iframe>'
+                                         "<script>addEventListener('load', () => document.body.append(frames[0]."
+                                         "document.documentElement.getAttribute('data-found')))</script>")
+    done = subprocess.run(
+        [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files',
+         f'--user-data-dir={tmp_path / "profile"}', '--virtual-time-budget=20000', '--dump-dom',
+         (tmp_path / 'phone.html').as_uri()], capture_output=True, text=True, timeout=240)
+    found = json.loads(re.search(r'\{"width".*\}', done.stdout.replace('&lt;', '<').replace('&gt;', '>'))[0])
+    assert found == {'width': 390, 'over': 0, 'wide': [], 'fetched': [], 'broken': 0}
