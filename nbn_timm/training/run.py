@@ -1,8 +1,16 @@
 """A run from its settings to its report: the table of contents of training."""
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
+from timm.utils import NativeScaler
+
 from nbn_timm.bars import on_terminal
+from nbn_timm.data import TrainLoader
+from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training import averages
 from nbn_timm.training.adjust import tell_adjustment, with_choice
@@ -20,8 +28,10 @@ from nbn_timm.training.build import (
 )
 from nbn_timm.training.combinations import check_combinations, doubtful
 from nbn_timm.training.cpu_advice import advise
+from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
+from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
@@ -29,7 +39,7 @@ from nbn_timm.training.optim import classifier_rate, create_optimizer, create_sc
 from nbn_timm.training.plan import Plan, input_format, open_training_data
 from nbn_timm.training.profile import NoProfile, Profile
 from nbn_timm.training.progress import Progress
-from nbn_timm.training.progressive import build_progressive_size
+from nbn_timm.training.progressive import ProgressiveSize, build_progressive_size
 from nbn_timm.training.report import announce, report_run, show_epoch, show_profile, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
@@ -88,30 +98,59 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
     profile = Profile(world.device) if settings.keeping.profile else NoProfile()
-    done = start_epoch
+    done = train_epochs(Parts(
+        plan, task, loader, optimizer, scheduler, keeper, loop, progress, profile, scaler, mixing, graphs, freezing,
+        resize), start_epoch)
+    keeper.close()
+    show_profile(profile)
+    report_run(plan, task, keeper, done)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with; None is what it does without."""
+
+    plan: Plan
+    task: TrainingTask
+    loader: TrainLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    keeper: Keeper
+    loop: LoopSettings
+    progress: Progress
+    profile: NoProfile
+    scaler: NativeScaler | None
+    mixing: Mixing | None
+    graphs: GraphedBackward | None
+    freezing: Freezing | None
+    resize: ProgressiveSize | None
+
+
+def train_epochs(parts: Parts, start_epoch: int) -> int:
+    """Train, evaluate and keep one epoch after the other; returns how many epochs there were in all."""
+    plan, task, profile = parts.plan, parts.task, parts.profile
+    settings, world, epochs = plan.settings, plan.world, plan.settings.schedule.epochs
     for epoch in range(start_epoch, epochs):
-        if keeper.gave_up(epoch):
-            break
+        if parts.keeper.gave_up(epoch):
+            return epoch
         profile.start()
         seed_everything(settings.run.seed, epoch, world.rank)
-        if freezing is not None:
-            freezing.set_epoch(epoch)
-        begin_epoch(task, loader, mixing, epoch, graphs)
-        if resize is not None:
-            resize.set_epoch(epoch)
-        scheduler.step(epoch + settings.schedule.sched_ahead)
-        scheduler.step_update(epoch * updates_per_epoch)
+        if parts.freezing is not None:
+            parts.freezing.set_epoch(epoch)
+        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs)
+        if parts.resize is not None:
+            parts.resize.set_epoch(epoch)
+        parts.scheduler.step(epoch + settings.schedule.sched_ahead)
+        parts.scheduler.step_update(epoch * parts.progress.updates_per_epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs, profile, resize)
-        averages.end_of_epoch(task, plan, loader, epoch)
+            task, parts.loader, parts.optimizer, parts.loop, parts.progress, world, epoch, parts.scheduler,
+            parts.scaler, parts.mixing, parts.graphs, profile, parts.resize)
+        averages.end_of_epoch(task, plan, parts.loader, epoch)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         watched = plan.watched_after(epoch)
         with profile.part('evaluation'):
             result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
         show_epoch(epoch, epochs, result)
-        keeper.keep(epoch, trained, result, profile.seconds())
+        parts.keeper.keep(epoch, trained, result, profile.seconds())
         profile.finish()
-        done = epoch + 1
-    keeper.close()
-    show_profile(profile)
-    report_run(plan, task, keeper, done)
+    return max(start_epoch, epochs)

@@ -143,6 +143,8 @@ class TrainSettings(SettingGroups):
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
         if name in ('dist_bn', 'sync_bn') and values.world_size == 1:
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
+        if name == 'imbalance' and values.stage:
+            return f'has no effect on --stage {values.stage}'
         if values.device == 'cpu' and self.group_of(name) is GpuSettings:
             return 'has no effect with --device cpu'
         if name in ('color_jitter_prob', 'force_color_jitter') and (
