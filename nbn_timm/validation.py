@@ -210,8 +210,9 @@ def validate(settings: ValidateSettings, world: World) -> None:
     shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
         settings.post_hoc.test_agnostic) else None
     if settings.evaluation.save_predictions:
-        predictions = Predictions.in_order(world.gather(evaluator.predictions()), in_turn)
-        if world.is_primary:
+        of_processes = world.gather_to_primary(evaluator.predictions())
+        if of_processes is not None:
+            predictions = Predictions.in_order(of_processes, in_turn)
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
@@ -389,8 +390,8 @@ def test_agnostic(
 
 def of_all_images(own: tuple[torch.Tensor, ...], world: World, in_turn: bool) -> tuple[torch.Tensor, ...] | None:
     """Numbers [N, ...] of each process's images as those of all images in order; None but on the first process."""
-    of_processes = world.gather(own)
-    if not world.is_primary:
+    of_processes = world.gather_to_primary(own)
+    if of_processes is None:
         return None
     order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes], in_turn))
     return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))

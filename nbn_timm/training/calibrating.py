@@ -17,8 +17,8 @@ def gather_logits(evaluator: LongTailEvaluator, world: World, in_turn: bool) -> 
 
     For `in_turn` see `order_of_split`.
     """
-    of_processes = world.gather(evaluator.logits())
-    if not world.is_primary:
+    of_processes = world.gather_to_primary(evaluator.logits())
+    if of_processes is None:
         return evaluator.logits()
     order = torch.from_numpy(order_of_split([len(labels) for _, labels in of_processes], in_turn))
     logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))

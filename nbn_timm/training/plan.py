@@ -165,13 +165,16 @@ class Plan:
         self.evaluate(model, dataset, evaluator)
         return gather_logits(evaluator, self.world, not isinstance(dataset, ShardStream))
 
-    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
-        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""
+    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions | None]:
+        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split.
+
+        On processes but the first, nothing is kept.
+        """
         evaluator = self.evaluator(unwrap_model(model))
         evaluator.keep_predictions()
         result = self.evaluate(model, dataset, evaluator)
-        return result, Predictions.in_order(self.world.gather(evaluator.predictions()),
-                                            not isinstance(dataset, ShardStream))
+        found = self.world.gather_to_primary(evaluator.predictions())
+        return result, found and Predictions.in_order(found, not isinstance(dataset, ShardStream))
 
 
 def open_training_data(
