@@ -174,7 +174,9 @@ class Plan:
         evaluator.keep_predictions()
         result = self.evaluate(model, dataset, evaluator)
         found = self.world.gather_to_primary(evaluator.predictions())
-        return result, found and Predictions.in_order(found, not isinstance(dataset, ShardStream))
+        if found is None:
+            return result, None
+        return result, Predictions.in_order(found, not isinstance(dataset, ShardStream))
 
 
 def open_training_data(
