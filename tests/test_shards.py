@@ -305,3 +305,5 @@ def test_two_processes_train_and_evaluate_exactly(folder, tmp_path):
     run_ranks(train.main, [*flags(folder, tmp_path), '--experiment', 'two', '--epochs', '1'])
     result = json.loads((tmp_path / 'two' / 'test.json').read_text())
     assert result['num_samples'] == len(LABELS)
+    with np.load(tmp_path / 'two' / 'test_predictions.npz') as kept:  # in the order of the split
+        assert kept['labels'].tolist() == LABELS.tolist()
