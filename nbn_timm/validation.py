@@ -15,6 +15,7 @@ from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.dataset import picture_names
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
+from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import (
@@ -200,16 +201,18 @@ def validate(settings: ValidateSettings, world: World) -> None:
         evaluator.keep_hits()
     if settings.evaluation.save_predictions:
         evaluator.keep_predictions()
+    in_turn = not isinstance(dataset, ShardStream)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
     if evaluator.keeps_logits:
-        keep_logits(settings, evaluator, world)
+        keep_logits(settings, evaluator, world, in_turn)
     shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
         settings.post_hoc.test_agnostic) else None
     if settings.evaluation.save_predictions:
-        predictions = Predictions.in_order(world.gather(evaluator.predictions()))
-        if world.is_primary:
+        of_processes = world.gather_to_primary(evaluator.predictions())
+        if of_processes is not None:
+            predictions = Predictions.in_order(of_processes, in_turn)
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
@@ -374,7 +377,7 @@ def test_agnostic(
         world: World,
 ) -> ShiftedAccuracy | None:
     """The accuracies on SADE's test sets, from an evaluation of all images; None but on the first process."""
-    hits, = of_all_images((evaluator.hits(),), world) or (None,)
+    hits, = of_all_images((evaluator.hits(),), world, not isinstance(dataset, ShardStream)) or (None,)
     if hits is None:
         return None
     benchmark = find_benchmark(settings.data.dataset)
@@ -385,18 +388,18 @@ def test_agnostic(
     return shifted_accuracy(hits.numpy(), tests)
 
 
-def of_all_images(own: tuple[torch.Tensor, ...], world: World) -> tuple[torch.Tensor, ...] | None:
+def of_all_images(own: tuple[torch.Tensor, ...], world: World, in_turn: bool) -> tuple[torch.Tensor, ...] | None:
     """Numbers [N, ...] of each process's images as those of all images in order; None but on the first process."""
-    of_processes = world.gather(own)
-    if not world.is_primary:
+    of_processes = world.gather_to_primary(own)
+    if of_processes is None:
         return None
-    order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes]))
+    order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes], in_turn))
     return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
 
 
-def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World) -> None:
+def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World, in_turn: bool) -> None:
     """Write `logits` [N, C] and `labels` [N] of all processes' images, and fit a temperature, as far as asked for."""
-    logits, labels = gather_logits(evaluator, world)
+    logits, labels = gather_logits(evaluator, world, in_turn)
     path, file = settings.evaluation.logits_file, settings.weights.checkpoint
     if not world.is_primary:
         return

@@ -238,7 +238,7 @@ def test_streamed_dataset_reaches_the_loaders(tmp_path, monkeypatch):
     monkeypatch.setattr(timm.data, 'create_dataset', create_dataset)
     (tmp_path / 'counts.json').write_text(json.dumps({'a': 3, 'b': 2, 'c': 2}))
     settings = DataSettings(
-        'wds/x', str(tmp_path), class_counts=str(tmp_path / 'counts.json'), batch_size=4, seed=5)
+        'hfids/x', str(tmp_path), class_counts=str(tmp_path / 'counts.json'), batch_size=4, seed=5)
     splits = create_splits(settings)
     assert [(split, given['is_training'], given['batch_size'], given['seed']) for _, split, given in opened] == [
         ('train', True, 4, 5), ('validation', False, 4, 5)]
@@ -249,4 +249,4 @@ def test_streamed_dataset_reaches_the_loaders(tmp_path, monkeypatch):
     test = create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0, world_size=2)
     assert [len(targets) for _, targets in test] == [4, 3]
     with pytest.raises(InputError, match='cannot be made long-tailed'):
-        create_splits(DataSettings('wds/x', str(tmp_path), imbalance_factor=10))
+        create_splits(DataSettings('hfids/x', str(tmp_path), imbalance_factor=10))

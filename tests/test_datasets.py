@@ -178,7 +178,8 @@ def test_every_benchmark_is_described(name):
     (dict(dataset='cifar10_lt', test_list='a.txt', imbalance_factor=2.0), {'imbalance_seed'}, {'download'}),
     (dict(dataset='digits_lt'), {'imbalance_profile'}, {'data_dir', 'train_list', 'download'}),
     (dict(dataset='HFDS/user/name'), {'train_split', 'download'}, {'train_list', 'batch_size', 'seed'}),
-    (dict(dataset='wds/x'), {'val_split', 'batch_size', 'seed'}, {'test_list'}),
+    (dict(dataset='hfids/x'), {'val_split', 'batch_size', 'seed'}, {'test_list'}),
+    (dict(dataset='wds/x'), {'val_split', 'data_dir'}, {'test_list', 'download', 'batch_size'}),
 ])
 def test_settings_without_effect_are_known(settings, used, unused):
     found = find_dataset(settings['dataset']).used_settings(DataSettings(**settings))

@@ -371,3 +371,14 @@ def test_samplers_learn_the_number_of_epochs_from_the_run():
 def test_flags_without_effect_are_refused(flags, dataset, message):
     with pytest.raises(InputError, match=message):
         loader_of(*flags, dataset=dataset)
+
+
+@pytest.mark.parametrize('targets', [[2, 0, 2, 5, 0], [70_000, 3, 70_000, 9]])
+def test_groups_of_few_and_of_many_classes(targets):
+    from nbn_timm.samplers.groups import ClassGroups
+    groups = ClassGroups.from_targets(np.array(targets))
+    expected = sorted(set(targets))
+    assert groups.labels.tolist() == expected and groups.counts.tolist() == [targets.count(label) for label in expected]
+    for label, first, count in zip(groups.labels, groups.first, groups.counts, strict=True):
+        members = groups.images[first:first + count].tolist()
+        assert members == [place for place, target in enumerate(targets) if target == label]

@@ -13,6 +13,7 @@ from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.decoders import PILLOW, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.settings import AugmentSettings, LoaderSettings
+from nbn_timm.data.shard_stream import EpochDraw, EvalReading, ShardStream, TrainReading
 from nbn_timm.data.transforms import Views, create_transform, set_transform
 from nbn_timm.errors import InputError
 
@@ -79,7 +80,8 @@ def create_train_loader(
 
     Args:
         dataset: Training images; `MemoryImages` are augmented by the batch, on the device, without workers.
-        sampler: Yields this rank's indices, equally many on every rank; None for streamed (iterable) datasets.
+        sampler: Yields this rank's indices, equally many on every rank; a `ShardStream` takes the draws of an
+            `EpochSampler`, other streamed (iterable) datasets take None.
         batch_size: Images per batch and rank.
         defaults: Input format and published augmentation.
         augment: Departures from the published augmentation.
@@ -107,7 +109,10 @@ def create_train_loader(
     taken = _train_transform(dataset, defaults, augments, decoder) if transform is None else (
         Views([transform] * views) if views > 1 else transform)
     set_transform(dataset, taken, defaults)
-    batches = _batches(sampler, batch_size, _drops_last(sampler, batch_size) if drop_last is None else drop_last)
+    drops = _drops_last(sampler, batch_size) if drop_last is None else drop_last
+    if isinstance(dataset, ShardStream):
+        dataset = _train_reading(dataset, sampler, batch_size, drops, num_workers)
+    batches = _batches(None if isinstance(dataset, TrainReading) else sampler, batch_size, drops)
     loader: DataLoader
     in_batches = [None if transform else batch_augment(defaults, each) for each in augments]
     if isinstance(dataset, MemoryImages) and None not in in_batches:
@@ -137,7 +142,8 @@ def create_eval_loader(
     """Build an evaluation loader over all images in order; sets `dataset.transform`.
 
     With several processes timm's `OrderedDistributedSampler` pads the ranks to equal length;
-    `timm.task.evaluation_sample_limit(loader)` says how many samples of this rank are not padding.
+    `timm.task.evaluation_sample_limit(loader)` says how many samples of this rank are not padding. A `ShardStream` is
+    divided without padding.
 
     Args:
         dataset: Images to evaluate.
@@ -151,6 +157,8 @@ def create_eval_loader(
         dtype: Of the images; None is float32.
     """
     set_transform(dataset, create_transform(defaults), defaults)
+    if isinstance(dataset, ShardStream):
+        dataset = EvalReading(dataset, batch_size, num_workers, rank, world_size)
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
     sampler = OrderedDistributedSampler(dataset, num_replicas=world_size, rank=rank) if distributed else None
     batches = _batches(sampler, batch_size)
@@ -179,6 +187,19 @@ def _train_transform(
         raise InputError(f'--decoder {decoder} gives RGB images, and --in-chans asks for others: leave one of them out')
     transforms = [decoding_transform(pipeline, decoder) for pipeline in pipelines]
     return FileViews(transforms) if len(transforms) > 1 else transforms[0]
+
+
+def _train_reading(
+        stream: ShardStream,
+        sampler: Sampler | None,
+        batch_size: int,
+        drop_last: bool,
+        num_workers: int,
+) -> TrainReading:
+    if not isinstance(sampler, EpochDraw):
+        raise InputError('shards are read from beginning to end, and here single pictures are asked for: give the '
+                         'pictures as class folders or lists')
+    return TrainReading(stream, sampler, batch_size, drop_last, num_workers)
 
 
 def _drops_last(sampler: Sampler | None, batch_size: int) -> bool:

@@ -54,8 +54,8 @@ class DataSettings(Settings):
         download: Let torchvision and timm fetch what is missing.
         train_split, val_split, test_split: Names of the splits of timm's dataset types; without `val_split` there
             is none to select a model on.
-        batch_size: Hint for streamed datasets (tfds, wds, hfids).
-        seed: Shuffling seed of streamed datasets.
+        batch_size: Hint for timm's streamed datasets (tfds, hfids).
+        seed: Shuffling seed of timm's streamed datasets.
     """
 
     title = 'data'

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, GivenCounts, label_names
 from nbn_timm.data.dataset import LabelledImages
@@ -187,6 +187,8 @@ def _drawn(
     if targets is None or num_classes is None:
         raise InputError(f'{settings.dataset} cannot be made long-tailed because its labels are not known beforehand: '
                          'remove --imbalance-factor')
+    if isinstance(train, IterableDataset):
+        raise InputError(f'{settings.dataset} is a stream, of which no part can be taken: remove --imbalance-factor')
     indices = draw_long_tail(targets, num_classes, factor, settings.imbalance_profile, settings.imbalance_seed)
     owned = isinstance(train, LabelledImages)
     return (train.select(indices) if owned else SelectedSamples(train, indices, targets)), targets[indices]

@@ -1,4 +1,4 @@
-"""timm's own dataset types (torchvision, Hugging Face, TFDS, webdataset): their labels, names and parts."""
+"""timm's own dataset types (torchvision, Hugging Face, TFDS): their labels, names and parts."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,8 +8,8 @@ from torch.utils.data import Dataset, Subset
 
 from nbn_timm.errors import InputError
 
-TIMM_TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/', 'wds/')
-STREAMED_TYPES = ('hfids/', 'tfds/', 'wds/')
+TIMM_TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/')
+STREAMED_TYPES = ('hfids/', 'tfds/')
 
 
 def open_timm_dataset(name: str, split: str, **settings: Any) -> Dataset:

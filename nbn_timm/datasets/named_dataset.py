@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data.classes import ClassCounts, read_counts
 from nbn_timm.data.dataset import LabelledImages
@@ -202,6 +202,9 @@ def with_shifted_test(settings: DataSettings, splits: Splits, class_counts: Clas
     shift, test = settings.shift(), splits.test
     if shift is None or test is None:
         return splits
+    if isinstance(test, IterableDataset):
+        raise InputError(f'{settings.dataset} is a stream, of which no part can be taken: leave out '
+                         '--test-distribution (--test-agnostic of nbn-validate needs no part)')
     indices, source = shifted_test(settings, test, class_counts, shift)
     part: Any = test.select(indices) if isinstance(test, LabelledImages) else SelectedSamples(
         test, indices, np.asarray(dataset_targets(test)))

@@ -63,9 +63,9 @@ class Predictions:
         return cls(**columns, feature_length=np.concatenate(lengths) if len(lengths) == len(parts) else None)
 
     @classmethod
-    def in_order(cls, of_processes: Sequence['Predictions']) -> 'Predictions':
-        """Those of all processes, by rank, in the order of the split."""
-        order = order_of_split([len(part) for part in of_processes])
+    def in_order(cls, of_processes: Sequence['Predictions'], in_turn: bool = True) -> 'Predictions':
+        """Those of all processes, by rank, in the order of the split; see `order_of_split`."""
+        order = order_of_split([len(part) for part in of_processes], in_turn)
         return cls.concatenate(of_processes)[order]
 
     def __len__(self) -> int:
@@ -128,14 +128,15 @@ class Predictions:
         return found
 
 
-def order_of_split(numbers: Sequence[int]) -> np.ndarray:
+def order_of_split(numbers: Sequence[int], in_turn: bool = True) -> np.ndarray:
     """Where the pictures of a split are among those of all processes, one after the other.
-
-    Process r of P has the pictures r, r + P, r + 2 P, ...
 
     Args:
         numbers: Of pictures, by process.
+        in_turn: Process r of P has the pictures r, r + P, r + 2 P, ...; else, as of a stream, the r-th part.
     """
+    if not in_turn:
+        return np.arange(sum(numbers))
     place = np.concatenate([np.arange(number) * len(numbers) + rank for rank, number in enumerate(numbers)])
     return place.argsort(kind='stable')
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from timm.data.mixup import cutmix_bbox_and_lam
+from torch.utils.data import IterableDataset
 
 from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
@@ -113,6 +114,9 @@ class CMO(Mixing):
     def create(cls, settings: Any, run: MixingRun) -> 'CMO':
         """CMO of a run, with a second stream of its training images."""
         splits, sampler = run.splits, run.loader.loader.sampler
+        if isinstance(splits.train, IterableDataset):
+            raise InputError('--cmo takes training images one by one, and this dataset is a stream: use a list or '
+                             'folder dataset')
         if splits.train is None or splits.train_targets is None or not isinstance(sampler, EpochSampler):
             raise InputError('--cmo needs the labels of all training images, which this dataset does not tell: use a '
                              'list or folder dataset')

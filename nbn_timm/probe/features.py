@@ -19,6 +19,7 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import DataDefaults, create_eval_loader
 from nbn_timm.data.dataset import ArraySamples, ImageSamples
 from nbn_timm.data.settings import LoaderSettings
+from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import order_of_split
 from nbn_timm.files import atomic_write
@@ -120,7 +121,8 @@ def extract_features(
         raise InputError('there is no image to take features of: check the data')
     own = torch.stack([torch.cat(parts)[:limit] for parts in views]), torch.cat(labels)[:limit]
     parts = world.gather(own)
-    order = torch.from_numpy(order_of_split([len(target) for _, target in parts]))
+    order = torch.from_numpy(order_of_split([len(target) for _, target in parts],
+                                             not isinstance(dataset, ShardStream)))
     return Features(torch.cat([part for part, _ in parts], dim=1)[:, order],
                     torch.cat([target for _, target in parts])[order])
 

@@ -81,13 +81,16 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     def __len__(self) -> int:
         return -(-self.epoch_length // self.world_size)
 
-    def __iter__(self) -> Iterator[int]:
+    def epoch_indices(self) -> np.ndarray:
+        """The epoch of all ranks, padded to an equal number of each, int64 [world_size * len(self)]."""
         indices = self.draw(np.random.default_rng((self.seed, self.epoch)))
         if len(indices) != self.epoch_length:
             raise ValueError(f'{type(self).__name__}.draw gave {len(indices)} indices instead of {self.epoch_length}: '
                              'let it draw epoch_length of them, or override that property')
-        padded = np.resize(indices, len(self) * self.world_size)
-        return iter(padded[self.rank::self.world_size].tolist())
+        return np.resize(indices, len(self) * self.world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.epoch_indices()[self.rank::self.world_size].tolist())
 
 
 SAMPLERS: Registry[EpochSampler] = Registry('sampler')

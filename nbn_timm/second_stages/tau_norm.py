@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.timm_datasets import SelectedSamples
@@ -157,9 +157,9 @@ def _curve_text(curve: dict[float, EvalResult], chosen: float, where: str) -> st
 def _balanced_part(data: FitData, per_class: int) -> Dataset:
     """`per_class` training images of each class, drawn by the seed."""
     splits = data.splits
-    if splits.train is None or splits.train_targets is None:
-        raise InputError('the labels of the training images are not known beforehand, so no part of them can be held '
-                         'out: give tau by hand')
+    if splits.train is None or splits.train_targets is None or isinstance(splits.train, IterableDataset):
+        raise InputError('the labels of the training images are not known beforehand, or they are a stream, so no part '
+                         'of them can be held out: give tau by hand')
     order = np.random.default_rng(data.seed).permutation(len(splits.train_targets))
     by_class = order[np.argsort(splits.train_targets[order], kind='stable')]  # grouped by class, shuffled inside
     labels = splits.train_targets[by_class]

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from nbn_timm.data import Splits, TrainLoader
+from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
 from nbn_timm.losses import create_loss, number_of_slow_views, number_of_views, takes_experts, takes_features
@@ -139,7 +140,7 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     if targets is None and name != type(settings.sampler).sampler:
         raise InputError(f"--sampler {name} needs the labels of all training images, which '{settings.data.dataset}' "
                          'does not tell: use a list or folder dataset')
-    if not isinstance(dataset, IterableDataset) and isinstance(dataset, Sized):
+    if isinstance(dataset, ShardStream) or (not isinstance(dataset, IterableDataset) and isinstance(dataset, Sized)):
         # A permutation needs the number of images alone.
         targets = np.zeros(len(dataset), dtype=np.int64) if targets is None else targets
         sampler = create_sampler(name, targets, splits.class_counts, settings.run.seed, world.rank, world.size,
@@ -147,6 +148,9 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
         if sampler.second_stage not in (None, settings.second_stage.stage):
             raise InputError(f"sampler '{name}' learns in the second stage '{sampler.second_stage}', and without it "
                              'would stay as it began: give another --sampler')
+        if sampler.second_stage and isinstance(dataset, ShardStream):
+            raise InputError(f"sampler '{name}' takes pictures one by one, and shards are read from beginning to end: "
+                             'give the pictures as class folders or lists')
     elif settings.sampler.sampler_kwargs:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, so --sampler-kwargs would have no "
                          'effect: leave them out')

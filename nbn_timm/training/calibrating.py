@@ -12,12 +12,15 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.run_checkpoint import save_file
 
 
-def gather_logits(evaluator: LongTailEvaluator, world: World) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, C] and labels [N] of all processes' images, in the order of the split; of the others, their own."""
-    of_processes = world.gather(evaluator.logits())
-    if not world.is_primary:
+def gather_logits(evaluator: LongTailEvaluator, world: World, in_turn: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, C] and labels [N] of all processes' images, in the order of the split; of the others, their own.
+
+    For `in_turn` see `order_of_split`.
+    """
+    of_processes = world.gather_to_primary(evaluator.logits())
+    if of_processes is None:
         return evaluator.logits()
-    order = torch.from_numpy(order_of_split([len(labels) for _, labels in of_processes]))
+    order = torch.from_numpy(order_of_split([len(labels) for _, labels in of_processes], in_turn))
     logits, labels = (torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
     return logits, labels
 

@@ -48,6 +48,15 @@ class World:
             dist.all_gather_object(values, value)
         return values
 
+    def gather_to_primary(self, value: Any) -> list[Any] | None:
+        """The values that all processes give, by rank, on the first process alone; plain data, however large."""
+        if not self.distributed:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_primary else None
+        with torch.cuda.device(self.device) if self.device.type == 'cuda' else nullcontext():
+            dist.gather_object(value, values)
+        return values
+
     @contextmanager
     def primary_first(self) -> Iterator[None]:
         """Run the body on the first process of each node before the others, as for a download."""

@@ -22,6 +22,7 @@ from nbn_timm.data import (
     keep_in_memory,
 )
 from nbn_timm.data.quick_look import quick_look
+from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
@@ -162,14 +163,20 @@ class Plan:
         evaluator = self.evaluator(unwrap_model(model))
         evaluator.keep_logits()
         self.evaluate(model, dataset, evaluator)
-        return gather_logits(evaluator, self.world)
+        return gather_logits(evaluator, self.world, not isinstance(dataset, ShardStream))
 
-    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions]:
-        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split."""
+    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions | None]:
+        """Evaluate a model on a split, and keep what it says of each picture, in the order of the split.
+
+        On processes but the first, nothing is kept.
+        """
         evaluator = self.evaluator(unwrap_model(model))
         evaluator.keep_predictions()
         result = self.evaluate(model, dataset, evaluator)
-        return result, Predictions.in_order(self.world.gather(evaluator.predictions()))
+        found = self.world.gather_to_primary(evaluator.predictions())
+        if found is None:
+            return result, None
+        return result, Predictions.in_order(found, not isinstance(dataset, ShardStream))
 
 
 def open_training_data(

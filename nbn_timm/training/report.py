@@ -146,7 +146,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         return
     calibration = calibrate_run(plan, model, weights)
     result, predictions = plan.evaluate_and_keep(model, dataset)
-    if not plan.world.is_primary:
+    if predictions is None:
         return
     settings = plan.settings
     result.write_json(
