@@ -184,6 +184,12 @@ def test_a_folder_of_another_or_a_damaged_sweep_is_refused(tmp_path, content):
         claim_folder(tmp_path, ['b'])
 
 
+def test_a_sweep_without_end_is_refused_at_once():
+    values = [str(number) for number in range(1, 101)]
+    with pytest.raises(InputError, match='make 10,000,000,000 trainings, and a sweep has 1,000 at most'):
+        trials(dict.fromkeys(['lr', 'momentum', 'weight_decay', 'min_lr', 'warmup_lr'], values), [42])
+
+
 def test_an_output_that_is_a_file_and_open_quotes_are_one_sentence(images, tmp_path):
     place = tmp_path / 'file'
     place.write_text('train: "--lr \'0.1"\n')

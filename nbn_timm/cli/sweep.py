@@ -87,13 +87,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Sweep:
             raise InputError(f"--set '{text}' names no values: give it as --set lr=0.1,0.05")
         axes[name.replace('-', '_')] = values.split(',')
     found = Sweep(tuple(trials(axes, list(dict.fromkeys(seeds)) or [42])), tuple(flags), args.output)
+    if len({trial.folder for trial in found.trials}) < len(found.trials):
+        raise InputError('two of the values have the same name as a folder: write them otherwise')
     for trial in found.trials:
         settings = parse_train(found.command(trial))
         if find_dataset(settings.data.dataset).validates(settings.data) is False:
             raise InputError(f"--dataset {settings.data.dataset} has no validation split here, and the test split is "
                              'not for choosing settings: give a --val-list, or --val-split')
-    if len({trial.folder for trial in found.trials}) < len(found.trials):
-        raise InputError('two of the values have the same name as a folder: write them otherwise')
     return found
 
 

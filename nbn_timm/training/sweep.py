@@ -18,6 +18,7 @@ from nbn_timm.training.settings import TrainSettings
 
 SWEEP_FILE, TABLE_FILE, OUTPUT = 'sweep.json', 'sweep.csv', 'train.txt'
 LOWER_IS_BETTER = ('loss',)
+MOST = 1000  # trainings of a sweep
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ def trials(axes: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Tria
             raise InputError(f"'{name}' is on or off, and '{value}' is neither: give true or false")
         return [flag(name if value.lower() == 'true' else f'no_{name}')]
 
+    number = math.prod(map(len, axes.values())) * len(seeds)
+    if number > MOST:
+        raise InputError(f'these values and seeds make {number:,} trainings, and a sweep has {MOST:,} at most: '
+                         'give fewer')
     combinations = [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [Trial(chosen, seed, (*(word for name, value in chosen for word in words(name, value)), f'--seed={seed}'))
             for chosen in combinations for seed in seeds]
