@@ -199,3 +199,13 @@ def test_timms_own_training_checkpoints_say_their_size_as_img_size(tmp_path):
     torch.save({'arch': 'resnet20', 'state_dict': model.state_dict(), 'args': {'model': 'resnet20', 'img_size': 24}},
                tmp_path / 'last.pth.tar')
     assert open_trained(str(tmp_path / 'last.pth.tar')).input.input_size == (3, 24, 24)
+
+
+@pytest.mark.parametrize('change', [
+    {'images': float('nan')}, {'images': None}, {'images': 1e300}, {'images': -1}, {'top1': float('inf')},
+    {'top1': '50'},
+    {'top1': None}, {'many': [1]}, {'splits': [1]}, {'splits': {'many_above': 100}},
+    {'splits': {'many_above': 100, 'few_below': float('nan')}}])
+def test_results_that_are_no_numbers_are_one_sentence(change):
+    with pytest.raises(InputError, match='a record has no results that can be read .*: evaluate again'):
+        Results.from_dict({'images': 10, 'top1': 50.0, **change}, 'a record')

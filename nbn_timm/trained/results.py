@@ -51,9 +51,11 @@ class Results:
         images = data.get('images', data.get('num_samples'))
         limits = data.get('splits') or {}
         found = {name: data[name] for name in ACCURACIES if data.get(name) is not None}
-        numbers = [images, *found.values(), *(limits[key] for key in ('many_above', 'few_below') if key in limits)]
-        # NaN is in no range
-        if 'top1' not in found or not all(isinstance(number, int | float) and 0 <= number < 1e15 for number in numbers):
+        keys = ('many_above', 'few_below') if limits else ()
+        whole = isinstance(limits, Mapping) and all(key in limits for key in keys) and 'top1' in found
+        numbers = [images, *found.values(), *(limits[key] for key in keys)] if whole else []
+        # NaN is in no range.
+        if not whole or not all(isinstance(number, int | float) and 0 <= number < 1e15 for number in numbers):
             raise InputError(f'{where} has no results that can be read (images, top1 and other accuracies in '
                              'percent): evaluate again')
         return cls(data.get('split', 'test'), int(images), found,
