@@ -3,6 +3,7 @@ import ctypes
 import errno
 import glob
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,12 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, quoted
 
 T = TypeVar('T')
 
@@ -227,6 +228,40 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     except BaseException:
         os.close(handle)
         raise
+
+
+def read_json_object(path: str | os.PathLike[str], what: str, remedy: str) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Args:
+        path: Of the file.
+        what: The file, in words for people.
+        remedy: What to do about one that is damaged or something else, for the sentence.
+
+    Raises:
+        InputError: It is not there, cannot be read, or holds something else.
+    """
+    try:
+        with open_regular(path) as file:
+            data = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f'{what} cannot be read ({error}): {remedy}') from error
+    if not isinstance(data, dict):
+        raise InputError(f'{what} is no JSON object: {remedy}')
+    return data
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder, and those it lies in, unless it is there.
+
+    Raises:
+        InputError: It cannot be made, as where a file is in its place.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise InputError(f'the folder {quoted(str(path))} cannot be made ({reason}): choose another one') from error
 
 
 def watched(download: Callable[[], T], place: Path, patience: float) -> T:

@@ -2,8 +2,10 @@
 import csv
 import importlib.util
 import json
+import os
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,12 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 import nbn_timm.cli.train as train
 from nbn_timm.cli import demo, predict, validate
+from nbn_timm.cli.answer_forms import form_of
 from nbn_timm.cli.demo import DemoSettings
 from nbn_timm.data import ClassCounts
 from nbn_timm.data.watching import FolderWatch
 from nbn_timm.errors import InputError
+from nbn_timm.evaluation.prediction import PredictedClass
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate, fit_temperature
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.run_checkpoint import BEST
@@ -232,6 +236,69 @@ def test_a_watched_folder_is_answered_until_ctrl_c(work, tmp_path, monkeypatch, 
     lines = [json.loads(line) for line in found.read_text().splitlines()]
     assert [Path(line['file']).name for line in lines] == ['first.png', 'second.png', 'third.png']
     assert 'of which 2 pictures are answered already' in capsys.readouterr().err
+
+
+ANSWER = (PredictedClass(0, 'ant', 0.75, 3, 'few'), PredictedClass(1, 'bee, "wild"', 0.25, None, None))
+FORMS = {'text': (False, False), 'json': (True, False), 'csv': (False, True)}
+
+
+def written(form, *files) -> bytes:
+    text = form.head + ''.join(form.entry(file, ANSWER, None) for file in files)
+    return text.encode('utf-8', errors='backslashreplace')
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('kind', FORMS)
+def test_answers_are_added_behind_whole_ones_of_the_same_form(kind, tmp_path):
+    form, path = form_of(*FORMS[kind], topk=2, threshold=None), tmp_path / 'found'
+    names = ['in/a.png', 'in/b, "c".png', 'in/\udcff.png']
+    assert form.go_on(str(path)) == frozenset() and not path.exists()
+    whole = written(form, *names)
+    path.write_bytes(whole + form.entry('in/d.png', ANSWER, None).encode()[:6])
+    assert form.go_on(str(path)) == {form.name(name) for name in names}
+    assert path.read_bytes() == whole
+    for name in names:
+        Path(tmp_path, name).parent.mkdir(exist_ok=True)
+    watch = FolderWatch(str(tmp_path / 'in'), {form.name(str(tmp_path / names[2]))}, form.name)
+    for name in names[1:]:
+        Path(tmp_path, name).write_bytes(b'x')
+    watch.ready()
+    assert watch.ready() == [str(tmp_path / names[1])]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('kind', FORMS)
+def test_nothing_is_added_to_another_file(kind, tmp_path):
+    form, path = form_of(*FORMS[kind], topk=2, threshold=None), tmp_path / 'found'
+    others = [written(form_of(*FORMS[other], topk=2, threshold=None), 'a.png', 'b.png') for other in FORMS
+              if other != kind]
+    if kind == 'csv':
+        others.append(written(form_of(False, True, topk=3, threshold=None)))
+    for content in (*others, b'\xff\xfe\n', b'[1]\n', b'my notes\nof today\n'):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match='no answers can be added to .*: give another --output') as error:
+            form.go_on(str(path))
+        assert '\n' not in str(error.value) and path.read_bytes() == content
+
+
+def test_answers_of_a_watched_folder_go_into_a_pipe_and_a_full_device_is_told(work, tmp_path, monkeypatch):
+    def interrupt(seconds):
+        if next(visits) == 2:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(predict.time, 'sleep', interrupt)
+    os.mkfifo(tmp_path / 'pipe')
+    command = [*flags(work), '--json', '--watch', str(work / 'test' / 'ant'), '--output']
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / 'pipe').read_text()), daemon=True)
+    reader.start()
+    visits = iter(range(1, 9))
+    predict.main([*command, str(tmp_path / 'pipe')])
+    reader.join(60)
+    assert len(got[0].splitlines()) == 4
+    if os.path.exists('/dev/full'):
+        visits = iter(range(1, 9))
+        with pytest.raises(InputError, match="'/dev/full' cannot be written .*: free some space"):
+            predict.main([*command, '/dev/full'])
 
 
 @pytest.mark.parametrize('given, sentence', [

@@ -483,3 +483,11 @@ def test_archive_contents_are_recorded(weights_cache, model, server, tmp_path):
     save_released(model, folder / 'download')
     find_weights(NAME, f'{address}/download')
     assert json.loads((weights_cache / 'authors_archive.json').read_text()) == {NAME: ['checkpoint.pth']}
+
+
+@pytest.mark.parametrize('content', ['', '{"x": ', '[]', '\udcff'])
+def test_a_damaged_list_of_an_archive_says_what_to_do(weights_cache, content):
+    weights_cache.mkdir(parents=True)
+    (weights_cache / 'authors_archive.json').write_text(content, errors='surrogateescape')
+    with pytest.raises(InputError, match='authors_archive.json.*: delete it, and the archive is fetched again'):
+        _pretrained.find_weights('resnext50_nbn.imagenet_lt', 'https://drive.google.com/uc?id=1')

@@ -12,7 +12,7 @@ from PIL import Image
 import nbn_timm.cli.train as train
 from nbn_timm.cli import sweep
 from nbn_timm.errors import InputError
-from nbn_timm.training.sweep import read_result, trials
+from nbn_timm.training.sweep import TrialResult, claim_folder, read_result, trials
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +151,49 @@ def test_the_test_split_never_chooses(images, tmp_path):
     (tmp_path / 'test.json').write_text(json.dumps({'weights': {'file': 'last.pth.tar', 'chosen_by': None}}))
     with pytest.raises(InputError, match='the test split is not for choosing'):
         read_result(tmp_path)
+
+
+GOOD_RESULT = '{"top1": 50.0, "weights": {"chosen_by": "validation top1", "epoch": 2}}'
+GOOD_LOG = '{"epoch": 0, "eval_top1": 3}\n{"epoch": 1, "eval_top1": 4}\n'
+
+
+def test_the_value_of_the_best_epoch_is_read(tmp_path):
+    (tmp_path / 'test.json').write_text(GOOD_RESULT)
+    (tmp_path / 'log.jsonl').write_text(GOOD_LOG)
+    assert read_result(tmp_path) == TrialResult('top1', 4.0, 50.0)
+
+
+@pytest.mark.parametrize(('result', 'log'), [
+    (GOOD_RESULT[:20], GOOD_LOG), ('\udcff', GOOD_LOG), ('[1]', GOOD_LOG), ('{"weights": "x"}', GOOD_LOG),
+    (GOOD_RESULT, GOOD_LOG[:-4]), (GOOD_RESULT, '\udcff\n'), (GOOD_RESULT, None), (GOOD_RESULT, '[0]\n'),
+    (GOOD_RESULT.replace('2', '-2'), GOOD_LOG), (GOOD_RESULT.replace('2', '[2]'), GOOD_LOG),
+    (GOOD_RESULT.replace('n top1', 'n none'), GOOD_LOG), (GOOD_RESULT.replace('"top1"', '"top"'), GOOD_LOG),
+    (GOOD_RESULT, GOOD_LOG.replace('4', 'null'))])
+def test_damaged_files_of_a_training_are_one_sentence(tmp_path, result, log):
+    (tmp_path / 'test.json').write_text(result, errors='surrogateescape')
+    if log is not None:
+        (tmp_path / 'log.jsonl').write_text(log, errors='surrogateescape')
+    with pytest.raises(InputError, match='remove the folder .*, and the same command trains it again'):
+        read_result(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['{', '\udcff', '"x"', '{"train": 3}', '{"train": ["a"]}'])
+def test_a_folder_of_another_or_a_damaged_sweep_is_refused(tmp_path, content):
+    (tmp_path / 'sweep.json').write_text(content, errors='surrogateescape')
+    with pytest.raises(InputError, match='give another --output'):
+        claim_folder(tmp_path, ['b'])
+
+
+def test_a_sweep_without_end_is_refused_at_once():
+    values = [str(number) for number in range(1, 101)]
+    with pytest.raises(InputError, match='make 10,000,000,000 trainings, and a sweep has 1,000 at most'):
+        trials(dict.fromkeys(['lr', 'momentum', 'weight_decay', 'min_lr', 'warmup_lr'], values), [42])
+
+
+def test_an_output_that_is_a_file_and_open_quotes_are_one_sentence(images, tmp_path):
+    place = tmp_path / 'file'
+    place.write_text('train: "--lr \'0.1"\n')
+    with pytest.raises(InputError, match='no command line .No closing quotation.: correct the quotes'):
+        sweep.parse_args([str(place)])
+    with pytest.raises(InputError, match='cannot be made .*: choose another one'):
+        sweep.main(['--output', str(place), '--', *common(images)])

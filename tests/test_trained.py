@@ -110,7 +110,8 @@ def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     ('config.json', b'[' * 100_000, 'config.json'),
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": 3}', "'pretrained_cfg'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": "3"}', "'num_classes'"),
-    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'local-dir'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'is negative'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -1, "pretrained_cfg": {}}', 'is negative'),
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
     ('config.json', b'{"architecture": "test_vit", "pretrained_cfg": {}}', 'cannot be had .Error.s. in loading'),
     ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
@@ -198,3 +199,13 @@ def test_timms_own_training_checkpoints_say_their_size_as_img_size(tmp_path):
     torch.save({'arch': 'resnet20', 'state_dict': model.state_dict(), 'args': {'model': 'resnet20', 'img_size': 24}},
                tmp_path / 'last.pth.tar')
     assert open_trained(str(tmp_path / 'last.pth.tar')).input.input_size == (3, 24, 24)
+
+
+@pytest.mark.parametrize('change', [
+    {'images': float('nan')}, {'images': None}, {'images': 1e300}, {'images': -1}, {'top1': float('inf')},
+    {'top1': '50'},
+    {'top1': None}, {'many': [1]}, {'splits': [1]}, {'splits': {'many_above': 100}},
+    {'splits': {'many_above': 100, 'few_below': float('nan')}}])
+def test_results_that_are_no_numbers_are_one_sentence(change):
+    with pytest.raises(InputError, match='a record has no results that can be read .*: evaluate again'):
+        Results.from_dict({'images': 10, 'top1': 50.0, **change}, 'a record')

@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
+from nbn_timm.errors import InputError, one_line, quoted
 from nbn_timm.evaluation.prediction import PredictedClass
 
 Answer = tuple[PredictedClass, ...]
@@ -35,21 +36,48 @@ class Form:
         if classes is None:
             return ''
         doubt = [] if self.sure(classes) else [f'  {NOT_SURE}: no class has a probability of {self.threshold:.2%}']
-        return '\n'.join([file, *doubt, *(f'  {found}' for found in classes)]) + '\n'
+        return '\n'.join([self.name(file), *doubt, *(f'  {found}' for found in classes)]) + '\n'
 
     def sure(self, classes: Answer) -> bool:
         """Whether the likeliest class reaches the threshold."""
         return self.threshold is None or classes[0].probability >= self.threshold
 
-    def files_in(self, path: str) -> frozenset[str]:
-        """The files that are answered in what was written before."""
-        if not os.path.exists(path):
-            return frozenset()
-        with open(path, encoding='utf-8', newline='') as file:
-            return frozenset(self._files(file))
+    def name(self, file: str) -> str:
+        """A file's name as it is written."""
+        return one_line(_encodable(file))
 
-    def _files(self, file: TextIO) -> Iterator[str]:
-        return (line.rstrip('\n') for line in file if not line.startswith('  '))
+    def go_on(self, path: str) -> frozenset[str]:
+        """Prepare a file of answers for further ones: a last line that a kill cut short is removed.
+
+        Returns:
+            `name` of the files that are answered in it; none of a pipe or device.
+
+        Raises:
+            InputError: It holds something else than answers of this form, or cannot be read.
+        """
+        if not os.path.isfile(path):
+            return frozenset()
+        try:
+            with open(path, 'r+b') as file:
+                content = file.read()
+                whole = content[:content.rfind(b'\n') + 1]
+                found = frozenset(self._files(whole.decode()))
+                file.truncate(len(whole))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+            reason = ' '.join(str(error).split()) or type(error).__name__
+            raise InputError(f'no answers can be added to {quoted(path)}, which holds something else than answers of '
+                             f'this form ({reason}): give another --output') from error
+        return found
+
+    def _files(self, text: str) -> Iterator[str]:
+        lines = text.split('\n')
+        if text and not any(line.startswith('  ') for line in lines):
+            raise ValueError('it has no answers')
+        for line, below in zip(lines, [*lines[1:], ''], strict=True):
+            if below.startswith('  ') and not line.startswith('  '):
+                yield line
+            elif line and not line.startswith('  ') and below:
+                raise ValueError(f'{quoted(line)} has no classes below it')
 
 
 class JsonLines(Form):
@@ -63,12 +91,11 @@ class JsonLines(Form):
                 found['sure'] = self.sure(classes)
         return json.dumps({'file': file, **found}) + '\n'
 
-    def _files(self, file: TextIO) -> Iterator[str]:
-        for line in file:
-            try:
-                yield str(json.loads(line)['file'])
-            except (ValueError, KeyError, TypeError):  # cut short by a kill
-                continue
+    def name(self, file: str) -> str:
+        return file
+
+    def _files(self, text: str) -> Iterator[str]:
+        return (str(json.loads(line)['file']) for line in text.splitlines())
 
 
 class Table(Form):
@@ -88,13 +115,27 @@ class Table(Form):
         cells = [found.to_dict()[part] for found in classes for part in self._PARTS]
         return self._row([file, classes[0].name if self.sure(classes) else NOT_SURE, *cells, ''])
 
+    def name(self, file: str) -> str:
+        return _encodable(file)
+
     def _row(self, cells: list[Any]) -> str:
         text = io.StringIO()
         csv.writer(text, lineterminator='\n').writerow(cells)
         return text.getvalue()
 
-    def _files(self, file: TextIO) -> Iterator[str]:
-        return (row[0] for row in list(csv.reader(file))[1:] if row)
+    def _files(self, text: str) -> Iterator[str]:
+        rows = list(csv.reader(io.StringIO(text, newline='')))
+        header = next(csv.reader([self.head]))
+        if rows and rows[0] != header:
+            raise ValueError(f'its header is {quoted(",".join(rows[0]))}, and it would be {quoted(",".join(header))}')
+        if wrong := next((row for row in rows if len(row) != len(header)), None):
+            raise ValueError(f'a row has {len(wrong)} fields and not {len(header)}')
+        return iter([row[0] for row in rows[1:]])
+
+
+def _encodable(name: str) -> str:
+    """A name with \\xNN in place of bytes that are no UTF-8."""
+    return name.encode('utf-8', errors='backslashreplace').decode()
 
 
 def form_of(as_json: bool, as_table: bool, topk: int, threshold: float | None) -> Form:

@@ -177,14 +177,29 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
 
 
 def watch(network: 'Network', form: Form, output: OutputSettings) -> int:
-    """Answer the pictures of a folder, each once, until somebody interrupts."""
+    """Answer the pictures of a folder, each once, until somebody interrupts.
+
+    Raises:
+        InputError: The answers cannot be added to the file.
+    """
+    try:
+        return _watch(network, form, output)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if not output.output or error.filename is not None:
+            raise
+        raise InputError(f"'{output.output}' cannot be written ({error.strerror}): free some space or give another "
+                         '--output') from error
+
+
+def _watch(network: 'Network', form: Form, output: OutputSettings) -> int:
     assert output.watch is not None
-    folder, answered = FolderWatch(output.watch), 0
+    known = form.go_on(output.output) if output.output else frozenset()
+    folder, answered = FolderWatch(output.watch, known, form.name), 0
     with open_to_add(output.output) if output.output else nullcontext(forgiving(sys.stdout)) as file:
-        known = form.files_in(output.output) if output.output else frozenset()
         if not output.output or os.path.getsize(output.output) == 0:
             file.write(form.head)
-        folder.leave_out(known)
         tell(f"watching '{output.watch}'"
              + (f', of which {counted(len(known), "picture")} are answered already' if known else '')
              + '; Ctrl-C ends it')

@@ -16,6 +16,7 @@ from nbn_timm.cli.train import parse_train
 from nbn_timm.config import parse_flags, read_mapping
 from nbn_timm.datasets import find_dataset
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.files import make_folder
 from nbn_timm.training.sweep import (
     OUTPUT,
     TABLE_FILE,
@@ -86,13 +87,13 @@ def parse_args(argv: Sequence[str] | None = None) -> Sweep:
             raise InputError(f"--set '{text}' names no values: give it as --set lr=0.1,0.05")
         axes[name.replace('-', '_')] = values.split(',')
     found = Sweep(tuple(trials(axes, list(dict.fromkeys(seeds)) or [42])), tuple(flags), args.output)
+    if len({trial.folder for trial in found.trials}) < len(found.trials):
+        raise InputError('two of the values have the same name as a folder: write them otherwise')
     for trial in found.trials:
         settings = parse_train(found.command(trial))
         if find_dataset(settings.data.dataset).validates(settings.data) is False:
             raise InputError(f"--dataset {settings.data.dataset} has no validation split here, and the test split is "
                              'not for choosing settings: give a --val-list, or --val-split')
-    if len({trial.folder for trial in found.trials}) < len(found.trials):
-        raise InputError('two of the values have the same name as a folder: write them otherwise')
     return found
 
 
@@ -109,7 +110,10 @@ def _read_file(path: Path) -> tuple[dict[str, list[str]], list[int], list[str]]:
     def text(value: object) -> str:
         return ' '.join(map(text, value)) if isinstance(value, list) else str(value)
     axes = {str(name).replace('-', '_'): [text(value) for value in values] for name, values in swept.items()}
-    return axes, seeds, shlex.split(str(data.get('train') or ''))
+    try:
+        return axes, seeds, shlex.split(text(data.get('train') or ''))
+    except ValueError as error:
+        raise InputError(f"the flags of train in '{path}' are no command line ({error}): correct the quotes") from error
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -119,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong, or a training has failed; the others have been run all the same.
     """
     sweep = parse_args(argv)
-    sweep.output.mkdir(parents=True, exist_ok=True)
+    make_folder(sweep.output)
     claim_folder(sweep.output, sweep.flags)
     failed = [trial for trial in with_bar(sweep.trials, 'sweep') if not _ended(sweep, trial)]
     found = [(trial, result) for trial in sweep.trials
@@ -139,7 +143,7 @@ def _ended(sweep: Sweep, trial: Trial) -> bool:
     folder = sweep.output / trial.folder
     result, note = read_result(folder), 'there already'
     if result is None:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         begun = time.monotonic()
         if not run_training([*sweep.command(trial), '--resume', 'auto'], folder / OUTPUT):
             print(f'{trial.folder}: failed', flush=True)

@@ -1,6 +1,6 @@
 """A folder that is watched: pictures as they appear, each once, and none before it is written."""
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from nbn_timm.data.pictures import find_images
@@ -27,23 +27,22 @@ class FolderWatch:
 
     Args:
         folder: Which.
+        answered: Names of files that are left out.
+        name: What a file is called among these.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, answered: Collection[str] = (), name: Callable[[str], str] = str) -> None:
         self.folder = folder
+        self._answered = answered
+        self._name = name
         self._seen: dict[str, _Seen] = {}
-
-    def leave_out(self, files: Collection[str]) -> None:
-        """Take some files for answered."""
-        for path in files:
-            self._seen[path] = _Seen(done=True)
 
     def ready(self) -> list[str]:
         """Look, and give the pictures that are to be answered now, in natural order."""
         found = []
         for path in find_images([self.folder]).files:
             seen = self._seen.setdefault(path, _Seen())
-            if seen.done:
+            if seen.done or self._name(path) in self._answered:
                 continue
             try:
                 status = os.stat(path)

@@ -33,7 +33,7 @@ from timm.models import (
 from torch.hub import get_dir
 
 from nbn_timm.errors import InputError, without_password
-from nbn_timm.files import atomic_write, file_sha256, watched, write_text_atomic
+from nbn_timm.files import atomic_write, file_sha256, read_json_object, watched, write_text_atomic
 
 from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
 from .hub_files import hub_file
@@ -230,14 +230,7 @@ def weights_record(name: str) -> dict[str, Any] | None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"the record '{path}' of weights cannot be read ({_first_line(error)}): correct or remove "
-                         'it') from error
-    if not isinstance(record, dict):
-        raise InputError(f"the record '{path}' of weights is no object: correct or remove it")
-    return record
+    return read_json_object(path, f"the record '{path}' of weights", 'correct or remove it')
 
 
 def _record_beside(weights: Path, filename: str) -> Path | None:
@@ -397,7 +390,8 @@ def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
     path = cache_dir() / _filename(name)
     if path.is_file():
         return path
-    contents = json.loads(contents_file.read_text())
+    contents = read_json_object(contents_file, f"the list '{contents_file}' of an archive's checkpoints",
+                                'delete it, and the archive is fetched again')
     tried.append(f"the authors' archive {url}, which holds {', '.join(contents)} "
                  f"(delete '{contents_file}' to fetch it again)")
     return None

@@ -44,6 +44,8 @@ def read_folder_config(source: str) -> dict[str, Any]:
                             ('num_classes', int, 'number'), ('label_names', list | dict, 'list')):
         if key in config and not isinstance(config[key], kind):
             raise InputError(f"'{key}' in the config.json of '{source}' is no {what}: correct it, or get it again")
+    if config.get('num_classes', 0) < 0:  # timm would draw a new classifier
+        raise InputError(f"'num_classes' in the config.json of '{source}' is negative: correct it, or get it again")
     return config
 
 

@@ -1,5 +1,4 @@
 """Accuracies of a network, and the files in which train.py and validate.py leave them."""
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from timm.models import split_model_name_tag
 from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import METRICS
-from nbn_timm.files import open_regular
+from nbn_timm.files import read_json_object
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 
@@ -52,8 +51,11 @@ class Results:
         images = data.get('images', data.get('num_samples'))
         limits = data.get('splits') or {}
         found = {name: data[name] for name in ACCURACIES if data.get(name) is not None}
-        numbers = [images, *found.values(), *(limits[key] for key in ('many_above', 'few_below') if key in limits)]
-        if 'top1' not in found or not all(isinstance(number, int | float) for number in numbers):
+        keys = ('many_above', 'few_below') if limits else ()
+        whole = isinstance(limits, Mapping) and all(key in limits for key in keys) and 'top1' in found
+        numbers = [images, *found.values(), *(limits[key] for key in keys)] if whole else []
+        # NaN is in no range.
+        if not whole or not all(isinstance(number, int | float) and 0 <= number < 1e15 for number in numbers):
             raise InputError(f'{where} has no results that can be read (images, top1 and other accuracies in '
                              'percent): evaluate again')
         return cls(data.get('split', 'test'), int(images), found,
@@ -142,13 +144,9 @@ class ResultsFile:
             InputError: It is none of these.
         """
         hint = 'give a file of validate.py --results-file, or a test.json of train.py'
-        try:
-            with open_regular(path) as file:
-                data = json.load(file)
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"the results file '{path}' cannot be read ({error}): {hint}") from error
+        data = read_json_object(path, f"the results file '{path}'", hint)
         needed = ('top1', 'num_samples', 'num_classes')
-        if not isinstance(data, dict) or not all(isinstance(data.get(key), int | float) for key in needed):
+        if not all(isinstance(data.get(key), int | float) for key in needed):
             raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): {hint}")
         changes = dict.fromkeys(said for key, said in _CHANGES.items() if data.get(key))
         return cls(Results.from_dict(data, f"'{path}'"), data['num_classes'], data.get('model'),

@@ -6,18 +6,19 @@ import json
 import math
 import re
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.files import open_regular, write_text_atomic
+from nbn_timm.files import open_regular, read_json_object, write_text_atomic
 from nbn_timm.settings import flag
 from nbn_timm.training.settings import TrainSettings
 
 SWEEP_FILE, TABLE_FILE, OUTPUT = 'sweep.json', 'sweep.csv', 'train.txt'
 LOWER_IS_BETTER = ('loss',)
+MOST = 1000  # trainings of a sweep
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ def trials(axes: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Tria
             raise InputError(f"'{name}' is on or off, and '{value}' is neither: give true or false")
         return [flag(name if value.lower() == 'true' else f'no_{name}')]
 
+    number = math.prod(map(len, axes.values())) * len(seeds)
+    if number > MOST:
+        raise InputError(f'these values and seeds make {number:,} trainings, and a sweep has {MOST:,} at most: '
+                         'give fewer')
     combinations = [tuple(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     return [Trial(chosen, seed, (*(word for name, value in chosen for word in words(name, value)), f'--seed={seed}'))
             for chosen in combinations for seed in seeds]
@@ -100,17 +105,24 @@ def read_result(folder: Path) -> TrialResult | None:
     path = next((folder / name for name in ('test.json', 'val.json') if (folder / name).is_file()), None)
     if path is None:
         return None
-    with open_regular(path) as file:
-        found = json.load(file)
-    weights = found.get('weights') or {}
+    again = f"remove the folder '{folder}', and the same command trains it again"
+    found = read_json_object(path, f"the results '{path}'", again)
+    weights = found.get('weights')
+    if not isinstance(weights, dict):
+        raise InputError(f"the results '{path}' do not say of which weights they are: {again}")
     chosen_by = str(weights.get('chosen_by') or '')
     if not chosen_by.startswith('validation '):
         raise InputError(f"'{folder}' had no validation split to compare settings by, and the test split is not for "
                          'choosing: give a --val-list, a folder val, or --val-split')
     metric = chosen_by.removeprefix('validation ')
-    rows = [json.loads(line) for line in (folder / 'log.jsonl').read_text(encoding='utf-8').splitlines()]
-    value = next(row[f'eval_{metric}'] for row in rows if row['epoch'] == weights['epoch'] - 1)
-    return TrialResult(metric, value, found['top1'] if path.name == 'test.json' else None)
+    try:
+        with open_regular(folder / 'log.jsonl') as file:
+            rows = [json.loads(line) for line in file]
+        value = float({row['epoch']: row[f'eval_{metric}'] for row in rows}[weights['epoch'] - 1])
+        return TrialResult(metric, value, float(found['top1']) if path.name == 'test.json' else None)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"the validation {metric} of the best epoch cannot be read from '{folder}' "
+                         f'({" ".join(repr(error).split())}): {again}') from error
 
 
 @dataclass(frozen=True)
@@ -179,10 +191,10 @@ def claim_folder(folder: Path, flags: Sequence[str]) -> None:
     """
     path, now = folder / SWEEP_FILE, {'train': list(flags)}
     if path.is_file():
-        with open_regular(path) as file:
-            before: Any = json.load(file)
+        before = read_json_object(path, f"the flags '{path}' of a sweep", 'give another --output')
         if before != now:
-            raise InputError(f"'{folder}' holds a sweep of other trainings ({' '.join(before.get('train', []))}): give "
-                             'another --output')
+            train = before.get('train')
+            told = f' ({textwrap.shorten(" ".join(map(str, train)), 400)})' if isinstance(train, list) else ''
+            raise InputError(f"'{folder}' holds a sweep of other trainings{told}: give another --output")
     else:
         write_text_atomic(path, json.dumps(now) + '\n')
