@@ -9,8 +9,8 @@ kept apart for the validation, and four heads are trained: cross-entropy, cross-
 frequency, by the effective number of images (Cui et al., CVPR 2019), and what `--imbalance auto` takes. All are linear
 heads with the settings of nbn-probe. The test pictures are for the report alone.
 
-Prints a table in Markdown: mean and standard deviation over the seeds, and the difference of `auto` to the better of the
-two weightings, seed by seed.
+Prints a table in Markdown: mean and standard deviation over the seeds, and the difference of `auto` to the better of
+the two weightings, seed by seed.
 """
 import argparse
 import json
@@ -52,8 +52,7 @@ def read_features(folder: Path, split: str) -> Features:
 def draw(labels: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
     """Indices of a long-tailed draw: class of rank r of C keeps at most n_max factor^(-r / (C - 1)) images.
 
-    Classes keep their order by size. n_max is the largest for which every class has what it is to keep, or else all that
-    it has, at least one.
+    Classes keep their order by size. n_max is the largest for which every class has what it is to keep.
     """
     sizes = np.bincount(labels)
     order = np.argsort(-sizes, kind='stable')

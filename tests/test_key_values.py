@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_made_names_flag_key_and_value(name, arguments, m
     ('test_vit', {'img_size': 100_000}, 'its weights take more than half'),
     ('test_vit', {'mlp_ratio': 1e9}, 'its weights take more than half'),
     ('test_vit', {'embed_dim': 999}, 'dim should be divisible by num_heads'),
-    ('resnet18', {'in_chans': 999_999}, 'all images are read as RGB'),
+    ('resnet18', {'in_chans': 999_999}, 'its weights take more than half'),
     ('resnet32_ride', {'num_experts': 1000}, 'give a whole number from 1 to 100')])
 def test_a_model_that_would_take_all_memory_or_time_is_refused_before_it_does(name, arguments, reason, monkeypatch):
     monkeypatch.setattr(nbn_timm.models.size_limit, 'machine_memory', lambda: 1e9)

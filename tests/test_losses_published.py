@@ -195,3 +195,16 @@ def test_class_weights_divide_by_those_of_the_mixed_targets():
             total += share * weight[label].item() * own
             weights += share * weight[label].item()
     assert loss(logits, mixed().float()).item() == pytest.approx(total / weights, rel=1e-6)
+
+
+@pytest.mark.parametrize('adjusted', [False, True])
+def test_the_divergence_of_ride_with_balanced_softmax_is_of_plain_or_of_adjusted_logits(adjusted):
+    """Sum over experts of CE(z_e + log n) - 0.2 KL(softmax of the mean || softmax of an expert), of z or z + log n."""
+    logits, log_counts = expert_logits(), COUNTS.tensor().log()
+    seen = logits + log_counts if adjusted else logits
+    mean = seen.mean(dim=1)
+    expected = sum(
+        F.cross_entropy(logits[:, e] + log_counts, LABELS)
+        - 0.2 * (mean.softmax(1) * (mean.log_softmax(1) - seen[:, e].log_softmax(1))).sum(1).mean() for e in range(3))
+    value = create_loss('ride_balanced_softmax', COUNTS, adjusted=adjusted)(logits, LABELS)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-6)

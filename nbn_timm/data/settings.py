@@ -219,6 +219,8 @@ def _some_jitter(name: str, others: Values) -> str | None:
     return 'has no effect with --color-jitter 0' if others.color_jitter == 0 else None
 
 
+_of_plain = all_of(not_with('no_aug'), not_with('simclr'))
+
 _OF_ALL_VIEWS = ('other_views', 'reprob', 'remode', 'recount')  # random erasing happens on the device
 
 
@@ -238,23 +240,27 @@ class AugmentSettings(Settings):
         unset='3/4 4/3', effect=not_with('no_aug'))
     hflip: float | None = setting(None, 'probability of a horizontal flip', limits=PROBABILITY, metavar='P',
                                   unset="the benchmark's", effect=not_with('no_aug'))
+    simclr: bool = setting(False, "SimCLR's random resized crop, of small images too, jitter of colour and hue, and "
+                           'grey', effect=not_with('no_aug'))
+    blur: float = setting(0.0, 'probability of a blur after these', limits=PROBABILITY, metavar='P',
+                          effect=all_of(not_with('no_aug'), only_with('simclr')))
     vflip: float = setting(0.0, 'probability of a vertical flip', limits=PROBABILITY, metavar='P',
-                           effect=not_with('no_aug'))
+                           effect=_of_plain)
     rotation: float = setting(0.0, 'rotate by up to so many degrees; corners turn black', limits=Limits(0, 180),
-                              metavar='DEG', effect=not_with('no_aug'))
+                              metavar='DEG', effect=_of_plain)
     color_jitter: float | None = setting(
         None, 'strength of brightness, contrast and saturation jitter', limits=NOT_NEGATIVE, unset="the benchmark's",
-        effect=all_of(not_with('no_aug'), _jittered))
+        effect=all_of(_of_plain, _jittered))
     color_jitter_prob: float | None = setting(None, 'that an image is jittered', limits=PROBABILITY, metavar='P',
-                                              unset='1', effect=all_of(not_with('no_aug'), _jittered, _some_jitter))
+                                              unset='1', effect=all_of(_of_plain, _jittered, _some_jitter))
     grayscale_prob: float = setting(0.0, 'that an image turns grey', limits=PROBABILITY, metavar='P',
-                                    effect=not_with('no_aug'))
+                                    effect=_of_plain)
     gaussian_blur_prob: float = setting(0.0, 'that an image is blurred', limits=PROBABILITY, metavar='P',
-                                        effect=not_with('no_aug'))
+                                        effect=_of_plain)
     force_color_jitter: bool = setting(False, 'jitter beside --aa too',
-                                       effect=all_of(not_with('no_aug'), only_with('aa'), _some_jitter))
+                                       effect=all_of(_of_plain, only_with('aa'), _some_jitter))
     aa: str | None = setting(None, "AutoAugment's policy 'cifar10', or one of timm's, as rand-m9-mstd0.5",
-                             metavar='POLICY', effect=not_with('no_aug'))
+                             metavar='POLICY', effect=_of_plain)
     train_interpolation: str | None = setting(None, "resampling in training: timm's name or 'random'", metavar='NAME',
                                               unset='as in evaluation', effect=not_with('no_aug'))
     reprob: float = setting(0.0, 'probability of random erasing', limits=PROBABILITY, metavar='P',
@@ -264,7 +270,7 @@ class AugmentSettings(Settings):
     recount: int = setting(1, 'rectangles of random erasing', limits=Limits(1, 1000),
                            effect=all_of(not_with('no_aug'), only_with('reprob')))
     cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=Limits(0, SIDE.high),
-                          effect=not_with('no_aug'))
+                          effect=_of_plain)
 
     other_views: Mapping[str, Any] = setting(
         {}, 'augmentation of all but the first view of an image, where it differs from the first, as rotation=0 '

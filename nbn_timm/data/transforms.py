@@ -10,6 +10,7 @@ from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.pictures import mode_of
 from nbn_timm.data.settings import AugmentSettings
+from nbn_timm.data.simclr import simclr_transform
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.errors import InputError, nearest
 
@@ -75,10 +76,17 @@ def create_transform(
         _check_range('--scale', augment.area, 1)
         _check_range('--ratio', augment.aspect)
     _check_format(defaults, interpolation, is_training)
-    for flag, given in (('--aa', augment.aa), ('--grayscale-prob', augment.grayscale_prob)):
+    for flag, given in (('--aa', augment.aa), ('--grayscale-prob', augment.grayscale_prob),
+                        ('--simclr', augment.simclr)):
         if is_training and not augment.no_aug and given and defaults.input_size[0] != 3:
             raise InputError(f'{flag} changes the colours of RGB pictures, and these have {defaults.input_size[0]} '
                              'channels: leave it out')
+    if is_training and augment.simclr and not augment.no_aug:
+        if interpolation == 'random':
+            raise InputError('--train-interpolation random is not for the crops of --simclr: give one of '
+                             f"{', '.join(INTERPOLATIONS)}, or leave it out")
+        return simclr_transform(defaults.input_size[1:], augment.area, augment.aspect, _hflip(defaults, augment),
+                                augment.blur, augment.train_interpolation or 'bilinear')
     try:
         pipeline = _timm_transform(defaults, is_training, augment, interpolation)
     except (AssertionError, ValueError) as error:
@@ -120,7 +128,7 @@ def _timm_transform(
         no_aug=augment.no_aug,
         scale=augment.area,
         ratio=augment.aspect,
-        hflip=TRAIN_TRANSFORMS.find(defaults.train_transform).hflip if augment.hflip is None else augment.hflip,
+        hflip=_hflip(defaults, augment),
         vflip=augment.vflip,
         color_jitter=jitter or None,  # type: ignore[arg-type]  # timm's annotation omits the None that it handles
         color_jitter_prob=augment.color_jitter_prob,
@@ -133,6 +141,10 @@ def _timm_transform(
         crop_pct=defaults.crop_pct,
         use_prefetcher=True,
     )
+
+
+def _hflip(defaults: DataDefaults, augment: AugmentSettings) -> float:
+    return TRAIN_TRANSFORMS.find(defaults.train_transform).hflip if augment.hflip is None else augment.hflip
 
 
 def _beyond_timm(defaults: DataDefaults, augment: AugmentSettings) -> list[Callable[[Any], Any]]:

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 from nbn_timm.imbalance.target import BALANCED
-from nbn_timm.settings import Limits, Settings, not_with, only_with, setting
+from nbn_timm.settings import Limits, Settings, only_with, setting
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ImbalanceSettings(Settings):
 
     imbalance: str | None = setting(
         None, 'auto: choose the loss and the sampler from the class counts, and after training the strength of logit '
-        'adjustment on the validation split', choices=('auto',), effect=not_with('stage'))
+        'adjustment on the validation split', choices=('auto',))
     target: str = setting(
         BALANCED, 'what the network is to be good at: balanced (all classes count alike), natural (as often as in '
         'training), or a file of numbers per class', metavar='TARGET', is_file=True, effect=only_with('imbalance'))

@@ -10,10 +10,11 @@ from .norm import (
     SyncNormalizedBatchNormAct2d,
     share_scale,
 )
+from .slow_copy import SlowCopy
 
 __all__ = [
     'NormalizedBatchNorm2d', 'NormalizedBatchNormAct2d', 'SyncNormalizedBatchNorm2d', 'SyncNormalizedBatchNormAct2d',
     'HEADS', 'ClassVectors', 'CosPlusLinear', 'CosineLinear', 'RectifiedLinear', 'convert_head', 'ExpertBlock',
     'ExpertHead', 'ExpertStage', 'add_nbn', 'convert_sync_batchnorm', 'fold_nbn', 'freeze_nbn', 'merge_experts',
-    'nbn_layers', 'share_scale',
+    'nbn_layers', 'share_scale', 'SlowCopy',
 ]

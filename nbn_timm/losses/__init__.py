@@ -4,6 +4,7 @@ from nbn_timm.losses.loss import (
     balances_classes,
     create_loss,
     is_deferrable,
+    number_of_slow_views,
     number_of_views,
     register_loss,
     takes_experts,
@@ -14,5 +15,5 @@ from nbn_timm.registry import import_modules
 
 import_modules(__name__, __path__)
 
-__all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_views', 'register_loss',
-           'takes_experts', 'takes_features', 'takes_soft_targets']
+__all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views',
+           'register_loss', 'takes_experts', 'takes_features', 'takes_soft_targets']

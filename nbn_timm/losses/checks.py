@@ -31,3 +31,14 @@ def check_choice(loss: str, setting: str, value: str, choices: Sequence[str]) ->
         InputError: It is not.
     """
     return key_values.check_choice(f"loss '{loss}'", FLAG, setting, value, choices)
+
+
+def check_whole(loss: str, setting: str, value: float, low: int = 1) -> int:
+    """Return `value` if it is a whole number from `low` on.
+
+    Raises:
+        InputError: It is not.
+    """
+    if isinstance(value, float) and not value.is_integer():
+        raise key_values.cannot_take(f"loss '{loss}'", FLAG, setting, value, f'give a whole number from {low}')
+    return int(check_number(loss, setting, value, low=low))

@@ -21,6 +21,7 @@ class _Traits(NamedTuple):
     soft_targets: bool
     deferrable: bool
     views: int
+    slow_views: int
     balances: bool
 
 
@@ -35,6 +36,7 @@ def register_loss(
         soft_targets: bool = True,
         deferrable: bool = True,
         views: int = 1,
+        slow_views: int = 0,
         balances: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
@@ -42,6 +44,11 @@ def register_loss(
     A loss that changes during training has a method `set_epoch(epoch)`, which `train.py` calls at the start of every
     epoch (0-based), of a resumed run too. A loss with class weights has a method `unweighted()` that returns the same
     loss without them, which is what it is before its epoch if it is deferred; others are then cross-entropy.
+
+    A loss with parameters or a state of its own, as a head for contrast, prototypes or a queue, has a method
+    `prepare(network)`, which is called once, with the network on its device, before anything is trained. There it makes
+    its modules and buffers. `train.py` moves them to the device, trains the parameters with those of the network, and
+    keeps all in checkpoints. What belongs to the network must not become a part of the loss.
 
     Args:
         name: For `create_loss` and `--loss`.
@@ -52,13 +59,15 @@ def register_loss(
         views: How many differently augmented versions of each image it is called with. If there are several, logits
             and features have one dimension more, the first, as logits [views, B, C], and the target is still that of
             the B images.
+        slow_views: How many of the views, the last ones, pass a slow copy of the network instead (MoCo), which gives no
+            gradient; the loss has its `momentum`.
         balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
             do so twice.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        _TRAITS[name] = _Traits(
-            experts, features, soft_targets, deferrable and not experts and views == 1, views, balances)
+        deferrable_here = deferrable and not experts and views == 1 and not hasattr(loss_class, 'prepare')
+        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable_here, views, slow_views, balances)
         return loss_class
     return register
 
@@ -81,6 +90,11 @@ def takes_soft_targets(name: str) -> bool:
 def number_of_views(name: str) -> int:
     """How many augmented versions of each image the loss of that name is called with."""
     return _TRAITS[name].views
+
+
+def number_of_slow_views(name: str) -> int:
+    """How many of these, the last ones, pass a slow copy of the network."""
+    return _TRAITS[name].slow_views
 
 
 def balances_classes(name: str) -> bool:

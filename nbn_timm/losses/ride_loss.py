@@ -55,6 +55,10 @@ class _RideLoss(nn.Module):
         """T of each class, [1] or [C]."""
         return logits.new_full((1,), self.base_temperature)
 
+    def compared(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of what the divergence is taken, from logits [..., C]."""
+        return logits
+
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
         num_experts = logits.shape[1]
@@ -68,8 +72,8 @@ class _RideLoss(nn.Module):
             return num_experts * base
         temperature = self.temperature(logits)
         divergence = F.kl_div(
-            F.log_softmax(logits / temperature, dim=2),
-            F.log_softmax(mean.detach()[:, None] / temperature, dim=2).expand_as(logits),
+            F.log_softmax(self.compared(logits) / temperature, dim=2),
+            F.log_softmax(self.compared(mean.detach()[:, None]) / temperature, dim=2).expand_as(logits),
             reduction='sum', log_target=True) / len(logits)
         return num_experts * base - self.diversity * temperature.mean() ** 2 * divergence
 
@@ -135,13 +139,17 @@ class Ride(_RideLoss):
 class RideBalancedSoftmax(_RideLoss):
     """RIDE's loss with balanced softmax as each expert's base loss, for the logits of each expert [B, E, C].
 
-    It has no margins and no reweighting. Without diversity it is the sum of the experts' own losses.
+    It has no margins and no reweighting. Without diversity it is the sum of the experts' own losses. As released the
+    divergence is that of plain logits, while the base loss sees z_e + log n. Then nothing that most images teach holds
+    an expert's logits of rare classes against the divergence, which drives them apart; docs/ride.md has what that does.
+    `adjusted` takes the divergence of z_e + log n as well.
 
     Args:
         class_counts: Training images per class; a class without any counts as having one.
         diversity: Weight of the divergence.
         smoothing: Label smoothing of the base loss, in [0, 1].
         temperature: T.
+        adjusted: Take the divergence of z_e + log n, as the base loss, and not of plain logits.
 
     Raises:
         InputError: No class counts, or a setting out of range.
@@ -156,11 +164,16 @@ class RideBalancedSoftmax(_RideLoss):
             diversity: float = DIVERSITY,
             smoothing: float = 0.0,
             temperature: float = 1.0,
+            adjusted: bool = False,
     ) -> None:
         super().__init__('ride_balanced_softmax', diversity, temperature)
+        self.adjusted = adjusted
         counts = require_counts(class_counts, 'ride_balanced_softmax')
         self.smoothing = check_number('ride_balanced_softmax', 'smoothing', smoothing, high=1)
         self.register_buffer('log_counts', counts.tensor().clamp(min=1).log().float(), persistent=False)
+
+    def compared(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits + self.log_counts if self.adjusted else logits
 
     def base_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits + self.log_counts, target, label_smoothing=self.smoothing)

@@ -59,15 +59,18 @@ class MultiExpert(nn.Module):
         global_pool: Any
         fc: Any
 
-    def _make_experts(self, stages: tuple[str, ...], num_experts: int, head: str) -> None:
-        """Give each expert its own copy of the last stages, and a head. Weights must be initialised afterwards."""
+    def _make_experts(self, stages: tuple[str, ...], num_experts: int, head: str, shared: bool = True) -> None:
+        """Give each expert its own copy of the last stages, and a head. Weights must be initialised afterwards.
+
+        Without `shared` what comes before them has the experts' channels side by side already.
+        """
         if not isinstance(num_experts, int) or not 1 <= num_experts <= MOST_EXPERTS:
             raise InputError(f'num_experts is {num_experts}: give a whole number from 1 to {MOST_EXPERTS}')
         self.num_experts = num_experts
         self.head_kind = head
         self.expert_stages = stages
         for name in stages:
-            stage = ExpertStage.from_stage(getattr(self, name), num_experts, shared_input=name == stages[0])
+            stage = ExpertStage.from_stage(getattr(self, name), num_experts, shared_input=shared and name == stages[0])
             setattr(self, name, stage)
         for info in self.feature_info:
             if info['module'] in stages:
@@ -177,6 +180,7 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
         num_blocks: n, blocks in each of the three stages.
         num_experts: E.
         reduced: Experts of three quarters of the width, as in RIDE; else full width.
+        complete: Experts are complete networks, which share nothing, as in NCL.
         head, nbn, gradient, share_alpha: As in `ResNetRide`; NBN is in every BatchNorm of `layer3`.
         **kwargs: See `ResNetCifar`.
     """
@@ -186,6 +190,7 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
             num_blocks: int,
             num_experts: int = NUM_EXPERTS,
             reduced: bool = True,
+            complete: bool = False,
             head: str = LINEAR,
             nbn: bool = False,
             gradient: str = CAPPED,
@@ -193,10 +198,21 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
             **kwargs,
     ) -> None:
         super().__init__(num_blocks, channels=(16, 24, 48) if reduced else (16, 32, 64), **kwargs)
-        self._make_experts(('layer2', 'layer3'), num_experts, head)
+        stages = ('layer1', 'layer2', 'layer3') if complete else ('layer2', 'layer3')
+        self._make_experts(stages, num_experts, head, shared=not complete)
+        if complete:
+            self._make_stems()
         if nbn:
             self._normalize_experts('layer3', share_alpha, gradient)
         self.init_weights()
+
+    def _make_stems(self) -> None:
+        """A stem for each expert, their channels side by side in one layer."""
+        dd = get_device_dtype(self)
+        width = self.conv1.out_channels * self.num_experts
+        self.conv1 = nn.Conv2d(self.in_chans, width, 3, padding=1, bias=False, **dd)
+        self.bn1 = nn.BatchNorm2d(width, **dd)
+        self.feature_info[0]['num_chs'] = width
 
     @torch.jit.ignore
     def _forward_stem(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch.utils.data import IterableDataset
 
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.errors import InputError
-from nbn_timm.layers import RectifiedLinear, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, number_of_views, takes_experts, takes_features
+from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
+from nbn_timm.losses import create_loss, number_of_slow_views, number_of_views, takes_experts, takes_features
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
@@ -33,7 +33,7 @@ from nbn_timm.training.features import WithFeatures
 from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
-from nbn_timm.training.task import SecondStageTask
+from nbn_timm.training.task import LearningLossTask, SecondStageTask
 from nbn_timm.training.views import WithViews
 
 _logger = logging.getLogger(__name__)
@@ -179,11 +179,17 @@ def build_task(
     """The model and its loss, and a teacher or a second stage if there is one."""
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
-    teacher_file = settings.distillation.kd_checkpoint
-    if takes_features(settings.loss.loss):
+    teacher_file, name = settings.distillation.kd_checkpoint, settings.loss.loss
+    prepare_loss(loss, model)
+    if takes_features(name):
         model = WithFeatures(model)
-    if number_of_views(settings.loss.loss) > 1:
-        model = WithViews(model)
+    if slow_views := number_of_slow_views(name):
+        loss.slow_network = SlowCopy(model, loss.momentum)  # type: ignore[arg-type]
+    if number_of_views(name) > 1:
+        model = WithViews(model, loss.slow_network if slow_views else None, slow_views)  # type: ignore[arg-type]
+    if loss.state_dict():
+        check_lone_loss(settings, plan.world)
+        return LearningLossTask(model, loss, device=device, verbose=False)
     if stage is not None:
         return SecondStageTask(model, loss, stage, settings.second_stage.freeze_bn, device)
     if not teacher_file:
@@ -197,6 +203,33 @@ def build_task(
         distillation.kd_teacher_mode == 'train', device)
 
 
+def prepare_loss(loss: nn.Module, network: nn.Module) -> None:
+    """Let a loss that has parameters or a state of its own make them for a network."""
+    prepare = getattr(loss, 'prepare', None)
+    if prepare is not None:
+        prepare(network)
+
+
+def check_lone_loss(settings: TrainSettings, world: World) -> None:
+    """Refuse what a loss with a state of its own does not go with.
+
+    Raises:
+        InputError: There is something.
+    """
+    name = settings.loss.loss
+    if world.distributed:
+        raise InputError(f"loss '{name}' compares all images of a batch and has a state of its own, so it is for one "
+                         'process: start one')
+    if settings.optimizer.sam_rho:
+        raise InputError(f"loss '{name}' has a state of its own, which would count each batch twice with --sam-rho: "
+                         'leave one of them out')
+    if settings.optimizer.layer_decay is not None:
+        raise InputError(f"loss '{name}' has parameters of its own, which are in no layer of --layer-decay: leave it "
+                         'out')
+    if settings.gpu.cuda_graphs:
+        raise InputError(f"loss '{name}' has a state of its own, which --cuda-graphs does not hold: leave it out")
+
+
 def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
     name = settings.loss.loss
@@ -205,6 +238,13 @@ def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)
     return loss
+
+
+def parts_to_train(task: ClassificationTask, model: nn.Module, stage: TrainedSecondStage | None) -> nn.Module:
+    """What the optimizer changes: the model, the part of it that a second stage trains, or the model and its loss."""
+    if isinstance(task, LearningLossTask):
+        return task.modules_to_train()
+    return model if stage is None else stage.trained(model)
 
 
 def connect_second_stage(

@@ -34,6 +34,18 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     name = settings.loss.loss
     if stage is None or stage.loss() is None:
         check_loss_settings(name, loss_settings(settings, mixing is not None))
+    if settings.optimizer.sam_rho and settings.precision.autocast is torch.float16:
+        raise InputError('--sam-rho does not go with float16, whose scaled gradients have another length: give '
+                         '--amp-dtype bfloat16, or leave it out')
+    if settings.average.swa_epochs > settings.schedule.epochs:
+        raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
+                         '--epochs of the run: give fewer')
+    if settings.average.swa_epochs and settings.schedule.patience is not None:
+        raise InputError('--patience can end a run before the last --swa-epochs, of which the mean is taken: leave one '
+                         'of them out')
+    if settings.average.swa_epochs and stage is not None:
+        raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
+                         '--model-ema')
     features, views = takes_features(name), number_of_views(name) > 1
     for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
         if given and (features or views):

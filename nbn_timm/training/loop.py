@@ -1,6 +1,6 @@
 """One epoch of training."""
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +17,12 @@ from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
-from nbn_timm.training.optim import OptimizerSettings
+from nbn_timm.training.optim import OptimizerSettings, end_lookahead
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
+from nbn_timm.training.progressive import ProgressiveSize
 from nbn_timm.training.run_checkpoint import check_finite
+from nbn_timm.training.sam import uphill
 from nbn_timm.training.task import SecondStageTask
 
 _ONE_VALUE = 'Expected more than 1 value per channel'  # of torch.nn.functional.batch_norm
@@ -39,6 +41,7 @@ class LoopSettings:
     clip_grad: float | None = None
     clip_mode: str = OptimizerSettings.clip_mode  # 'norm', 'value' or 'agc'
     drop_last: bool = False  # leave out an update of fewer batches
+    sam_rho: float = 0.0  # 0 computes without SAM
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def train_one_epoch(
         mixing: Mixing | None = None,
         graphs: GraphedBackward | None = None,
         profile: NoProfile | None = None,
+        resize: ProgressiveSize | None = None,
 ) -> EpochResult:
     """Train `task` for one epoch.
 
@@ -122,6 +126,7 @@ def train_one_epoch(
         mixing: Mixes each batch on the device.
         graphs: Computes loss and gradients of single batches as CUDA graphs.
         profile: Measures the parts of the epoch.
+        resize: Scales the images of a batch, after mixing.
 
     Raises:
         InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
@@ -137,6 +142,8 @@ def train_one_epoch(
             break
         if mixing is not None:
             batches = [mixing(*batch) for batch in batches]
+        if resize is not None:
+            batches = [(resize(images), target) for images, target in batches]
         lr = optimizer.param_groups[0]['lr']
         for loss, images in train_step(
                 task, batches, optimizer, settings, world.device, scaler, graphs, profile):
@@ -149,6 +156,7 @@ def train_one_epoch(
         if progress.due(update):
             losses.check(epoch)
             progress.show(update, losses.mean(), lr, losses.images * world.size)
+    end_lookahead(optimizer)
     progress.end()
     if mixing is not None:
         mixing.end_epoch()
@@ -172,7 +180,8 @@ def train_step(
     """Update the weights once, by the gradient of the mean loss over all images of `batches`.
 
     Each batch is weighted by its images, so that accumulation gives the gradient of the one large batch, also where
-    the epoch ends with a smaller batch or fewer of them. Processes synchronise in the last batch only.
+    the epoch ends with a smaller batch or fewer of them. Processes synchronise in the last batch only. With SAM the
+    gradient is that of a second pass, uphill of the weights, and the losses are those of the first.
 
     Returns:
         Mean loss and number of images of each batch.
@@ -183,6 +192,37 @@ def train_step(
         loss = graphs(images, target)
         _step(task, optimizer, settings)
         return [(loss, len(target))]
+    if scaler is None:
+        losses = _backward(task, batches, settings, device, profile)
+        if settings.sam_rho:
+            with uphill(task, optimizer, settings.sam_rho):
+                _backward(task, batches, settings, device, profile)
+        with profile.part('optimizer'):
+            _step(task, optimizer, settings)
+        return losses
+
+    def scaled_backward(loss: torch.Tensor, is_last: bool) -> None:  # and the optimizer's step
+        parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
+        scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
+
+    losses = _backward(task, batches, settings, device, profile, scaled_backward)
+    optimizer.zero_grad()
+    return losses
+
+
+def _backward(
+        task: TrainingTask,
+        batches: list[Batch],
+        settings: LoopSettings,
+        device: torch.device,
+        profile: NoProfile,
+        backward: Callable[[torch.Tensor, bool], None] | None = None,
+) -> list[tuple[torch.Tensor, int]]:
+    """Add up the gradient of the mean loss over all images; returns mean loss and number of images of each batch.
+
+    Args:
+        backward: Called with a loss and whether it is of the last batch, in the place of the plain backward pass.
+    """
     total = sum(len(target) for _, target in batches)
     losses = []
     for step, (images, target) in enumerate(batches, start=1):
@@ -191,7 +231,12 @@ def train_step(
             with profile.part('forward'):
                 loss = compute_loss(task, images, target, settings, device)
             losses.append((loss.detach(), len(target)))
-            _backward_and_step(task, loss * (len(target) / total), optimizer, settings, scaler, is_last, profile)
+            loss = loss * (len(target) / total)
+            with profile.part('backward'):
+                if backward is None:
+                    loss.backward()
+                else:
+                    backward(loss, is_last)
     return losses
 
 
@@ -226,6 +271,8 @@ def graph_backward(task: TrainingTask, settings: LoopSettings, device: torch.dev
         raise InputError('--cuda-graphs takes one batch per update: give a larger --batch-size, or leave it out')
     if isinstance(task.trainable_module, DistributedDataParallel):
         raise InputError('--cuda-graphs is for one process: leave it out')
+    if settings.sam_rho:
+        raise InputError('--cuda-graphs does not hold the second pass of --sam-rho: leave one of them out')
     if settings.amp_dtype is torch.float16:
         raise InputError('--cuda-graphs does not go with float16: give --amp-dtype bfloat16, or leave it out')
     return GraphedBackward(partial(compute_loss, task, settings=settings, device=device), task)
@@ -256,29 +303,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk
-
-
-def _backward_and_step(
-        task: TrainingTask,
-        loss: torch.Tensor,
-        optimizer: torch.optim.Optimizer,
-        settings: LoopSettings,
-        scaler: NativeScaler | None,
-        is_last: bool,
-        profile: NoProfile,
-) -> None:
-    if scaler is not None:
-        parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
-        with profile.part('backward'):  # and the optimizer's step, which the scaler makes
-            scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
-        if is_last:
-            optimizer.zero_grad()
-        return
-    with profile.part('backward'):
-        loss.backward()
-    if is_last:
-        with profile.part('optimizer'):
-            _step(task, optimizer, settings)
 
 
 def _step(task: TrainingTask, optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:

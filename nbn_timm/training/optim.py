@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from timm.optim import (
+    Lookahead,
     create_optimizer_v2,
     get_optimizer_class,
     get_optimizer_info,
@@ -47,10 +48,18 @@ def _not_computed(name: str, others: Values) -> str | None:
 
 
 def _has_momentum(name: str, others: Values) -> str | None:
-    known = str(others.opt).lower() in list_optimizers()
-    if known and not get_optimizer_info(str(others.opt).lower()).has_momentum:
+    base = _base_optimizer(str(others.opt))
+    if base in list_optimizers() and not get_optimizer_info(base).has_momentum:
         return f'has no effect on --opt {others.opt}, which has no such momentum'
     return None
+
+
+_LOOKAHEAD = 'lookahead_'  # timm's prefix
+
+
+def _base_optimizer(name: str) -> str:
+    """Name of an optimizer in lower case, without timm's prefix for Lookahead around it."""
+    return name.lower().removeprefix(_LOOKAHEAD)
 
 
 def _by_epoch(name: str, others: Values) -> str | None:
@@ -66,8 +75,8 @@ class OptimizerSettings(Settings):
     title = 'optimizer'
     of_training = True
 
-    opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum",
-                       metavar='NAME')
+    opt: str = setting('momentum', "any of timm's; 'momentum' is SGD with plain, 'sgd' with Nesterov momentum; with "
+                       "'lookahead_' before it, Lookahead goes around it", metavar='NAME')
     lr: float = setting(0.1, 'learning rate, the highest of the schedule', limits=NOT_NEGATIVE,
                         effect=_not_computed)
     classifier_lr: float | None = setting(
@@ -85,10 +94,16 @@ class OptimizerSettings(Settings):
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
+    bias_lr_scale: float = setting(1.0, 'factor of the rate for all biases, those of norms among them',
+                                   limits=NOT_NEGATIVE)
+    norm_lr_scale: float = setting(1.0, 'factor of the rate for all other parameters of at most one dimension: weights '
+                                   "of norms, and NBN's alpha", limits=NOT_NEGATIVE)
     opt_kwargs: Mapping[str, Any] = setting({}, "the optimizer's own settings")
     layer_decay: float | None = setting(
         None, 'factor of the rate from each layer to the one before it', limits=Limits(0, 1, above=True), unset='1',
         effect=not_with('stage'))
+    sam_rho: float = setting(0.0, 'take the gradient at so far up the slope (SAM), which needs two passes a batch; 0 '
+                             "for none, 0.05 in the paper", limits=NOT_NEGATIVE)
     clip_grad: float | None = setting(None, 'limit of the gradient', limits=POSITIVE)
     clip_mode: str = setting('norm', 'what is limited', choices=('norm', 'value', 'agc'), effect=_clips)
 
@@ -160,6 +175,9 @@ class AverageSettings(Settings):
     model_ema_warmup: bool = setting(
         True, 'begin with a smaller decay, 1 - u ** (-2/3) at update u, so that the average of a short run follows '
         "too; --no-model-ema-warmup is timm's default", effect=only_with('model_ema'))
+    swa_epochs: int = setting(
+        0, 'evaluate and save the mean of the weights after each of the last so many epochs (SWA), with BatchNorm '
+        'statistics of its own; 0 for none', limits=NOT_NEGATIVE, effect=not_with('model_ema'))
 
 
 def create_optimizer(
@@ -170,7 +188,7 @@ def create_optimizer(
     """Create one of timm's optimizers over the parameters of a model.
 
     With `decay_1d` biases and norm parameters are decayed too. timm's default leaves them out, and then an NBN layer's
-    bias never turns away from the direction of its first step.
+    bias never turns away from the direction of its first step. What scales a rate scales the decay with it.
 
     What an optimizer refuses only when it steps is found by a step on stand-ins of the parameters.
 
@@ -191,12 +209,16 @@ def create_optimizer(
         check_types(what, own, known)
 
     rates = classifier_rate(model, settings) if rates is None else rates
-    if rates and settings.layer_decay is not None:
+    scaled = (settings.bias_lr_scale, settings.norm_lr_scale) != (1, 1)
+    if settings.layer_decay is not None and rates:
         raise InputError("--layer-decay sets the learning rate of each layer, and so does a rate of the classifier's "
                          'own: leave one of the two out')
+    if settings.layer_decay is not None and scaled:
+        raise InputError('--layer-decay scales the rates by layer, --bias-lr-scale and --norm-lr-scale by kind: leave '
+                         'one of them out')
 
     def make(opt: str = OptimizerSettings.opt, **given: Any) -> torch.optim.Optimizer:
-        parameters = parameter_groups(model, settings, rates) if rates else model
+        parameters = parameter_groups(model, settings, rates) if rates or scaled else model
         optimizer = create_optimizer_v2(parameters, opt, filter_bias_and_bn=not settings.decay_1d,
                                         layer_decay=settings.layer_decay, **given)
         step_on_stand_ins(optimizer)
@@ -230,9 +252,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The parameters of a model by weight decay and by learning rate, those with the run's rate first.
 
-    `lr_scale` is what timm's schedulers multiply the rate of a group by.
+    `lr_scale` is what timm's schedulers multiply the rate of a group by: the multiple of the part, times that of the
+    kind, `bias_lr_scale` or `norm_lr_scale`.
     """
     rate_of = {parameter: rate for part, rate in rates.items() for parameter in part.parameters()}
+    kind_of = {parameter: _rate_of_kind(name, parameter, settings) for name, parameter in model.named_parameters()}
     keep: Any = getattr(model, 'no_weight_decay', tuple)()
     by_decay = param_groups_weight_decay(
         model, settings.weight_decay, weight_decay_exclude_1d=not settings.decay_1d,
@@ -240,9 +264,16 @@ def parameter_groups(
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for group in by_decay:
         for parameter in group['params']:
-            groups.setdefault((rate_of.get(parameter, 1.0), group['weight_decay']), []).append(parameter)
+            rate = rate_of.get(parameter, 1.0) * kind_of[parameter]
+            groups.setdefault((rate, group['weight_decay']), []).append(parameter)
     return [dict(params=parameters, weight_decay=decay, lr_scale=rate)
             for (rate, decay), parameters in sorted(groups.items(), key=lambda group: group[0][0] != 1)]
+
+
+def _rate_of_kind(name: str, parameter: nn.Parameter, settings: OptimizerSettings) -> float:
+    if name.rpartition('.')[2] == 'bias':
+        return settings.bias_lr_scale
+    return settings.norm_lr_scale if parameter.ndim <= 1 else 1.0
 
 
 _OWNERS = {
@@ -254,7 +285,8 @@ _OWNERS = {
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
     'layer_decay': 'give --layer-decay',
     'model_or_params': 'the parameters are those of the model, so leave it out',
-    'param_group_fn': 'the parameters are grouped by --decay-1d and --layer-decay, so leave it out',
+    'param_group_fn': 'the parameters are grouped by --decay-1d, --classifier-lr, --bias-lr-scale, --norm-lr-scale '
+                      'and --layer-decay, so leave it out',
 }
 
 
@@ -264,14 +296,14 @@ def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
     Raises:
         InputError: It is unknown, cannot be had here, or needs what this training does not compute.
     """
-    known = [str(optimizer) for optimizer in list_optimizers()]
-    if name.lower() not in known:
+    known, base = [str(optimizer) for optimizer in list_optimizers()], _base_optimizer(name)
+    if base not in known:
         raise InputError(f"unknown --opt '{name}' (timm.optim.list_optimizers() lists them){nearest(name, known)}")
-    if get_optimizer_info(name.lower()).second_order:
+    if get_optimizer_info(base).second_order:
         raise InputError(f'--opt {name} needs second derivatives, which this training does not compute: give another '
                          '--opt')
     try:
-        optimizer_class: Any = get_optimizer_class(name.lower(), bind_defaults=False)
+        optimizer_class: Any = get_optimizer_class(base, bind_defaults=False)
     except Exception as error:  # of importing somebody's package, which may not be there or not fit this machine
         raise InputError(f'--opt {name} cannot be had here ({reason_of(error)}): install what it needs, or give '
                          'another --opt') from error
@@ -290,11 +322,21 @@ def step_on_stand_ins(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, A
     """
     stand_ins = {id(parameter): torch.zeros_like(parameter).requires_grad_(parameter.requires_grad)
                  for group in optimizer.param_groups for parameter in group['params']}
-    trial = copy.deepcopy(optimizer, dict(stand_ins))
+    if isinstance(optimizer, Lookahead):  # of which a copy loses what it is around
+        trial: torch.optim.Optimizer = Lookahead(copy.deepcopy(optimizer._base_optimizer, dict(stand_ins)))
+    else:
+        trial = copy.deepcopy(optimizer, dict(stand_ins))
     for stand_in in stand_ins.values():
         stand_in.grad = torch.zeros_like(stand_in)
     trial.step()
+    end_lookahead(trial)
     return trial.state_dict()['state']
+
+
+def end_lookahead(optimizer: torch.optim.Optimizer) -> None:
+    """Let Lookahead end with its slow weights, as at the end of an epoch; other optimizers have none."""
+    if isinstance(optimizer, Lookahead):
+        optimizer.sync_lookahead()
 
 
 def create_scheduler(

@@ -65,6 +65,9 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
         average = settings.average
         up_to = 'growing up to ' if average.model_ema_warmup else ''
         lines.append(f'Averaged weights (EMA, decay {up_to}{average.model_ema_decay}) are what is evaluated.')
+    if settings.average.swa_epochs:
+        lines.append(f'The mean of the weights after the last {settings.average.swa_epochs} epochs (SWA) is what is '
+                     'evaluated.')
     optimizer = settings.optimizer
     if optimizer.lr_base and start_epoch is not None:
         lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '

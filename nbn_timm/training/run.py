@@ -1,9 +1,18 @@
 """A run from its settings to its report: the table of contents of training."""
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.task import TrainingTask
+from timm.utils import NativeScaler
+
 from nbn_timm.bars import on_terminal
+from nbn_timm.data import TrainLoader
+from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
+from nbn_timm.training import averages
 from nbn_timm.training.adjust import tell_adjustment, with_choice
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
@@ -15,18 +24,22 @@ from nbn_timm.training.build import (
     build_task,
     build_train_loader,
     connect_second_stage,
+    parts_to_train,
 )
 from nbn_timm.training.combinations import check_combinations, doubtful
 from nbn_timm.training.cpu_advice import advise
+from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
+from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
-from nbn_timm.training.optim import create_optimizer, create_scheduler
+from nbn_timm.training.optim import classifier_rate, create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
 from nbn_timm.training.profile import NoProfile, Profile
 from nbn_timm.training.progress import Progress
+from nbn_timm.training.progressive import ProgressiveSize, build_progressive_size
 from nbn_timm.training.report import announce, report_run, show_epoch, show_profile, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
@@ -61,12 +74,13 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     drop_last = settings.batch.drop_last
     updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
+    resize = build_progressive_size(
+        settings.progressive, settings.schedule.epochs, plan.input.input_size, model, settings.model.model)
     task = build_task(plan, model, mixing, stage)
     freezing = build_freezing(settings, model, world) if stage is None else None
     of_batch = settings.optimizer.for_batch(batch.global_size)
-    optimizer = create_optimizer(
-        *((model, of_batch) if stage is None else
-          (stage.trained(model), of_batch, stage.rates(model))))
+    rates = classifier_rate(model, of_batch) if stage is None else stage.rates(model)
+    optimizer = create_optimizer(parts_to_train(task, model, stage), of_batch, rates)
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
     scaler = build_scaler(plan)
@@ -78,33 +92,65 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
     advise(plan, model, (epochs - start_epoch) * updates_per_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
-                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last)
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last,
+                        settings.optimizer.sam_rho)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
     progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
     profile = Profile(world.device) if settings.keeping.profile else NoProfile()
-    done = start_epoch
+    done = train_epochs(Parts(
+        plan, task, loader, optimizer, scheduler, keeper, loop, progress, profile, scaler, mixing, graphs, freezing,
+        resize), start_epoch)
+    keeper.close()
+    show_profile(profile)
+    report_run(plan, task, keeper, done)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains with; None is what it does without."""
+
+    plan: Plan
+    task: TrainingTask
+    loader: TrainLoader
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    keeper: Keeper
+    loop: LoopSettings
+    progress: Progress
+    profile: NoProfile
+    scaler: NativeScaler | None
+    mixing: Mixing | None
+    graphs: GraphedBackward | None
+    freezing: Freezing | None
+    resize: ProgressiveSize | None
+
+
+def train_epochs(parts: Parts, start_epoch: int) -> int:
+    """Train, evaluate and keep one epoch after the other; returns how many epochs there were in all."""
+    plan, task, profile = parts.plan, parts.task, parts.profile
+    settings, world, epochs = plan.settings, plan.world, plan.settings.schedule.epochs
     for epoch in range(start_epoch, epochs):
-        if keeper.gave_up(epoch):
-            break
+        if parts.keeper.gave_up(epoch):
+            return epoch
         profile.start()
         seed_everything(settings.run.seed, epoch, world.rank)
-        if freezing is not None:
-            freezing.set_epoch(epoch)
-        begin_epoch(task, loader, mixing, epoch, graphs)
-        scheduler.step(epoch + settings.schedule.sched_ahead)
-        scheduler.step_update(epoch * updates_per_epoch)
+        if parts.freezing is not None:
+            parts.freezing.set_epoch(epoch)
+        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs)
+        if parts.resize is not None:
+            parts.resize.set_epoch(epoch)
+        parts.scheduler.step(epoch + settings.schedule.sched_ahead)
+        parts.scheduler.step_update(epoch * parts.progress.updates_per_epoch)
         trained = train_one_epoch(
-            task, loader, optimizer, loop, progress, world, epoch, scheduler, scaler, mixing, graphs,
-            profile)
+            task, parts.loader, parts.optimizer, parts.loop, parts.progress, world, epoch, parts.scheduler,
+            parts.scaler, parts.mixing, parts.graphs, profile, parts.resize)
+        averages.end_of_epoch(task, plan, parts.loader, epoch)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         watched = plan.watched_after(epoch)
         with profile.part('evaluation'):
             result = plan.evaluate(evaluation_model(task), watched) if watched is not None else None
         show_epoch(epoch, epochs, result)
-        keeper.keep(epoch, trained, result, profile.seconds())
+        parts.keeper.keep(epoch, trained, result, profile.seconds())
         profile.finish()
-        done = epoch + 1
-    keeper.close()
-    show_profile(profile)
-    report_run(plan, task, keeper, done)
+    return max(start_epoch, epochs)

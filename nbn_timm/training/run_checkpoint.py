@@ -23,6 +23,7 @@ from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.files import atomic_write, file_sha256, open_regular
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.training.averages import epoch_average
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
@@ -31,6 +32,8 @@ LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
 ADJUSTED = 'model_adjusted.pth.tar'
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
+_AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
+_LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
 # What a run leaves when it ends; the logs also tell of one that has not.
 _RESULTS = ('test.json', 'val.json')
 
@@ -77,6 +80,8 @@ def checkpoint_state(
     }
     if task.has_ema():
         state |= task.get_checkpoint_state(ema=True)
+    if (average := epoch_average(task)) is not None:
+        state[_AVERAGED_EPOCHS] = int(average.n_averaged)
     if scaler is not None:
         state[scaler.state_dict_key] = scaler.state_dict()
     return state
@@ -341,6 +346,8 @@ def resume_run(
         # A run that only now turns EMA on starts the average from its weights.
         averaged = '_ema' if state.get('state_dict_ema') is not None else ''
         task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
+    if (average := epoch_average(task)) is not None:
+        average.begin(state.get(_AVERAGED_EPOCHS, 0))
     _load_optimizer(path, state, optimizer)
     if scaler is not None and scaler.state_dict_key in state:
         scaler.load_state_dict(state[scaler.state_dict_key])
@@ -355,7 +362,8 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
         InputError: The state is of another optimizer, or of parameters in other groups or another order.
     """
     needed = step_on_stand_ins(optimizer)
-    groups = [{key: value for key, value in group.items() if key != 'params'} for group in optimizer.param_groups]
+    groups = [{key: value for key, value in group.items() if key not in ('params', _LOOKAHEAD_STEP)}
+              for group in optimizer.param_groups]
     try:
         there, here = ([len(group['params']) for group in given] for given in (
             state['optimizer']['param_groups'], optimizer.param_groups))
@@ -479,7 +487,7 @@ def _check_layout(path: Path, state: Mapping[str, Any]) -> None:
                              'from its weights')
     wanted: dict[str, type | tuple[type, ...]] = {
         'epoch': int, 'state_dict': dict, 'optimizer': dict, 'state_dict_ema': dict, 'task_state': dict,
-        'task_state_ema': dict, 'class_counts': dict, 'best': dict}
+        'task_state_ema': dict, 'class_counts': dict, 'best': dict, _AVERAGED_EPOCHS: int}
     wrong = next((key for key, kind in wanted.items() if state.get(key) is not None and (
         not isinstance(state[key], kind) or isinstance(state[key], bool))), None)
     best = state.get('best')

@@ -41,6 +41,7 @@ from nbn_timm.training.batch import BatchSettings
 from nbn_timm.training.distillation import DistillationSettings
 from nbn_timm.training.gpu import GpuSettings
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, ScheduleSettings
+from nbn_timm.training.progressive import ProgressiveSettings
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class TrainSettings(SettingGroups):
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
     augment: AugmentSettings = AugmentSettings()
+    progressive: ProgressiveSettings = ProgressiveSettings()
     mixing: MixingSettings = MixingSettings()
     methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
     precision: PrecisionSettings = PrecisionSettings()
@@ -141,12 +143,15 @@ class TrainSettings(SettingGroups):
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
         if name in ('dist_bn', 'sync_bn') and values.world_size == 1:
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
+        if name == 'imbalance' and values.stage:
+            return f'has no effect on --stage {values.stage}'
         if values.device == 'cpu' and self.group_of(name) is GpuSettings:
             return 'has no effect with --device cpu'
         if name in ('color_jitter_prob', 'force_color_jitter') and (
                 values.color_jitter is None and self._without_jitter()):
             return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
-        if name == 'train_interpolation' and not values.aa and self._keeps_size():  # timm's policies resample by it
+        resampled = values.aa or values.simclr  # timm's policies and SimCLR's crops
+        if name == 'train_interpolation' and not resampled and self._keeps_size():
             return (f'has no effect on --dataset {self.data.dataset}, whose images are padded and cropped in their own '
                     'size')
         stage = SECOND_STAGES.get(values.stage) if values.stage else None

@@ -12,6 +12,7 @@ from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedSecondStage
+from nbn_timm.training.averages import epoch_average, start_average
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import AverageSettings
@@ -103,6 +104,61 @@ class SecondStageTask(ClassificationTask):
         return unwrap_model(super().get_eval_model(ema=ema))
 
 
+class _NetworkAndLoss(nn.Module):
+    """What an optimizer trains together."""
+
+    def __init__(self, network: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that timm's optimizers do not decay, as the network tells them."""
+        names: set[str] = getattr(self.network, 'no_weight_decay', set)()
+        return {f'network.{name}' for name in names}
+
+
+class LearningLossTask(ClassificationTask):
+    """Train a network together with its loss, which has parameters or a state of its own.
+
+    These are task state, under 'loss', so that checkpoints have the network's own keys.
+    """
+
+    criterion: nn.Module
+
+    def modules_to_train(self) -> nn.Module:
+        """Network and loss, for an optimizer over the parameters of both."""
+        return _NetworkAndLoss(unwrap_model(self.trainable_module), self.criterion)
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Parameters whose gradients are limited together."""
+        return [*super().get_clip_parameters(exclude_head), *self.criterion.parameters()]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """The loss's state."""
+        return {} if ema else {'loss': self.criterion.state_dict()}
+
+    def load_task_state(
+            self,
+            state: dict[str, Any] | None,
+            strict: bool = True,
+            module: nn.Module | None = None,
+            ema: bool = False,
+    ) -> None:
+        """Load the loss's state.
+
+        Raises:
+            InputError: It is of another loss.
+        """
+        if ema:
+            return
+        try:
+            self.criterion.load_state_dict((state or {}).get('loss', {}), strict=strict)
+        except RuntimeError as error:
+            raise InputError('the checkpoint has not the state of this --loss, or of other --loss-kwargs: resume a run '
+                             'with the same, or start one with --initial-checkpoint') from error
+
+
 def begin_epoch(
         task: TrainingTask,
         loader: TrainLoader,
@@ -120,7 +176,7 @@ def begin_epoch(
         set_epoch(epoch)
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
-    if task.has_ema():  # of bfloat16 weights, whose average is rounded at random
+    if task.has_ema() and epoch_average(task) is None:  # of bfloat16 weights, whose average is rounded at random
         average: Any = task.get_trainable_module(ema=True)
         average._sr_generator.manual_seed(epoch)
     if mixing is not None:
@@ -138,8 +194,7 @@ def prepare_task(task: TrainingTask, world: World, average: AverageSettings, com
         average: Of the weights.
         compile_backend: Of `torch.compile`; None does not compile.
     """
-    if average.model_ema:
-        task.setup_ema(average.model_ema_decay, average.model_ema_warmup)
+    start_average(task, average)
     if compile_backend:
         task.compile(backend=compile_backend)
     if world.distributed:

@@ -1,0 +1,88 @@
+"""benchmarks/frontier.py: what is held out, what is counted, and a whole run on few images."""
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_train_run import images  # noqa: F401
+
+from nbn_timm.cli.train import parse_train
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def frontier():
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    try:
+        import frontier
+        yield frontier
+    finally:
+        sys.path.remove(str(ROOT / 'benchmarks'))
+
+
+def test_held_out_images_are_unused_ones_where_there_are_enough(frontier):
+    train = [f'a{i}.png 0' for i in range(9)] + ['b0.png 1', 'b1.png 1']
+    pool = train + ['a9.png 0', *(f'b{i}.png 1' for i in range(2, 8)), 'c0.png 2']
+    kept, held_out = frontier.hold_out(train, pool, 3)
+    assert Counter(row.split()[1] for row in held_out) == {'0': 3, '1': 3}
+    assert not set(kept) & set(held_out)
+    assert set(train) - set(kept) == {row for row in held_out if row in train}
+    assert 'a9.png 0' in held_out and {'b0.png 1', 'b1.png 1'} <= set(kept) and len(kept) == 9
+    assert set(frontier.hold_out(train[::-1], pool[::-1], 3)[1]) == set(held_out)
+
+
+def settings(*flags):
+    return parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet32', *flags])
+
+
+def test_operations_are_those_of_the_networks(frontier):
+    """Plain ResNet-32 has 68,868,352 multiply-adds; 200 epochs of 10,847 images are 0.90 PFLOP."""
+    plain = 2 * 68_868_352
+    assert frontier.forward_flop(settings(), 100, 32) == pytest.approx(plain, rel=1e-3)
+    whole = frontier.training_flop(settings('--epochs', '200'), 100, 10_847, 32)
+    assert whole / 1e15 == pytest.approx(0.90, abs=0.005)
+    small = frontier.training_flop(settings('--epochs', '200', '--progressive-size', '16'), 100, 10_847, 32)
+    assert small / whole == pytest.approx(0.625, abs=0.01)
+    for flags, factor in ((['--sam-rho', '0.1'], 2), (['--loss', 'bcl'], 3), (['--loss', 'paco'], 4 / 3),
+                          (['--stage', 'crt', '--initial-checkpoint', 'x'], 1 / 3)):
+        given = frontier.TrainSettings.of({**settings('--epochs', '200').values(), **{
+            flag[2:].replace('-', '_'): float(value) if flag == '--sam-rho' else value
+            for flag, value in zip(flags[::2], flags[1::2], strict=True)}})
+        assert frontier.training_flop(given, 100, 10_847, 32) / whole == pytest.approx(factor, rel=1e-6)
+
+
+def test_the_recipes_of_its_list_are_taken(frontier):
+    for entry in frontier.read_list(ROOT / 'benchmarks' / 'frontier.txt'):
+        parse_train([*entry.flags, '--workers', '0', '--no-amp', '--channels-last'])
+
+
+def test_the_frontier_is_what_no_cheaper_one_beats(frontier):
+    points = [frontier.Point(name, [accuracy], cost, 10 / cost) for name, accuracy, cost in (
+        ('a', 30.0, 1.0), ('b', 29.0, 2.0), ('c', 40.0, 3.0), ('d', 35.0, 3.0))]
+    assert [point.name for point in frontier.on_frontier(points, 'pflop')] == ['a', 'c']
+    assert [point.name for point in frontier.on_frontier(points, 'core_minutes')] == ['c']
+
+
+def test_a_list_is_trained_and_drawn(frontier, images, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Two recipes of one epoch, one of them with a second stage of one pass."""
+    pool = tmp_path / 'pool.txt'
+    pool.write_text((images / 'train.txt').read_text() + (images / 'val.txt').read_text())
+    recipes = tmp_path / 'recipes.txt'
+    common = '--dataset list --img-size 8 --epochs 1 -b 4 --device cpu --workers 0'
+    recipes.write_text(f'first-s1 --model resnet20 {common}\n'
+                       'second-s1 --stage tau_norm --stage-kwargs tau=1.0 --initial-checkpoint '
+                       '{runs}/first-s1/last.pth.tar --img-size 8 -b 4 --device cpu --workers 0 --dataset list\n')
+    monkeypatch.setattr(sys, 'argv', [
+        'frontier.py', str(recipes), '--data-dir', str(images), '--train-list', 'train.txt', '--pool-list', str(pool),
+        '--held-out', '1', '--output', str(tmp_path / 'runs')])
+    frontier.main()
+    text = (tmp_path / 'runs' / 'frontier.md').read_text()
+    assert text in capsys.readouterr().out
+    rows = {row.split('|')[1].strip(' *'): [cell.strip() for cell in row.split('|')[2:-1]]
+            for row in text.splitlines() if row.startswith('| ') and 'recipe' not in row}
+    assert set(rows) == {'first', 'second'}
+    assert float(rows['second'][3]) > float(rows['first'][3]) > 0  # with the first stage's
+    assert (tmp_path / 'runs' / 'frontier.svg').read_text().count('<svg') == 1
+    held_out = (tmp_path / 'runs' / 'lists' / 'held_out.txt').read_text().splitlines()
+    assert len(held_out) == 4 and all(row.startswith('val_') for row in held_out)
