@@ -16,6 +16,7 @@ from nbn_timm.models.create import create_model
 from nbn_timm.training.averages import EpochAverage
 from nbn_timm.training.loop import LoopSettings, train_step
 from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings, create_optimizer, create_scheduler
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progressive import ProgressiveSettings, ProgressiveSize, build_progressive_size
 
 
@@ -201,6 +202,19 @@ def test_sam_is_its_formula():
         torch.testing.assert_close(before - parameter, gradient, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(task.trainable_module[-1].running_mean, statistics, rtol=0, atol=0)
     assert task.trainable_module[-1].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize('rho, passes', [(0.0, 1), (0.3, 2)])
+def test_both_passes_of_sam_are_in_the_profile(rho, passes):
+    class Named(NoProfile):
+        def part(self, name):
+            names.append(name)
+            return super().part(name)
+
+    names, task = [], make_task()
+    optimizer = torch.optim.SGD(task.trainable_module.parameters(), lr=1.0)
+    train_step(task, [make_batch(4), make_batch(4)], optimizer, LoopSettings(sam_rho=rho), CPU, profile=Named())
+    assert names == ['forward', 'backward'] * 2 * passes + ['optimizer']
 
 
 def test_small_images_come_first():
