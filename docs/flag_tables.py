@@ -1,8 +1,9 @@
 """All flags of the commands as one page, from the declarations of the settings: the site's page of flags."""
-from argparse import ArgumentParser
+import re
+from argparse import Action, ArgumentParser
 from collections.abc import Callable
 
-from nbn_timm.cli import check, demo, export, predict, probe, push, report, train, validate
+from nbn_timm.cli import check, convert, demo, export, predict, prepare, probe, push, report, sweep, train, validate
 from nbn_timm.config import build_parser
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.settings import Field, SettingGroups, Settings, fields_of, flag
@@ -20,11 +21,17 @@ COMMANDS: dict[str, tuple[type[SettingGroups], Callable[[], ArgumentParser]]] = 
     'nbn-export': (export.ExportCommand, export.create_parser),
     'nbn-push': (push.PushCommand, push.create_parser),
 }
+# Without settings: their few arguments are declared to argparse.
+PLAIN: dict[str, Callable[[], ArgumentParser]] = {
+    'nbn-sweep': sweep.create_parser,
+    'nbn-prepare': prepare.create_parser,
+    'nbn-convert': convert.create_parser,
+}
 
 INTRODUCTION = """# Flags
 
-Every flag of the commands that have settings, made from the declarations in the code. A config takes the same names
-with underscores: `--batch-size 64` is `batch_size: 64`.
+Every flag of every command, made from the declarations in the code. A config takes the same names with underscores:
+`--batch-size 64` is `batch_size: 64`.
 
 Of a training, the last column says what a setting decides. A *recipe* setting decides the result, so it is compared
 when a run is resumed. A *machine* setting (workers, device) and a *place* (a folder) are not compared, and stay out of
@@ -33,14 +40,33 @@ model cards."""
 
 def flags_page() -> str:
     """The page in Markdown."""
-    return '\n\n'.join([INTRODUCTION, *(command_section(name) for name in COMMANDS)]) + '\n'
+    return '\n\n'.join([INTRODUCTION, *(command_section(name) for name in (*COMMANDS, *PLAIN))]) + '\n'
 
 
 def command_section(name: str) -> str:
     """The part of a command: what it does, and a table for each group of settings."""
+    if name in PLAIN:
+        return plain_section(name, PLAIN[name]())
     groups, create_parser = COMMANDS[name]
     tables = [group_table(group, with_kind=groups is TrainSettings) for group in groups.group_types().values()]
     return '\n\n'.join([f'## {name}', _cell(create_parser().description or ''), *tables])
+
+
+def plain_section(name: str, parser: ArgumentParser) -> str:
+    """The part of a command without settings; help tells a default that is not None."""
+    rows = ['| argument | what it is | default |', '|---|---|---|']
+    for action in parser._actions:
+        if '--help' not in action.option_strings:
+            about, default = _told_default(action)
+            rows.append(f'| `{", ".join(action.option_strings) or action.dest}` | {_cell(about)} | {_cell(default)} |')
+    return '\n\n'.join([f'## {name}', _cell(parser.description or ''), '\n'.join(rows)])
+
+
+def _told_default(action: Action) -> tuple[str, str]:
+    """The help of an argument without its default, and the default."""
+    help = (action.help or '').replace('%%', '%')
+    match = re.fullmatch(r'(.*?)(?: \(default: |; default: )(.+?)\)?', help)
+    return (match[1], match[2]) if match else (help, 'has to be given' if action.required else 'none')
 
 
 def group_table(group: type[Settings], with_kind: bool = False) -> str:

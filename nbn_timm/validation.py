@@ -191,7 +191,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
         device=world.device, rank=world.rank, world_size=world.size,
         pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
     if world.is_primary:
-        described = [f'{key:<14}{value}' for key, value in about.items()]
+        described = [f'{key:<17}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)

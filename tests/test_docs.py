@@ -55,7 +55,7 @@ PARSE: dict[str, Callable[[list[str]], object]] = {
     'nbn-push': partial(check_flags, push.PushCommand, push.create_parser),
     'nbn-check': partial(check_flags, check.CheckSettings, check.create_parser),
     'nbn-probe': partial(check_flags, ProbeSettings, lambda: build_parser(ProbeSettings, 'nbn-probe', '')),
-    'nbn-prepare': lambda argv: prepare._parser().parse_args(argv),
+    'nbn-prepare': lambda argv: prepare.create_parser().parse_args(argv),
     'nbn-convert': convert.parse_args,
     'nbn-report': partial(check_flags, report.ReportCommand, report.create_parser),
     'nbn-sweep': sweep.parse_args,
@@ -248,6 +248,21 @@ def test_page_of_flags_has_every_flag_with_its_default(monkeypatch):
         assert listed == known - {'-h', '--help'}, name
         assert [default for _, default in rows] == [
             one.shown_default().replace('<', '&lt;') for one in groups.declared().values()], name
+    for name, create_parser in flag_tables.PLAIN.items():
+        rows = re.findall(r'^\| `(.+?)` \| .+ \| (.+?) \|$', flag_tables.command_section(name), re.MULTILINE)
+        actions = [action for action in create_parser()._actions if '--help' not in action.option_strings]
+        names = [', '.join(action.option_strings) or action.dest for action in actions]
+        assert [flag for flag, _ in rows] == names, name
+        assert all('(default' not in row[1] and row[1] for row in rows), name
+
+
+def test_page_of_flags_and_readme_have_every_command(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'docs')
+    page, readme = importlib.import_module('flag_tables').flags_page(), (ROOT / 'README.md').read_text()
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    for name in re.findall(r'^(nbn-\w+) =', setup['options.entry_points']['console_scripts'], re.MULTILINE):
+        assert f'\n## {name}\n' in page and re.search(rf'^\|.*`{name}`', readme, re.MULTILINE), name
 
 
 def changed(text: str, diff: str) -> str:

@@ -383,6 +383,27 @@ def test_the_same_call_does_the_run_again_from_its_features(run, folder, weights
         probe([*command(folder, weights, run.parent), '--experiment', 'run', '--flips'])
 
 
+def test_a_validation_split_is_drawn_and_found_again(folder, weights, tmp_path, capsys):
+    """As in nbn-train: kept beside the run, recorded, and what nbn-validate takes for its split."""
+    data = tmp_path / 'pictures'
+    data.mkdir()
+    for split in ('train', 'test'):
+        (data / split).symlink_to(folder / split)
+    call = [*command(data, weights, tmp_path), '--experiment', 'drawn', '--val-fraction', '0.25', '--heads', 'linear']
+    probe(call)
+    rows = (tmp_path / 'drawn' / 'split.csv').read_text().splitlines()[1:]
+    held = [row.split(',')[1] for row in rows if row.endswith(',val')]
+    assert [held.count(name) for name in COLOURS] == [4, 2, 1]
+    assert 'training images, 5 folds' not in capsys.readouterr().out
+    validate(['--checkpoint', str(tmp_path / 'drawn' / 'last.pth.tar'), '--split', 'val', '--workers', '0',
+              '--results-file', str(tmp_path / 'val.json')])
+    told = json.loads((tmp_path / 'drawn' / 'heads.json').read_text())['heads']['linear']
+    assert json.loads((tmp_path / 'val.json').read_text())['per_class'] == told['per_class']
+    probe(call)  # the same run again
+    with pytest.raises(InputError, match='other settings: give another --experiment'):
+        probe([*call, '--val-seed', '1'])
+
+
 def _without_seconds(text: str) -> dict:
     table = json.loads(text)
     for head in table['heads'].values():

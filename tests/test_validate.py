@@ -87,7 +87,7 @@ def test_numbers_are_those_of_the_model(work, tmp_path, capsys):
     model = timm.create_model(MODEL, num_classes=6)
     model.load_state_dict(torch.load(work / 'bare.pth', weights_only=True))
     model.eval()
-    correct, losses, seen = np.zeros(6, int), [], np.zeros(6, int)
+    correct, losses, seen, told = np.zeros(6, int), [], np.zeros(6, int), np.zeros(6, int)
     for line in (work / 'test.txt').read_text().splitlines():
         name, label = line.split()
         image = Image.open(work / name).crop((0, 2, 16, 18))
@@ -95,10 +95,11 @@ def test_numbers_are_those_of_the_model(work, tmp_path, capsys):
         with torch.no_grad():
             logits = model(torch.from_numpy(x.transpose(2, 0, 1)[None])).double().log_softmax(1)[0]
         correct[int(label)] += int(logits.argmax()) == int(label)
+        told[int(logits.argmax())] += 1
         seen[int(label)] += 1
         losses.append(-logits[int(label)].item())
     assert result['num_samples'] == 37
-    assert result['per_class'] == {'correct': correct.tolist(), 'total': seen.tolist()}
+    assert result['per_class'] == {'correct': correct.tolist(), 'total': seen.tolist(), 'predicted': told.tolist()}
     assert result['loss'] == pytest.approx(np.mean(losses), abs=2e-5)
     assert result['many'] == pytest.approx(100 * correct[:2].sum() / seen[:2].sum(), abs=1e-6)
     assert result['medium'] == pytest.approx(100 * correct[2:4].sum() / seen[2:4].sum(), abs=1e-6)

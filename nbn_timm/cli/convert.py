@@ -9,14 +9,19 @@ from nbn_timm.files import file_sha256
 from nbn_timm.models._pretrained import write_zoo_file
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def create_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(
         prog='nbn-convert', description='Convert a checkpoint of the released NBN or RIDE code (.pth.tar, keys with or '
         "without module.), of timm or of this package into safetensors with this package's keys.")
     parser.add_argument('checkpoint', type=Path, help='the file to convert')
     parser.add_argument('target', type=Path, nargs='?', help='file to write; default: <arch>.<tag>.safetensors in the '
                         'weights cache, where pretrained=True finds it')
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    return create_parser().parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         InputError: Something cannot be fetched or is not as published, images are missing, or a flag has no effect.
     """
-    args = vars(_parser().parse_args(argv))
+    args = vars(create_parser().parse_args(argv))
     benchmark = benchmarks()[args['dataset']]
     drawn = benchmark.factor is not None
     if not drawn and args.keys() & OF_THE_DRAW:
@@ -34,12 +34,14 @@ def console() -> int:
     return run_cli(main, 'nbn-prepare')
 
 
-def _parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog='nbn-prepare', description=(__doc__ or '').splitlines()[0])
     known = benchmarks()
     parser.add_argument('dataset', choices=known, metavar='benchmark', help=', '.join(known))
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='image root; receives what is fetched')
-    parser.add_argument('--source', metavar='URL|DIR', help='other place of the published lists or of the archive')
+    parser.add_argument('--source', metavar='URL|DIR', help='other place of the published lists or of the archive '
+                        '(default: where they are published)')
     drawn = [f'{name}: {benchmark.factor:g}' for name, benchmark in known.items() if benchmark.factor is not None]
     group = parser.add_argument_group(f"the draw, where there is one (factor: {', '.join(drawn)})")
     for declared in fields_of(DataSettings):

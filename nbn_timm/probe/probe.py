@@ -1,4 +1,5 @@
 """From settings to a run folder: features once, heads side by side, the chosen one in the network."""
+import filecmp
 import json
 import logging
 from collections.abc import Mapping
@@ -13,7 +14,8 @@ from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import read_mapping
 from nbn_timm.data import Classes, DataDefaults, Splits
 from nbn_timm.data.splits import Known
-from nbn_timm.datasets import create_splits
+from nbn_timm.data.val_split import SPLIT_FILE
+from nbn_timm.datasets import create_splits, draws_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.files import write_text_atomic
@@ -33,6 +35,7 @@ from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.report import SETTINGS_FILE, config_text
 from nbn_timm.training.run_checkpoint import BEST, LAST, find_resume, fitted_state, save_checkpoint
+from nbn_timm.training.validation_part import settle_validation
 
 HEADS_FILE = 'heads.json'
 
@@ -68,6 +71,7 @@ def probe(settings: ProbeSettings, world: World, folder: Path) -> None:
     for name in (*settings.heads.heads, *([settings.heads.keep] if settings.heads.keep else [])):
         head_method(name)
     replaced = _check_folder(settings, folder)
+    settings = settle_validation(settings, settings.data, world, folder)
     seed_everything(settings.run.seed)
     splits = _open_data(settings, world)
     model, note = open_backbone(settings, splits, world)
@@ -146,6 +150,10 @@ def _check_folder(settings: ProbeSettings, folder: Path) -> bool:
         find_resume(None, folder)
         return False
     there = read_mapping(folder / SETTINGS_FILE) if (folder / SETTINGS_FILE).is_file() else {}
+    own, given = folder / SPLIT_FILE, settings.data.split_file
+    same_split = given is None or (own.is_file() and filecmp.cmp(own, given, shallow=False))
+    if draws_validation(settings.data) and same_split:
+        settings = settings.with_values(split_file=str(own))
     if 'heads' not in there or ProbeSettings.changed(there, settings.values()):
         raise InputError(f"'{folder}' already holds a run with other settings: give another --experiment")
     return True
@@ -255,7 +263,7 @@ def _keep(
         one.name: {'tau': one.tau, 'seconds': round(one.seconds, 3), **one.result.to_dict()}
         for one in comparison.heads}}
     write_text_atomic(folder / HEADS_FILE, json.dumps(table, indent=2) + '\n')
-    files = [SETTINGS_FILE, HEADS_FILE, BEST, LAST]
+    files = [SETTINGS_FILE, HEADS_FILE, BEST, LAST, *([SPLIT_FILE] if (folder / SPLIT_FILE).is_file() else [])]
     split = 'test' if 'test' in features else 'val'
     if split not in features:
         _logger.info('kept      %s, in %s: %s', kept.described, folder, ', '.join(files))

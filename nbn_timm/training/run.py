@@ -52,7 +52,7 @@ _logger = logging.getLogger(__name__)
 def train(settings: TrainSettings, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
     resume_from = find_common_resume(settings.run.resume, folder, world)
-    settings = settle_validation(settings, world, folder, resume_from)
+    settings = settle_validation(settings, settings.data, world, folder, resume_from)
     batch = plan_batch(settings.batch, world.size)
     seed_everything(settings.run.seed)
     prepare_gpu(settings.gpu, world.device)

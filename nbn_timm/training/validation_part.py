@@ -1,21 +1,37 @@
 """The validation split that a run takes out of its training pictures: settled before the data are opened."""
 import filecmp
 from pathlib import Path
+from typing import TypeVar
 
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draw_split_file, draws_validation
 from nbn_timm.errors import InputError
 from nbn_timm.files import atomic_write
+from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import World
-from nbn_timm.training.settings import TrainSettings
+
+GroupsT = TypeVar('GroupsT', bound=SettingGroups)
 
 
-def settle_validation(settings: TrainSettings, world: World, folder: Path, resume_from: Path | None) -> TrainSettings:
+def settle_validation(
+        settings: GroupsT,
+        data: DataSettings,
+        world: World,
+        folder: Path,
+        resume_from: Path | None = None,
+) -> GroupsT:
     """The settings with the run's own split file in place of --val-fraction, which the first process draws.
 
     A run that goes on keeps the split that it has.
+
+    Args:
+        settings: Of the command.
+        data: Those of the data among them.
+        world: This process.
+        folder: Of the run.
+        resume_from: The checkpoint from which it goes on.
 
     Raises:
         InputError: Nothing can be drawn, or a run would go on with another split; on all processes alike.
@@ -23,11 +39,11 @@ def settle_validation(settings: TrainSettings, world: World, folder: Path, resum
     refusal: InputError | None = None
     if world.is_primary:
         try:
-            settled = _settle(settings.data, folder, resume_from)
+            settled = _settle(data, folder, resume_from)
         except InputError as error:
             refusal = error
     else:
-        settled = draws_validation(settings.data)
+        settled = draws_validation(data)
     refusal = world.gather(refusal)[0]
     if refusal is not None:
         raise refusal
