@@ -340,6 +340,7 @@ class SettingGroups:
     `more_groups` describes.
     """
 
+    command: ClassVar[str] = 'nbn-train'
     MORE: ClassVar[str] = ''  # name of the field that holds these, a mapping of names to groups
     explained: ClassVar[Mapping[str, Callable[[], str]]] = {}  # more to say in `--help` of some settings
     elsewhere: ClassVar[Mapping[str, str]] = {}  # settings that others have, by YAML key, and what to use instead

@@ -333,7 +333,8 @@ def test_auto_is_the_head_that_the_network_gets(run, folder, weights, tmp_path, 
 def test_the_run_is_an_ordinary_one(run, folder, tmp_path, capsys):
     """nbn-validate, nbn-predict and nbn-export take it without a flag, and find the accuracy that it tells."""
     assert {path.name for path in run.iterdir() if not path.name.startswith('.')} == {
-        'args.yaml', 'heads.json', 'model_best.pth.tar', 'last.pth.tar', 'test.json', 'test_per_class.csv'}
+        'args.yaml', 'heads.json', 'model_best.pth.tar', 'last.pth.tar', 'test.json', 'test_per_class.csv',
+        'test_predictions.npz', 'report.html'}
     told = json.loads((run / 'test.json').read_text())
     for split in ('test', 'val'):
         results = tmp_path / f'{split}.json'
@@ -346,6 +347,13 @@ def test_the_run_is_an_ordinary_one(run, folder, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert '16 training images' in shown and 'bee' in shown
     export([str(run / 'model_best.pth.tar'), str(tmp_path / 'export'), '--formats', 'torchscript', '--repeats', '1'])
+
+
+def test_the_page_of_a_run_has_its_command_and_its_probabilities(run):
+    page = (run / 'report.html').read_text()
+    assert 'nbn-probe --dataset folder' in page and 'nbn-train' not in page
+    kept = read_checkpoint(run / 'model_best.pth.tar').get('calibration')
+    assert kept == json.loads((run / 'test.json').read_text())['calibration']
 
 
 def _kept(run: Path) -> dict:

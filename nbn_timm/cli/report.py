@@ -19,6 +19,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.report import (
     FinishedRun,
     NormSizes,
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     opened = [open_norms(run, place, notes) for run, place in zip(runs, places, strict=True)]
     if len(runs) == 1:
         path = Path(settings.output or runs[0].folder / REPORT)
-        write_report(path, runs[0], TrainSettings, dataset, opened[0][0], opened[0][1], tuple(notes))
+        write_report(path, runs[0], _groups_of(runs[0]), dataset, opened[0][0], opened[0][1], tuple(notes))
     else:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
@@ -115,6 +116,13 @@ def names_of(places: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 def folder_of(place: Path) -> Path:
     """Of a run, by itself or by a checkpoint in it."""
     return place.parent if place.is_file() else place
+
+
+def _groups_of(run: FinishedRun) -> type[SettingGroups]:
+    """Settings of the command that made a run: the one that has them all, else of a training."""
+    known = (TrainSettings, ProbeSettings)
+    return next((groups for groups in known if run.settings.keys() <= groups.declared().keys()),
+                TrainSettings)
 
 
 def read(place: Path, name: str, settings: ReportSettings, world: World, work: Path) -> FinishedRun:

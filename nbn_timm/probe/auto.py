@@ -76,7 +76,7 @@ def _evaluated(
     return evaluator.compute()
 
 
-def in_words(choice: TrainingChoice, chosen: ChosenStrength) -> list[str]:
+def lines_of(choice: TrainingChoice, chosen: ChosenStrength) -> list[str]:
     """What was chosen and why, a line each."""
     lines = [f"--imbalance auto takes loss '{choice.loss}' and sampler '{choice.sampler}': {choice.why}.",
              f'strength  {chosen.tau:g} of logit adjustment, {chosen.why}']

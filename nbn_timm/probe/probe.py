@@ -18,10 +18,12 @@ from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import create_splits, draws_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator
+from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.transfer import start_model
-from nbn_timm.probe.auto import auto_head, in_words
+from nbn_timm.probe.auto import auto_head, lines_of
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
 from nbn_timm.probe.features import FeatureFolder, Features, extract_features, feature_key
 from nbn_timm.probe.heads import Head, head_logits
@@ -32,8 +34,9 @@ from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.trained.results import EvaluatedWeights
+from nbn_timm.training.calibrating import in_words
 from nbn_timm.training.distributed import World, seed_everything
-from nbn_timm.training.report import SETTINGS_FILE, config_text
+from nbn_timm.training.report import REPORT, SETTINGS_FILE, config_text, write_page
 from nbn_timm.training.run_checkpoint import BEST, LAST, find_resume, fitted_state, save_checkpoint
 from nbn_timm.training.validation_part import settle_validation
 
@@ -228,7 +231,7 @@ def _compare(
         chosen, choice, strength = auto_head(
             train, val, classes, settings.imbalance, heads, shot_limits=splits.shot_limits, seed=settings.run.seed)
         comparison = replace(comparison, heads=(*comparison.heads, chosen))
-        lines = in_words(choice, strength)
+        lines = lines_of(choice, strength)
     where = 'validation split' if val is not None else f'training images, {heads.folds} folds'
     _logger.info('\n%s\n%s', where, comparison.table())
     _logger.info('\n'.join([f'best by {comparison.metric}: {comparison.best.described}', *lines]))
@@ -256,7 +259,9 @@ def _keep(
     put_head(model, kept.head)
     write_text_atomic(folder / SETTINGS_FILE, config_text(settings))
     arguments = {**training_arguments(settings, world.size, images), **_came_to(settings, kept, features['train'])}
+    temperature = _temperature(kept.head, features['val'].to(world.device)) if 'val' in features else None
     state = fitted_state(model.cpu(), settings.model.model, arguments, classes)
+    state |= {CALIBRATION: temperature.to_dict()} if temperature is not None else {}
     save_checkpoint(folder, state, is_best=True)
     weights = EvaluatedWeights(BEST, chosen_by=chosen_by, head=kept.described)
     table = {'chosen_by': chosen_by, 'kept': kept.name, 'left_out': comparison.left_out, 'heads': {
@@ -268,15 +273,22 @@ def _keep(
     if split not in features:
         _logger.info('kept      %s, in %s: %s', kept.described, folder, ', '.join(files))
         return
-    result = _evaluate(kept.head, features[split].to(world.device), classes, splits.shot_limits, world.device)
+    result, predictions = _evaluate(
+        kept.head, features[split].to(world.device), classes, splits.shot_limits, world.device)
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=False,
-        precision=settings.precision.amp_dtype if settings.precision.amp else 'float32')
+        precision=settings.precision.amp_dtype if settings.precision.amp else 'float32',
+        calibration=None if temperature is None else temperature.to_dict())
     result.write_per_class_csv(folder / f'{split}_per_class.csv', classes)
-    files += [f'{split}.json', f'{split}_per_class.csv']
-    _logger.info('\n%s split, %s\n%s\n\nin %s: %s', split, weights.in_words(), result.table(), folder,
-                 ', '.join(files))
+    predictions.write(folder / f'{split}_predictions.npz')
+    files += [f'{split}.json', f'{split}_per_class.csv', f'{split}_predictions.npz']
+    if settings.run.report:
+        write_page(folder, ProbeSettings, model, splits.test if split == 'test' else splits.val, world.size)
+        files.append(REPORT)
+    told = [] if 'val' not in features else [in_words(temperature, len(features['val'])), '']
+    _logger.info('\n'.join(['', *told, f'{split} split, {weights.in_words()}', result.table(), '',
+                            result.further_table(), '', f'in {folder}: {", ".join(files)}']))
 
 
 def _came_to(settings: ProbeSettings, kept: ComparedHead, train: Features) -> dict[str, Any]:
@@ -295,10 +307,16 @@ def _evaluate(
         classes: Classes,
         shot_limits: tuple[int, int],
         device: torch.device,
-) -> EvalResult:
+) -> tuple[EvalResult, Predictions]:
     evaluator = LongTailEvaluator(classes.num_classes, classes, device, None, *shot_limits)
-    evaluator.update(head_logits(head, features.plain), features.labels)
-    return evaluator.compute()
+    logits = head_logits(head, features.plain)
+    evaluator.update(logits, features.labels)
+    lengths = torch.linalg.vector_norm(features.plain, dim=1)
+    return evaluator.compute(), Predictions.of_logits(logits, features.labels, lengths)
+
+
+def _temperature(head: Head, val: Features) -> FittedTemperature | None:
+    return calibrate(head_logits(head, val.plain), val.labels, 'val')
 
 
 def _nothing(line: str) -> None:

@@ -35,6 +35,7 @@ class ProbeRunSettings(Settings):
     experiment: str | None = setting(None, "the run's folder", metavar='NAME', kind='place',
                                      unset='<model>-<dataset>-probe-s<seed>, with the head of --keep')
     eval_metric: str = setting('mean_class', 'of the validation, by which a head is chosen', choices=METRICS)
+    report: bool = setting(True, 'write report.html when the run ends', kind='machine')
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class ProbeSettings(SettingGroups):
     precision: PrecisionSettings = PrecisionSettings()
     loader: LoaderSettings = LoaderSettings()
 
+    command = 'nbn-probe'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
 
     def idle(self, name: str, values: Values) -> str | None:

@@ -39,7 +39,7 @@ def repeating_command(
 
     Args:
         values: Of its settings.
-        groups: Of the command `nbn-train`.
+        groups: Of the command.
         name: Of the run; the new one is called after it.
         processes: That trained together.
     """
@@ -52,8 +52,8 @@ def repeating_command(
         idle = groups.of(values).without_effect([one.name for one in changed], world_size=processes)
     except InputError:  # an earlier version took what this one does not
         return None
-    words = ['nbn-train'] if processes == 1 else [
-        'torchrun', '--nproc-per-node', str(processes), '-m', 'nbn_timm.cli.train']
+    words = [groups.command] if processes == 1 else [
+        'torchrun', '--nproc-per-node', str(processes), '-m', groups.command.replace('nbn-', 'nbn_timm.cli.')]
     for one in changed:
         if one.name not in idle:
             words += _typed(one, values[one.name])

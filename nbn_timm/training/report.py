@@ -1,6 +1,7 @@
 """What a run says of itself: before it begins, after each epoch, and of the model that it ends with."""
 import logging
 from collections.abc import Collection
+from pathlib import Path
 
 import yaml
 from timm.task import TrainingTask
@@ -83,13 +84,19 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
     _logger.info('\n'.join(lines))
 
 
-def write_page(plan: Plan, model: nn.Module, dataset: Dataset) -> None:
-    """Write report.html, of what the run has left in its folder."""
+def write_page(
+        folder: Path,
+        groups: type[SettingGroups],
+        model: nn.Module,
+        dataset: Dataset | None,
+        processes: int,
+) -> None:
+    """Write report.html, of what a run with such settings has left in its folder."""
     try:
         norms = norm_sizes(unwrap_model(model))
     except InputError:  # a network without BatchNorm
         norms = None
-    write_report(plan.folder / REPORT, read_run(plan.folder), TrainSettings, dataset, norms, plan.world.size)
+    write_report(folder / REPORT, read_run(folder), groups, dataset, norms, processes)
 
 
 def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
@@ -159,7 +166,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
         files.append(f'{split}_per_class.csv')
     if settings.run.report:
-        write_page(plan, model, dataset)
+        write_page(folder, TrainSettings, model, dataset, plan.world.size)
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
                  result.further_table(), folder, ', '.join(files))
