@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import timedelta
@@ -56,6 +57,8 @@ def run_cli(main: Callable[[list[str] | None], None], prog: str) -> int:
     An `InputError` becomes one line on stderr and exit code 1, said once where several processes fail alike; anything
     else stays a traceback.
     """
+    # torch's advice on few cores; the number of workers decides what is drawn, so it is no machine's to change.
+    warnings.filterwarnings('ignore', message='This DataLoader will create', category=UserWarning)
     try:
         code = _run(main, prog)
         sys.stdout.flush()
