@@ -118,6 +118,27 @@ def test_classes_without_a_validation_picture_do_not_count():
     assert curve.choose().consistent == pytest.approx(100 * sum(by_class) / 3, abs=1e-6)
 
 
+def test_strengths_that_the_validation_cannot_judge_are_not_tried(tmp_path):
+    """Without a picture of the rarest class, a small strength looks good at its cost."""
+    logits, labels = picture_logits(4000)
+    keep = labels != 3
+    file = tmp_path / 'met.json'
+    file.write_text(json.dumps([1, 1, 1, 10]))
+    for target in ('balanced', str(file)):
+        curve = StrengthCurve(CLASSES, target_shares(target, CLASSES), 1.0)
+        curve.update(logits[keep], labels[keep])  # logits with the prior, though the loss is said to have taken it off
+        chosen = curve.choose(name=target)
+        assert chosen.tau >= 1 and 'which lack 1 class; so no strength below 1 was tried' in chosen.why
+    natural = StrengthCurve(CLASSES, target_shares('natural', CLASSES), 0.0)  # of which it is a 470th
+    natural.update(logits[keep], labels[keep])
+    assert 'lack' not in natural.choose(name='natural').why
+
+
+def test_a_misspelt_target_is_told_the_nearest():
+    with pytest.raises(InputError, match="there is no target 'ballanced'.*did you mean 'balanced'"):
+        target_shares('ballanced', CLASSES)
+
+
 @pytest.mark.parametrize(('target', 'loss', 'trained'), [
     ('balanced', 'balanced_softmax', 1), ('natural', 'cross_entropy', 0)])
 def test_choice_by_target(target, loss, trained):

@@ -10,12 +10,14 @@ import yaml
 from PIL import Image
 
 from nbn_timm.cli import train, validate
+from nbn_timm.cli.sweep import parse_args as parse_sweep
 from nbn_timm.data import DataSettings
 from nbn_timm.data.grouping import Groups, same_files
 from nbn_timm.data.tables import read_table
 from nbn_timm.data.val_split import draw_validation
 from nbn_timm.datasets import create_splits, draw_split_file
 from nbn_timm.errors import InputError
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
 
@@ -171,6 +173,29 @@ def test_groups_of_a_column_and_of_a_file_stay_together(data, tmp_path):
     (tmp_path / 'groups.csv').write_text('file,group\nelsewhere.png,1\n')
     with pytest.raises(InputError, match='names no training picture'):
         draw(DataSettings('folder', str(data), val_groups=str(tmp_path / 'groups.csv')), tmp_path / 'c.csv')
+
+
+def test_a_file_without_groups_says_that_nothing_belongs_together(data, tmp_path):
+    """As `nbn-check --groups-file` writes it where no two pictures are alike."""
+    (tmp_path / 'groups.csv').write_text('file,group\n')
+    drawn = draw(DataSettings('folder', str(data), val_groups=str(tmp_path / 'groups.csv')), tmp_path / 'a.csv')
+    assert drawn == draw(DataSettings('folder', str(data)), tmp_path / 'b.csv')
+
+
+def test_a_split_is_not_for_the_pictures_of_another_folder(data, tmp_path):
+    before = NetworkRecord(arguments={'dataset': 'folder', 'data_dir': str(data), 'split_file': 'run/split.csv',
+                                      'val_fraction': 0.2, 'model': 'resnet20'})
+    for given, kept in (({}, True), ({'data_dir': str(data)}, True), ({'data_dir': f'{data}/../data'}, True),
+                        ({'data_dir': str(tmp_path / 'more')}, False)):
+        found = before.inherited_by_training(TrainSettings, given)
+        assert ('split_file' in found) == kept, given
+    moved = before.inherited_by_training(TrainSettings, {'data_dir': str(tmp_path / 'moved')}, same_task=True)
+    assert moved['split_file'] == 'run/split.csv'  # a second stage goes on with the same pictures
+
+
+def test_a_sweep_may_draw_its_validation_split(data):
+    flags = ['--dataset', 'folder', '--data-dir', str(data), '--model', 'resnet20', '--val-fraction', '0.2']
+    assert len(parse_sweep(['--set', 'lr=0.1,0.2', '--', *flags]).trials) == 2
 
 
 def test_what_cannot_be_divided_is_refused(data, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from nbn_timm.bars import with_bar
 from nbn_timm.cli.train import parse_train
 from nbn_timm.config import parse_flags, read_mapping
-from nbn_timm.datasets import find_dataset
+from nbn_timm.datasets import has_validation
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import make_folder
 from nbn_timm.training.sweep import (
@@ -91,9 +91,9 @@ def parse_args(argv: Sequence[str] | None = None) -> Sweep:
         raise InputError('two of the values have the same name as a folder: write them otherwise')
     for trial in found.trials:
         settings = parse_train(found.command(trial))
-        if find_dataset(settings.data.dataset).validates(settings.data) is False:
+        if has_validation(settings.data) is False:
             raise InputError(f"--dataset {settings.data.dataset} has no validation split here, and the test split is "
-                             'not for choosing settings: give a --val-list, or --val-split')
+                             'not for choosing settings: give --val-fraction 0.2, a --val-list, or --val-split')
     return found
 
 

@@ -30,7 +30,7 @@ def draw_split_file(settings: DataSettings, fraction: float, path: Path) -> None
                          'leave it out')
     keys = picture_keys(train, settings.data_dir)
     groups = read_groups(settings.val_groups, data_root(train, settings)) if settings.val_groups else {}
-    if settings.val_groups and groups.keys().isdisjoint(keys):
+    if groups and groups.keys().isdisjoint(keys):  # a file without any says that nothing belongs together
         raise InputError(f"--val-groups '{settings.val_groups}' names no training picture (the first one is "
                          f"'{keys[0]}'): write paths relative to --data-dir into its column file")
     units = kept_together(train, keys, source.groups, groups)

@@ -16,6 +16,7 @@ from nbn_timm.errors import InputError
 
 TAUS = tuple(round(0.1 * index, 1) for index in range(21))
 CONSISTENT = 1.0
+_LITTLE = 0.01  # share of the target that may be left unmeasured
 _NAMED = {'balanced': 'mean class accuracy', 'natural': 'accuracy'}
 
 
@@ -128,10 +129,17 @@ class StrengthCurve:
         one = self.taus.index(CONSISTENT)
         found, measured = len(self.taus), f'{int(images.sum()):,} validation pictures'
         allowed = list(range(found))
+        unmeasured = int((~seen).sum())
+        if unmeasured and float(self.target[~seen].sum()) > _LITTLE:
+            # A strength below 1 costs the rarest classes most, and these are the ones without a picture.
+            allowed = [index for index in allowed if self.taus[index] >= CONSISTENT]
+            measured += (f', which lack {unmeasured:,} class{"" if unmeasured == 1 else "es"}; so no strength below 1 '
+                         'was tried')
         if allowed_drop is not None:
             floor = float(overall[-1]) - allowed_drop
-            allowed = [index for index in allowed if float(overall[index]) >= floor - 1e-9]
-            allowed = allowed or [max(range(found), key=lambda index: float(overall[index]))]
+            allowed = [index for index in allowed if float(overall[index]) >= floor - 1e-9] or [
+                index for index in range(found) if float(overall[index]) >= floor - 1e-9] or [
+                max(range(found), key=lambda index: float(overall[index]))]
         best = max(allowed, key=lambda index: (round(float(accuracy[index]), 9), -abs(self.taus[index] - CONSISTENT)))
         gain, chance = float(accuracy[best] - accuracy[one]), float(error[best])
         metric = _NAMED.get(name, 'accuracy in the shares of the target')

@@ -1,8 +1,10 @@
 """What a network is to be good at: the share of each class among the pictures that it will meet."""
+from pathlib import Path
+
 import torch
 
 from nbn_timm.data.classes import Classes, read_counts
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, nearest
 
 BALANCED, NATURAL = 'balanced', 'natural'
 
@@ -23,6 +25,9 @@ def target_shares(target: str, classes: Classes) -> torch.Tensor:
     if target == NATURAL:
         numbers = classes.tensor().clamp(min=1)
         return numbers / numbers.sum()
+    if not Path(target).exists():
+        raise InputError(f"there is no target '{target}': give {BALANCED}, {NATURAL}, or a file of a whole number per "
+                         f'class{nearest(target, (BALANCED, NATURAL))}')
     given, _ = read_counts(target).of(classes)
     numbers = given.tensor()
     if not bool((numbers > 0).all()):

@@ -13,6 +13,7 @@ from torch import nn
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import read_mapping
 from nbn_timm.data import Classes, DataDefaults, Splits
+from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import create_splits, draws_validation
@@ -172,6 +173,7 @@ def _open_data(settings: ProbeSettings, world: World) -> Splits:
     if splits.train is None:
         raise InputError(f"dataset '{settings.data.dataset}' has no training split here: give --train-list or "
                          '--data-dir')
+    splits.notes.extend(quick_look(splits))
     return splits
 
 

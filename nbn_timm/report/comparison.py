@@ -1,6 +1,7 @@
 """The page that compares several runs, each with the first."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,13 @@ def write_comparison(
     by_name = {run.name: run for run in runs}
     accuracy = {name: run.curve('eval_top1') for name, run in by_name.items()}
     loss = {name: run.curve('train_loss') for name, run in by_name.items()}
+    colors = dict(zip(by_name, cycle(figures.SERIES)))  # as in the bars, of a run without epochs too
     settings = differing_settings({name: run.settings for name, run in by_name.items()})
     write_page(
         path, 'comparison.html', runs=runs, first=first, notes=told, numbers=number_table(runs),
         shot_bars=figures.shot_bars({name: run.results for name, run in by_name.items()}),
-        curves=[(figures.curves(accuracy, 'accuracy by epoch', 'accuracy in %'), 'Accuracy after each epoch.'),
-                (figures.curves(loss, 'training loss by epoch', 'training loss'), 'Training loss.')],
+        curves=[(figures.curves(accuracy, 'accuracy by epoch', 'accuracy in %', colors), 'Accuracy after each epoch.'),
+                (figures.curves(loss, 'training loss by epoch', 'training loss', colors), 'Training loss.')],
         norms=figures.norm_figures(norms or {}, feature_lengths(by_name)), differences=differences,
         settings=Table(['setting', *by_name], [[name, *values] for name, values in settings]),
         level=f'{100 * LEVEL:g} %', resamples=RESAMPLES)

@@ -21,6 +21,7 @@ _OF_SHOT = {'all': INK, 'many': SERIES[0], 'medium': SERIES[1], 'few': SERIES[2]
 
 def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | None = None) -> Svg:
     """Values over epochs, a line for each name."""
+    several = len(lines) > 1
     lines = {name: line for name, line in lines.items() if line[0]}
 
     def draw(figure: Any) -> None:
@@ -30,7 +31,7 @@ def curves(lines: Lines, label: str, ylabel: str, colors: Mapping[str, str] | No
             axes.plot(epochs, values, label=name, marker='o' if len(epochs) == 1 else None, markersize=4, **color)
         axes.set(xlabel='epoch', ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(lines) > 1:
+        if several:
             axes.legend(fontsize=8)
 
     return figure_svg(draw, label) if lines else None

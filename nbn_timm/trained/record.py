@@ -1,5 +1,6 @@
 """What is recorded of a finished network beside its weights, and what who goes on from there takes from it."""
 import argparse
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,12 @@ _PROCESSES, _TRANSFORM = 'world_size', 'train_transform'
 
 # Facts about a training that are told as they are written.
 _FACTS = ('command', 'hardware', 'torch', 'date')
+
+
+def _elsewhere(given: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a folder of data is given that is not the recorded one."""
+    folder, recorded = given.get('data_dir'), before.get('data_dir')
+    return bool(folder) and (not recorded or os.path.realpath(str(folder)) != os.path.realpath(str(recorded)))
 
 
 def training_arguments(settings: SettingGroups, processes: int, images: DataDefaults) -> dict[str, Any]:
@@ -240,7 +247,7 @@ class NetworkRecord:
         same_format = same_task or dataset == self.dataset or not prescribes_format(dataset)
         found = self.inherited(groups, given, same_format)
         lists = LISTS | CSVS
-        other_images = bool(lists & given.keys())
+        other_images = bool(lists & given.keys()) or not same_task and _elsewhere(given, self.arguments)
         other_draw = any(name in given and given[name] != self.arguments.get(name) for name in OF_THE_SPLIT)
         left_out = {*(lists if other_images else ()), *(OF_THE_SPLIT if other_images or other_draw else ())}
         return {name: value for name, value in found.items() if name not in left_out}

@@ -41,7 +41,8 @@ def write_calibration(checkpoint: Path, found: FittedTemperature) -> None:
 def in_words(found: FittedTemperature | None, images: int) -> str:
     """What was fitted on so many images of the validation split."""
     if found is None:
-        return (f'No temperature could be fitted on the {images:,} images of the validation split (all are right, or '
-                'none can be told apart), so probabilities stay the softmax of the logits.')
+        return (f'No temperature could be fitted on the {images:,} images of the validation split, since the best one '
+                'would be without bound (all are right, or the logits say too little of the labels); so probabilities '
+                'stay the softmax of the logits.')
     return (f'Probabilities: temperature {found.temperature:.3f}, fitted on the {images:,} images of the validation '
             f'split (negative log-likelihood {found.nll_before:.4f} before, {found.nll:.4f} with it).')

@@ -56,6 +56,10 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
     loss, sampler = settings.loss.loss, settings.sampler.sampler
+    start, epochs = settings.start, settings.schedule.epochs
+    if start.freeze_epochs >= epochs:
+        return [f'--freeze-epochs {start.freeze_epochs} lasts as long as --epochs {epochs}, so the classifier alone '
+                'will learn.']
     if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
         return []
     if not (balances_classes(loss) and SAMPLERS[sampler].balances):
