@@ -23,6 +23,8 @@ from nbn_timm.inspection.repeats import differing_bits, near_pairs
 pytestmark = pytest.mark.fast
 
 
+FIGURES = True
+
 def scene(seed, size=(48, 40)):
     """A picture with large shapes, as photographs have them, unlike those of other seeds."""
     rng = np.random.default_rng(seed)

@@ -151,6 +151,8 @@ def test_recipes_build_their_loss(name):
     settings = recipe(name)
     loss = build_loss(settings, SimpleNamespace(class_counts=class_counts(*range(100, 0, -1))), None)
     assert isinstance(loss, DeferredLoss) == ('start_epoch' in settings.loss.loss_kwargs)
+    if hasattr(loss, 'prepare'):  # it learns with a network, see test_contrast
+        return
     logits = torch.randn(4, 100)
     output = logits[:, None].repeat(1, 3, 1) if takes_experts(settings.loss.loss) else logits
     output = torch.stack([output] * number_of_views(settings.loss.loss)) if number_of_views(

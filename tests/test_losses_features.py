@@ -71,7 +71,8 @@ def test_training_is_that_of_the_formula_on_the_models_own_parts():
 def test_averages_and_checkpoints_have_the_models_own_keys_and_values():
     model = timm.create_model('resnet20', num_classes=3)
     task = ClassificationTask(WithFeatures(model), create_loss(LOSS, class_counts(10, 5, 2)), verbose=False)
-    prepare_task(task, World(torch.device('cpu')), AverageSettings(model_ema=True, model_ema_decay=0.5), None)
+    prepare_task(task, World(torch.device('cpu')), AverageSettings(
+        model_ema=True, model_ema_decay=0.5, model_ema_warmup=False), None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     average = None
     for step in range(1, 4):
