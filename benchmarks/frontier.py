@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from results_plots import style
 from timm.models import get_pretrained_cfg_value
 from torch.utils.flop_counter import FlopCounterMode
-from train_list import Entry, Runner, about_this_machine, read_list
+from train_list import Entry, Runner, about_this_machine, parse_before_train_flags, read_list
 
 from nbn_timm.files import write_text_atomic
 from nbn_timm.losses import number_of_slow_views, number_of_views
@@ -234,8 +234,6 @@ def _found(path: Path, data_dir: str) -> Path:
 
 
 def _parse() -> argparse.Namespace:
-    argv = sys.argv[1:]
-    border = argv.index('--') if '--' in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('list', type=Path, help='file of names and arguments of train.py')
     parser.add_argument('--data-dir', required=True, help='folder of the images and their lists')
@@ -246,9 +244,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of a run')
     parser.add_argument('--minutes', type=float, help='interrupt all runs after this time')
-    args = parser.parse_args(argv[:border])
-    args.train_flags = argv[border + 1:]
-    return args
+    return parse_before_train_flags(parser)
 
 
 if __name__ == '__main__':

@@ -176,9 +176,16 @@ def main() -> None:
         sys.exit(f'not done, see above and train.txt in their folders: {", ".join(left)}')
 
 
-def _parse() -> argparse.Namespace:
+def parse_before_train_flags(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with `train_flags`, what stands behind `--`."""
     argv = sys.argv[1:]
     border = argv.index('--') if '--' in argv else len(argv)
+    args = parser.parse_args(argv[:border])
+    args.train_flags = argv[border + 1:]
+    return args
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('list', type=Path, help='file of names and arguments of train.py')
     parser.add_argument('--data-dir', required=True, help='folder of the images and their lists')
@@ -187,9 +194,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of a run')
     parser.add_argument('--minutes', type=float, help='interrupt all runs after this time')
-    args = parser.parse_args(argv[:border])
-    args.train_flags = argv[border + 1:]
-    return args
+    return parse_before_train_flags(parser)
 
 
 if __name__ == '__main__':

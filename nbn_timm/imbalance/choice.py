@@ -25,6 +25,10 @@ class TrainingChoice:
     trained_tau: float
     loss_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
+    def line(self) -> str:
+        """What a person should know."""
+        return f"--imbalance auto takes loss '{self.loss}' and sampler '{self.sampler}': {self.why}."
+
     def settings(self) -> dict[str, Any]:
         """As settings of a training."""
         return {'loss': self.loss, 'loss_kwargs': dict(self.loss_kwargs), 'sampler': self.sampler,

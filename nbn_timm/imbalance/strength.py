@@ -44,6 +44,14 @@ class ChosenStrength:
     why: str
     images: int
 
+    def lines(self) -> list[str]:
+        """What a person should know."""
+        said = [f'strength  {self.tau:g} of logit adjustment, {self.why}']
+        if self.overall is not None and self.plain is not None:
+            said.append(f'cost      overall accuracy {self.overall:.2f} where classes occur as in training, '
+                        f'{self.plain:.2f} by the rule made for these')
+        return said
+
 
 class StrengthCurve:
     """Counts of right answers for each strength, by class: integers, which add up exactly over processes.

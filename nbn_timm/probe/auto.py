@@ -74,13 +74,3 @@ def _evaluated(
     for logits, labels in told:
         evaluator.update(logits + offset, labels)
     return evaluator.compute()
-
-
-def lines_of(choice: TrainingChoice, chosen: ChosenStrength) -> list[str]:
-    """What was chosen and why, a line each."""
-    lines = [f"--imbalance auto takes loss '{choice.loss}' and sampler '{choice.sampler}': {choice.why}.",
-             f'strength  {chosen.tau:g} of logit adjustment, {chosen.why}']
-    if chosen.overall is not None and chosen.plain is not None:
-        lines.append(f'cost      overall accuracy {chosen.overall:.2f} where classes occur as in training, '
-                     f'{chosen.plain:.2f} by the rule made for these')
-    return lines

@@ -24,7 +24,7 @@ from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature, cali
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.transfer import start_model
-from nbn_timm.probe.auto import auto_head, lines_of
+from nbn_timm.probe.auto import auto_head
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
 from nbn_timm.probe.features import FeatureFolder, Features, extract_features, feature_key
 from nbn_timm.probe.heads import Head, head_logits
@@ -233,7 +233,7 @@ def _compare(
         chosen, choice, strength = auto_head(
             train, val, classes, settings.imbalance, heads, shot_limits=splits.shot_limits, seed=settings.run.seed)
         comparison = replace(comparison, heads=(*comparison.heads, chosen))
-        lines = lines_of(choice, strength)
+        lines = [choice.line(), *strength.lines()]
     where = 'validation split' if val is not None else f'training images, {heads.folds} folds'
     _logger.info('\n%s\n%s', where, comparison.table())
     _logger.info('\n'.join([f'best by {comparison.metric}: {comparison.best.described}', *lines]))

@@ -65,7 +65,7 @@ class LogitAdjustment(FittedSecondStage):
                              '--logit-adjustment TAU to nbn-validate and nbn-predict instead')
         chosen = self.choose(model, data)
         self.write(model, chosen)
-        return FitReport(self.lines(chosen))
+        return FitReport(chosen.lines())
 
     def choose(self, model: nn.Module, data: FitData) -> ChosenStrength:
         """The strength for a model in eval mode, which stays as it is.
@@ -101,11 +101,3 @@ class LogitAdjustment(FittedSecondStage):
             weight, bias = linear_form(classifier)
             zero = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
             write_linear(classifier, weight, (zero if bias is None else bias) + chosen.offset.to(weight))
-
-    def lines(self, chosen: ChosenStrength) -> list[str]:
-        """What a person should know."""
-        said = [f'strength  {chosen.tau:g} of logit adjustment, {chosen.why}']
-        if chosen.overall is not None and chosen.plain is not None:
-            said.append(f'cost      overall accuracy {chosen.overall:.2f} where classes occur as in training, '
-                        f'{chosen.plain:.2f} by the rule made for these')
-        return said

@@ -33,7 +33,7 @@ def with_choice(settings: TrainSettings, splits: Splits) -> TrainSettings:
     choice = choose_training(splits.class_counts, target)
     assert splits.class_counts is not None
     target_shares(target, splits.class_counts)  # a wrong file is told before training
-    splits.notes.append(f"--imbalance auto takes loss '{choice.loss}' and sampler '{choice.sampler}': {choice.why}.")
+    splits.notes.append(choice.line())
     return settings.with_values(**choice.settings())
 
 
@@ -73,7 +73,7 @@ def adjusted(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> Evaluat
         return weights
     changes = bool(chosen.offset.abs().max() > 1e-6)
     if plan.world.is_primary:
-        _logger.info('%s%s', '\n'.join(stage.lines(chosen)), '' if changes else '; the network stays as it is')
+        _logger.info('%s%s', '\n'.join(chosen.lines()), '' if changes else '; the network stays as it is')
     if changes:
         stage.write(network, chosen)
     if plan.world.is_primary and changes:

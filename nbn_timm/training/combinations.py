@@ -57,15 +57,16 @@ def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
     loss, sampler = settings.loss.loss, settings.sampler.sampler
     start, epochs = settings.start, settings.schedule.epochs
+    told = []
     if start.freeze_epochs >= epochs:
-        return [f'--freeze-epochs {start.freeze_epochs} lasts as long as --epochs {epochs}, so the classifier alone '
+        told = [f'--freeze-epochs {start.freeze_epochs} lasts as long as --epochs {epochs}, so the classifier alone '
                 'will learn.']
     if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
-        return []
+        return told
     if not (balances_classes(loss) and SAMPLERS[sampler].balances):
-        return []
-    return [f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count twice "
-            'and frequent ones may be lost: leave out one of the two.']
+        return told
+    return [*told, f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
+            'twice and frequent ones may be lost: leave out one of the two.']
 
 
 def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = None) -> str | None:
