@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbn_timm.bars import with_bar_or_lines
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data.grouping import Groups
 from nbn_timm.data.settings import DataSettings
@@ -22,7 +23,6 @@ from nbn_timm.inspection.collection import collect
 from nbn_timm.inspection.facts import look_at_all
 from nbn_timm.inspection.findings import Inspection, as_data, inspect
 from nbn_timm.inspection.page import write_inspection_page
-from nbn_timm.inspection.progress import shown
 from nbn_timm.inspection.text import as_text
 from nbn_timm.settings import Limits, SettingGroups, Settings, Values, setting
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> bool:
     collection = collect(data)
     workers = settings.checking.workers
     looks = look_at_all(list(collection.splits.values()), min(4, os.cpu_count() or 1) if workers is None else workers)
-    result = inspect(collection, shown(looks, len(collection), 'pictures'))
+    result = inspect(collection, with_bar_or_lines(looks, len(collection), 'pictures'))
     print(as_text(result), flush=True)
     _write(settings.checking, result)
     return not result.stops
