@@ -91,8 +91,13 @@ def _write_into(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
+    write_bytes_atomic(path, text.encode('utf-8'))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write `content`, whole or not at all."""
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_bytes(content)
 
     atomic_write(path, write)
 
