@@ -123,8 +123,9 @@ class Predictions:
                 if fault := _of_labels(arrays['labels'], arrays['top5']) or found._fault():
                     raise ValueError(fault)
         except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
-            raise InputError(f"the predictions '{path}' cannot be read ({' '.join(str(error).split())}): evaluate again "
-                             'with nbn-validate --save-predictions') from error
+            reason = ' '.join(str(error).split())
+            raise InputError(f"the predictions '{path}' cannot be read ({reason}): evaluate again with nbn-validate "
+                             '--save-predictions') from error
         return found
 
     def _fault(self) -> str | None:

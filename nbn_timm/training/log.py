@@ -136,14 +136,14 @@ def _trim(path: Path, start_epoch: int, epochs_of: Callable[[list[str]], Iterato
     content = path.read_bytes()
     lines = [line for line in content.split(b'\n')[:-1] if line.strip()] if start_epoch else []
     kept: list[bytes] = []
-    number = 0
+    good = 0
     try:
-        texts = [line.decode('utf-8', errors='backslashreplace') for line in lines]
-        for number, (line, epoch) in enumerate(zip(lines, epochs_of(texts), strict=True), start=1):
+        for epoch in epochs_of([line.decode('utf-8', errors='backslashreplace') for line in lines]):
             if epoch < start_epoch:
-                kept.append(line)
+                kept.append(lines[good])
+            good += 1
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise InputError(f"line {number + 1} of the log '{path}' is damaged: correct or remove that line (a first "
+        raise InputError(f"line {good + 1} of the log '{path}' is damaged: correct or remove that line (a first "
                          'line of column names is needed), or the whole log') from error
     new = b''.join(line + b'\n' for line in kept)
     if new != content:
