@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO, TypeVar
@@ -87,6 +87,24 @@ def _write_into(path: Path, write: Callable[[Path], None]) -> None:
             target = os.dup({'stdout': 1, 'stderr': 2}[found[1]] if found[1] else int(found[2]))
         with open(target, 'wb') as there, open(complete, 'rb') as here:
             shutil.copyfileobj(here, there)
+
+
+@contextmanager
+def prints_beside(*outputs: str | Path | None) -> Iterator[None]:
+    """Print to the standard error within the body where one of the outputs is the standard output."""
+    if any(output is not None and _is_standard_output(output) for output in outputs):
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def _is_standard_output(path: str | Path) -> bool:
+    try:
+        there, out, nowhere = os.stat(path), os.fstat(1), os.stat(os.devnull)
+    except OSError:  # one of them is not there
+        return False
+    return os.path.samestat(there, out) and not os.path.samestat(there, nowhere)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

@@ -93,9 +93,11 @@ class NetworkRecord:
             if strange is not None:
                 raise InputError(f"the checkpoint's record is malformed, as its {quoted(str(name))} is or holds a "
                                  f'{type(strange).__name__}: take an earlier checkpoint')
+        if classes is not None and not isinstance(classes, dict):
+            raise InputError(f"the checkpoint's record is malformed, as its 'class_counts' is a "
+                             f'{type(classes).__name__}: take an earlier checkpoint')
         return cls(
-            arguments, checkpoint.get('arch'),
-            classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
+            arguments, checkpoint.get('arch'), classes=None if classes is None else Classes.from_dict(classes),
             epoch=epoch + 1 if isinstance(epoch, int) else None,
             calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)))
 
