@@ -229,6 +229,7 @@ def test_a_damaged_file_is_named(runs, tmp_path, file, content, said):
     ('test.json', lambda text: text.replace('"num_samples": ', '"num_samples": "x" '), 'cannot be read'),
     ('test.json', lambda text: text.replace('"num_classes"', '"classes"'), "no 'num_classes'"),
     ('test.json', lambda text: re.sub('"top5": .*,', '"top5": NaN,', text), 'top5 is no number'),
+    ('test.json', lambda text: re.sub('"ece": .*,', '"ece": [1],', text), 'ece is no number'),
     ('test.json', lambda text: re.sub('"top1": .*,', '"top1": 1.5,', text), 'do not add up'),
     ('test.json', lambda text: text.replace('"few_below"', '"few_bilow"'), 'few_below'),
     ('test_per_class.csv', lambda text: re.sub(',(many|medium|few),', ',most,', text, count=1), 'impossible values'),

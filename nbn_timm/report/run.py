@@ -14,7 +14,7 @@ import yaml
 from nbn_timm.data.classes import label_names
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.predictions import Predictions
-from nbn_timm.evaluation.result import METRICS
+from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
 
 SHOTS = ('many', 'medium', 'few')
 _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
@@ -184,7 +184,7 @@ def _results(text: str) -> dict[str, Any]:
     results = dict(json.loads(text))
     if not all(_is_count(results[name]) for name in ('num_samples', 'num_classes')):
         raise ValueError('num_samples or num_classes is no number')
-    for name in METRICS:
+    for name in (*METRICS, *FURTHER_METRICS):
         if results.get(name) is not None and not _is_finite(results[name]):
             raise ValueError(f'{name} is no number')
     splits = results.get('splits')
