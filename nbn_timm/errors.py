@@ -24,10 +24,10 @@ class InputError(ValueError):
 _LONGEST_NAME = 400
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ''
+def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return `; did you mean 'x'?` for the known names closest to `name`, or an empty string."""
+    *others, last = [''] + [f"'{match}'" for match in difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)]
+    return f'; did you mean {", ".join(others[1:])}{" or " * bool(others[1:])}{last}?' if last else ''
 
 
 def without_password(text: str) -> str:

@@ -82,6 +82,13 @@ def test_a_sound_collection(pictures, capsys):
     assert 'Nothing stops a training, nothing to look at.' in text
 
 
+def test_the_standard_output_may_be_the_file(pictures, capfd):
+    assert check.main([str(pictures), '-j', '0', '--json', '/dev/stdout'])
+    out, err = capfd.readouterr()
+    assert json.loads(out)['splits']['train']['pictures'] == 10
+    assert 'ant' in err and err.endswith('written: /dev/stdout\n')
+
+
 def test_all_damaged_files_at_once(pictures, monkeypatch, capsys):
     whole = (pictures / 'train/ant/0.png').read_bytes()
     (pictures / 'train/ant/cut.png').write_bytes(whole[:len(whole) // 2])

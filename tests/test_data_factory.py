@@ -1,5 +1,6 @@
 """From settings to splits."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -246,7 +247,10 @@ def test_streamed_dataset_reaches_the_loaders(tmp_path, monkeypatch):
     train = create_train_loader(splits.train, None, batch_size=4, defaults=CIFAR_LT, num_workers=0)
     train.set_epoch(0)
     assert [len(targets) for _, targets in train] == [4]
-    test = create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0, world_size=2)
+    test = create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0)
     assert [len(targets) for _, targets in test] == [4, 3]
+    with pytest.raises(InputError, match='2 processes cannot evaluate a stream of timm'):  # it repeats images there
+        create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0, world_size=2)
+    assert create_splits(replace(settings, test_split='')).test is None  # as the sentence advises for a training
     with pytest.raises(InputError, match='cannot be made long-tailed'):
         create_splits(DataSettings('hfids/x', str(tmp_path), imbalance_factor=10))

@@ -18,7 +18,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.tables import write_table
 from nbn_timm.datasets import dataset_choices, reason_unused
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.files import write_text_atomic
+from nbn_timm.files import prints_beside, write_text_atomic
 from nbn_timm.inspection.collection import collect
 from nbn_timm.inspection.facts import look_at_all
 from nbn_timm.inspection.findings import Inspection, as_data, inspect
@@ -80,7 +80,17 @@ def main(argv: Sequence[str] | None = None) -> bool:
     given = read_given(CheckSettings, create_parser(), argv)
     place = given.positional.get('place')
     settings = given.settings(_named_by(place) if place else None)
-    given.check_effects(settings, print)
+    with prints_beside(settings.checking.json, settings.checking.html, settings.checking.groups_file):
+        given.check_effects(settings, print)
+        return check(settings)
+
+
+def check(settings: CheckSettings) -> bool:
+    """Look at all pictures, and tell; true if nothing stops a training.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
     data = settings.data
     if not data.dataset:
         raise InputError('there is nothing to look at: give a folder of pictures, or --dataset and what it needs')

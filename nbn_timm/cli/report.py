@@ -19,6 +19,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, run_cli
+from nbn_timm.files import prints_beside
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.report import (
     FinishedRun,
@@ -79,8 +80,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong, or a run cannot be read.
     """
     given = read_given(ReportCommand, create_parser(), argv)
-    settings, places = given.settings().report, [Path(run) for run in given.positional['runs']]
-    given.check_effects(given.settings(), print)
+    settings = given.settings().report
+    with prints_beside(settings.output):
+        given.check_effects(given.settings(), print)
+        report(settings, [Path(run) for run in given.positional['runs']])
+
+
+def report(settings: ReportSettings, places: Sequence[Path]) -> None:
+    """Write the page of some runs.
+
+    Raises:
+        InputError: Something given is wrong, or a run cannot be read.
+    """
     world = init_world(settings.device if settings.evaluate else 'cpu')
     if world.distributed:
         raise InputError('nbn-report is one process: leave out torchrun')
@@ -98,7 +109,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
         write_comparison(path, runs, dataset, norms, tuple(notes))
-    print(f"wrote '{path}' ({path.stat().st_size / 1e6:.1f} MB)")
+    for note in notes:
+        print(note)
+    size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
+    print(f"wrote '{path}'{size}")
 
 
 def names_of(places: Sequence[Path], names: Sequence[str] | None) -> list[str]:

@@ -143,7 +143,7 @@ def create_eval_loader(
 
     With several processes timm's `OrderedDistributedSampler` pads the ranks to equal length;
     `timm.task.evaluation_sample_limit(loader)` says how many samples of this rank are not padding. A `ShardStream` is
-    divided without padding.
+    divided without padding; other streams are refused there, see `check_divisible`.
 
     Args:
         dataset: Images to evaluate.
@@ -155,7 +155,11 @@ def create_eval_loader(
         world_size: Number of processes.
         pin_memory: For faster copies to a GPU.
         dtype: Of the images; None is float32.
+
+    Raises:
+        InputError: The images cannot be divided among so many processes.
     """
+    check_divisible(dataset, world_size)
     set_transform(dataset, create_transform(defaults), defaults)
     if isinstance(dataset, ShardStream):
         dataset = EvalReading(dataset, batch_size, num_workers, rank, world_size)
@@ -169,6 +173,21 @@ def create_eval_loader(
     else:
         loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
     return PrefetchLoader(loader, **_on_device(defaults, device, dtype))
+
+
+def check_divisible(dataset: Dataset, world_size: int) -> None:
+    """Refuse to evaluate what several processes cannot divide so that each image is counted once.
+
+    timm's readers of streams repeat images there until all processes have equally many, and which ones is not told.
+
+    Raises:
+        InputError: It is such a stream.
+    """
+    if world_size > 1 and isinstance(dataset, IterableDataset) and not isinstance(dataset, ShardStream):
+        raise InputError(
+            f'{world_size} processes cannot evaluate a stream of timm (hfids/, tfds/) exactly, as its reader repeats '
+            "images: evaluate with one process (in a training: give --val-split '' --test-split ''), or write "
+            'the images as tar shards and give --dataset wds/')
 
 
 def _train_transform(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbn_timm.errors import InputError, nearest, quoted
-from nbn_timm.files import atomic_write, open_regular
+from nbn_timm.files import open_regular, write_bytes_atomic
 
 DELIMITERS = (',', ';', '\t', '|')  # Excel writes ';' where ',' is the decimal sign
 _SEPARATOR_LINE = 'sep='  # Excel's own line before the header
@@ -91,12 +91,7 @@ def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(header)
     writer.writerows(rows)
-    content = text.getvalue().encode('utf-8', errors='surrogateescape')
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    atomic_write(path, write)
+    write_bytes_atomic(path, text.getvalue().encode('utf-8', errors='surrogateescape'))
 
 
 def _content(path: str | Path, what: str) -> bytes:

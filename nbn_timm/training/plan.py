@@ -21,6 +21,7 @@ from nbn_timm.data import (
     epoch_seed,
     keep_in_memory,
 )
+from nbn_timm.data.loader import check_divisible
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.splits import Known, by_position
@@ -197,6 +198,8 @@ def open_training_data(
         known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
+    for evaluated in filter(None, (splits.val, splits.test)):
+        check_divisible(evaluated, world.size)  # now, and not when the first epoch has passed
     if initial and known is None:
         splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
     if world.is_primary:
