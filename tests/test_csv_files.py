@@ -82,9 +82,9 @@ def test_a_column_that_can_only_be_the_splits_is_taken_for_it(pictures, name):
 
 
 @pytest.mark.parametrize(('text', 'sentence'), [
-    (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* are for testing.*'training', 'valid'"),
+    (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* for testing.*'training', 'valid'"),
     (ALL.format('False', 'False', 'True', name='is_valid'), "column 'is_valid' .* --split-column none"),
-    (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits: name"),
+    (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits:"),
     (ALL.format('test', 'test', 'test', name='split'), "no row of .* is of the split train"),
 ])
 def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
@@ -101,7 +101,7 @@ def test_other_columns_are_left_alone(pictures, column):
 
 def test_a_file_of_all_splits_is_no_test_file(pictures):
     (pictures / 'test.csv').write_text(ALL.format('train', 'val', 'test', name='split'))
-    with pytest.raises(InputError, match="given as --test-csv, and its column 'split' has 'train', 'val', 'test': give"):
+    with pytest.raises(InputError, match="as --test-csv, and its column 'split' has 'train', 'val', 'test': give"):
         read(pictures, 'file,label\n0.png,cat\n1.png,dog\n', ('train', 'test'), test_csv='test.csv')
     splits = read(pictures, 'file,label\n0.png,cat\n1.png,dog\n', ('train', 'test'), test_csv='test.csv',
                   split_column='none')

@@ -38,8 +38,8 @@ class DataSettings(Settings):
             by images in files.
         train_csv, val_csv, test_csv: CSV files with a header; looked for as given and in `data_dir`.
         file_column, label_column: Names of their columns.
-        split_column: Column of the training CSV that says which split a row belongs to; 'none' if no column does, None for
-            the one whose cells say nothing else.
+        split_column: Column of the training CSV that says which split a row belongs to; 'none' if no column does, None
+            for the one whose cells say nothing else.
         group_column: Column of the training CSV by whose cells `val_fraction` keeps pictures together.
         val_fraction: Share of the training pictures that becomes the validation split.
         val_seed: Of that draw.

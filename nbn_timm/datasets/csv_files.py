@@ -184,8 +184,8 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
             found[name] = cells
         elif (words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
               or words & _PART_OF.keys() and said <= _YES_NO):
-            raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, in '
-                             f'words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '
+            raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, '
+                             f'in words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '
                              f'--split-column {NO_COLUMN} if it says something else')
     if not found:
         return None
@@ -197,12 +197,12 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
     if part != 'train':
         if len(number) == 1:
             return None
-        raise InputError(f'{table.what} is given as --{part}-csv, and its column {quoted(name)} has {_some(cells)}: give '
-                         f'it as --train-csv alone, or the {part} pictures in a file of their own, or --split-column '
-                         f'{NO_COLUMN}')
+        raise InputError(f'{table.what} is given as --{part}-csv, and its column {quoted(name)} has {_some(cells)}: '
+                         f'give it as --train-csv alone, or the {part} pictures in a file of their own, or '
+                         f'--split-column {NO_COLUMN}')
     counted = ', '.join(f'{number[part]:,} {part}' for part in PARTS if part in number)
-    notes.append(f'the column {quoted(name)} of {table.what} says which split a picture is of: {counted} (--split-column '
-                 f'{NO_COLUMN} would train on all)')
+    notes.append(f'the column {quoted(name)} of {table.what} says which split a picture is of: {counted} '
+                 f'(--split-column {NO_COLUMN} would train on all)')
     return cells
 
 
