@@ -43,6 +43,7 @@ from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, 
 from nbn_timm.evaluation.temperature import calibrate
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
@@ -67,8 +68,8 @@ class WeightSettings(Settings):
 
     title = 'weights'
 
-    checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release', metavar='FILE',
-                                     is_file=True)
+    checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release, or the folder of a '
+                                     'run', metavar='PATH', is_file=True)
     pretrained: bool = setting(False, "the model's published weights")
 
 
@@ -144,7 +145,9 @@ def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) ->
     Raises:
         InputError: Nothing tells what to evaluate, or on what.
     """
-    weights = settings.weights
+    if settings.weights.checkpoint:
+        given = {**given, 'checkpoint': finished_file(settings.weights.checkpoint)}
+    weights = settings.weights.with_values({key: given[key] for key in ('checkpoint',) if key in given})
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
     if weights.pretrained and not settings.model.model:

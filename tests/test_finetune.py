@@ -18,7 +18,8 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.models.create import create_model
-from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, source_file
+from nbn_timm.models.run_folder import source_file
+from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, start_model
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.freezing import Freezing, parameters_up_to
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer
@@ -101,9 +102,22 @@ def test_weights_lie_in_a_file_or_a_folder(tmp_path, form):
     new = create_model(MODEL, 2)
     assert load_pretrained_file(new, path) == 'all but the classifier, which begins anew'
     assert torch.equal(new.conv_stem.weight, model.conv_stem.weight)
+    assert not new.classifier.weight.any() and not new.classifier.bias.any()  # so the loss begins at log 2
     fitting = create_model(MODEL, 7)
     assert load_pretrained_file(fitting, path) == ''
     assert torch.equal(fitting.classifier.weight, model.classifier.weight)
+
+
+def test_a_classifier_for_other_classes_on_published_weights_begins_at_zero(tmp_path):
+    torch.manual_seed(0)
+    model = create_model(MODEL, 7)
+    timm.models.save_for_hf(model, tmp_path)
+    for classes, begins in ((2, True), (7, False), (None, False)):
+        found, _ = start_model(f'local-dir:{tmp_path}', classes, None, pretrained=True)
+        assert torch.equal(found.conv_stem.weight, model.conv_stem.weight)
+        assert bool(found.classifier.weight.any()) is not begins
+    found, _ = start_model(MODEL, 2, None)
+    assert found.classifier.weight.any()  # all of it is to be trained
 
 
 def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path):

@@ -182,6 +182,14 @@ def test_a_checkpoint_alone_can_be_evaluated(runs, tmp_path):
     assert 'nbn-report --evaluate evaluates its network' in page
 
 
+@pytest.mark.parametrize(('file', 'said'), [
+    ('test.json', "is no checkpoint: give the folder"), ('args.yaml', 'is no checkpoint'),
+    ('test_predictions.npz', 'is no checkpoint'), ('last.pth.tar', 'are of model_best.pth.tar, and this is last')])
+def test_of_files_only_the_checkpoint_of_the_results_is_taken(runs, file, said):
+    with pytest.raises(InputError, match=said):
+        report.main([str(runs / 'plain' / file)])
+
+
 @pytest.mark.usefixtures('undrawn')
 def test_pictures_that_are_gone_are_told(runs, tmp_path):
     page = page_of(runs / 'plain', '--data-dir', tmp_path, output=tmp_path / 'x.html')

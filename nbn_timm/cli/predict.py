@@ -76,8 +76,9 @@ class NetworkSettings(Settings):
 
     title = 'network'
 
-    model: str = setting('', "a name with pretrained weights, a checkpoint file, 'hf-hub:USER/REPO' or "
-                         "'local-dir:DIR'; shipped with this package: " + (', '.join(shipped_names()) or 'none'),
+    model: str = setting('', "the folder of a run, a checkpoint file, a name with pretrained weights, "
+                         "'hf-hub:USER/REPO' or 'local-dir:DIR'; shipped with this package: "
+                         + (', '.join(shipped_names()) or 'none'),
                          short='-m', metavar='SOURCE', unset='none, it must be given')
 
 
@@ -119,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given.check_effects(settings, tell)
     if not settings.network.model:
         shipped = ', '.join(shipped_names()) or 'none'
-        raise InputError('there is no --model: give a name with pretrained weights (shipped with this package: '
-                         f'{shipped}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')
+        raise InputError('there is no --model: give the folder of a run, a name with pretrained weights (shipped with '
+                         f'this package: {shipped}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')
     watched = settings.output.watch
     if watched and images:
         raise InputError(f"--watch looks at one folder, and '{images[0]}' is beside it: leave it out, or copy it there")

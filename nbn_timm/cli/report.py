@@ -18,8 +18,10 @@ from nbn_timm.data import Classes
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
-from nbn_timm.errors import InputError, run_cli
+from nbn_timm.errors import InputError, quoted, run_cli
 from nbn_timm.files import prints_beside
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RESULTS, source_file
+from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.report import (
     FinishedRun,
@@ -139,8 +141,32 @@ def _groups_of(run: FinishedRun) -> type[SettingGroups]:
                 TrainSettings)
 
 
+def _check_file(place: Path, evaluate: bool) -> None:
+    """Refuse a file that is no checkpoint, or is not the one that the results in its folder are of.
+
+    Raises:
+        InputError: It is such a file.
+    """
+    folder = quoted(str(place.parent))
+    try:
+        read_checkpoint(place)
+    except InputError as error:
+        if not is_run(place.parent) or place.name in (BEST, LAST, ADJUSTED):
+            raise
+        raise InputError(f'{quoted(str(place))} is no checkpoint: give the folder {folder} of the run, or a checkpoint '
+                         'in it') from error
+    if evaluate or not any((place.parent / name).is_file() for name in RESULTS):
+        return
+    evaluated = source_file(place.parent, finished=True)
+    if not evaluated.samefile(place):
+        raise InputError(f'the results in {folder} are of {evaluated.name}, and this is {place.name}: give the folder, '
+                         'or add --evaluate')
+
+
 def read(place: Path, name: str, settings: ReportSettings, world: World, work: Path) -> FinishedRun:
     """Read a run, and evaluate its network again if that is asked for."""
+    if place.is_file():
+        _check_file(place, settings.evaluate)
     if place.is_file() and not is_run(place.parent):  # a checkpoint alone
         run = FinishedRun(name, place.parent, checkpoint_record(str(place)).arguments, (), 'test', {}, (), None)
     else:

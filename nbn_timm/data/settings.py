@@ -38,7 +38,8 @@ class DataSettings(Settings):
             by images in files.
         train_csv, val_csv, test_csv: CSV files with a header; looked for as given and in `data_dir`.
         file_column, label_column: Names of their columns.
-        split_column: Column of the training CSV that says which split a row belongs to.
+        split_column: Column of the training CSV that says which split a row belongs to; 'none' if no column does, None
+            for the one whose cells say nothing else.
         group_column: Column of the training CSV by whose cells `val_fraction` keeps pictures together.
         val_fraction: Share of the training pictures that becomes the validation split.
         val_seed: Of that draw.
@@ -77,8 +78,8 @@ class DataSettings(Settings):
     test_csv: str | None = setting(None, 'likewise, to report on', metavar='FILE', is_file=True, inherited=True)
     file_column: str = setting('file', 'column of the picture files', metavar='NAME', inherited=True)
     label_column: str = setting('label', 'column of the labels, names or numbers', metavar='NAME', inherited=True)
-    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test', metavar='NAME',
-                                       inherited=True)
+    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test; none: no column does',
+                                       metavar='NAME', inherited=True, unset='the one whose cells are such words')
     group_column: str | None = setting(
         None, 'column of --train-csv, such as the patient; --val-fraction keeps what is equal there together',
         metavar='NAME', inherited=True, effect=only_with('val_fraction'))

@@ -7,37 +7,16 @@ import torch
 from timm.models import get_model_input_config
 from torch import nn
 
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError
 from nbn_timm.layers import add_nbn
 
 from ._released import StateDict, to_model_format
 from .create import create_model
 from .model_folder import FOLDER, HUB, is_model_folder, read_weights
+from .run_folder import source_file
 from .weight_files import read_state_dict
 
-__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'source_file',
-           'start_model']
-
-# What a folder with weights may hold, in the order of preference: a run's best and last, timm's and the Hub's.
-_FILES = ('model_best.pth.tar', 'last.pth.tar', 'model.safetensors', 'pytorch_model.bin', 'model.pth')
-
-
-def source_file(source: str | Path) -> Path:
-    """The file of weights that a path names: itself, or that of the run or the model which a folder holds.
-
-    Raises:
-        InputError: There is none.
-    """
-    path = Path(source)
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
-        return path
-    found = next((path / name for name in _FILES if (path / name).is_file()), None)
-    if found is None:
-        raise InputError(f'the folder {quoted(str(source))} has no weights: give a file, or a folder with one of '
-                         f'{", ".join(_FILES)}')
-    return found
+__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'start_model']
 
 
 def find_weights(source: str | Path, use_ema: bool = True) -> StateDict:
@@ -108,10 +87,25 @@ def load_pretrained_file(
         model.load_state_dict(weights)
         return ''
     model.load_state_dict({**here, **{key: weights[key] for key in mine}})
+    begin_classifier(model)
     kept = _copy_rows(model, weights, of_classifier, rows or ())
     if kept:
         return f'all but the classifier, of which {kept} classes of the same name keep their rows'
     return 'all but the classifier, which begins anew'
+
+
+@torch.no_grad()
+def begin_classifier(model: nn.Module) -> None:
+    """Let a linear classifier on trained features begin at zero, where all classes are equally likely.
+
+    What the models of timm begin with is for features that are to be trained as well. EfficientNets have weights so
+    large that on 20 classes the loss begins at 14, not at log 20 = 3, and epochs go by until that noise is unlearned.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if type(module) in (nn.Linear, nn.Conv2d):  # others normalise, and zero has no direction
+                for parameter in module.parameters():
+                    nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -163,8 +157,10 @@ def start_model(
         InputError: As these.
     """
     later = nbn and (pretrained if file is None else not has_nbn(find_weights(file)))
-    model = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
+    model: Any = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
     told = load_pretrained_file(model, file, rows) if file is not None else ''
+    if file is None and pretrained and model.num_classes != model.pretrained_cfg.get('num_classes'):
+        begin_classifier(model)
     notes = [f"'{file}' gives {told}"] if told and rows != () else []  # else the caller has said so
     return model, [*notes, *([add_nbn_to_trained(model)] if later else [])]
 

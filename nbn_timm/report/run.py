@@ -15,10 +15,10 @@ from nbn_timm.data.classes import label_names
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.models.run_folder import source_file
 
 SHOTS = ('many', 'medium', 'few')
 _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
-_WEIGHTS = ('model_best.pth.tar', 'last.pth.tar')
 _MOST_VALUES = 100_000  # of args.yaml
 
 T = TypeVar('T')
@@ -145,9 +145,10 @@ def is_run(folder: Path) -> bool:
 
 def find_checkpoint(run: FinishedRun) -> Path | None:
     """The file of the weights that were evaluated, if it is there."""
-    weights = run.results.get('weights')
-    named = [str(weights['file'])] if isinstance(weights, dict) and weights.get('file') else []
-    return next((path for file in (*named, *_WEIGHTS) if (path := run.folder / file).is_file()), None)
+    try:
+        return source_file(run.folder, finished=True)
+    except InputError:
+        return None
 
 
 def _read(path: Path, parse: Callable[[str], T], otherwise: T) -> T:

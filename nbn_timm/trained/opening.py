@@ -19,6 +19,7 @@ from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_second_stages
@@ -112,9 +113,9 @@ def open_trained(
     """Open a trained model.
 
     Args:
-        source: A checkpoint file of this package, of timm or of the released code; a folder with timm's config.json,
-            also as 'local-dir:FOLDER'; 'hf-hub:user/repo'; or a name with pretrained weights, of this package's or of
-            timm's.
+        source: A checkpoint file of this package, of timm or of the released code; the folder of a run; a folder with
+            timm's config.json, also as 'local-dir:FOLDER'; 'hf-hub:user/repo'; or a name with pretrained weights, of
+            this package's or of timm's.
         use_ema: Take the averaged weights of a checkpoint.
         model: Architecture of a checkpoint that does not record it.
         add_nbn: Of such a checkpoint: NBN was put into a model of timm's.
@@ -127,6 +128,7 @@ def open_trained(
         InputError: It is not there, or its parts do not fit.
     """
     asked = _Asked(model or None, add_nbn, dict(model_kwargs or {}), num_classes)
+    source = opened_source(source)
     if Path(source).is_file():
         opened = _from_checkpoint(source, use_ema, asked, all_experts)
     elif use_ema or model or all_experts:
@@ -136,7 +138,8 @@ def open_trained(
     elif Path(source, 'config.json').is_file():
         opened = _from_name(f'{FOLDER}{source}', asked)
     elif os.sep in source and ':' not in source and not source.startswith('timm/'):
-        raise InputError(f"there is no file '{source}' and no folder of that name with a config.json: correct the path")
+        raise InputError(f"there is no file '{source}' and no folder of that name with a run or a config.json: correct "
+                         'the path')
     else:
         opened = _from_name(source, asked)
     if class_counts_file is None:
@@ -144,6 +147,15 @@ def open_trained(
     known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
     classes, notes = read_counts(class_counts_file).of(known)
     return replace(opened, record=replace(opened.record, classes=classes), notes=(*opened.notes, *notes))
+
+
+def opened_source(source: str) -> str:
+    """What `open_trained` takes a source for: of the folder of a run its checkpoint, anything else as it is.
+
+    Raises:
+        InputError: It is a folder without weights.
+    """
+    return source if Path(source, 'config.json').is_file() else finished_file(source)
 
 
 @dataclass(frozen=True)

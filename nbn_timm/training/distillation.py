@@ -12,6 +12,7 @@ from torch import nn
 from nbn_timm.data import Classes, DataDefaults
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
 from nbn_timm.trained.opening import checkpoint_record
@@ -26,8 +27,8 @@ class DistillationSettings(Settings):
     title = 'distillation'
     of_training = True
 
-    kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, trained on the same classes',
-                                        metavar='FILE', is_file=True)
+    kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, a file or the folder of a run, '
+                                        'trained on the same classes', metavar='PATH', is_file=True)
     kd_model_name: str | None = setting(None, "the teacher's model", metavar='NAME', unset='as its checkpoint records',
                                         effect=only_with('kd_checkpoint'))
     kd_model_kwargs: Mapping[str, Any] = setting({}, "for the teacher's constructor", effect=only_with('kd_checkpoint'))
@@ -157,13 +158,14 @@ def build_teacher(
         InputError: It cannot be had, or was trained on other images or classes.
     """
     assert settings.kd_checkpoint is not None
-    record = checkpoint_record(settings.kd_checkpoint)
+    file = finished_file(settings.kd_checkpoint)
+    record = checkpoint_record(file)
     name, nbn, kwargs = record.model_settings(
         settings.kd_model_name, None, dict(settings.kd_model_kwargs), '--kd-model-name')
     theirs = record.classes
     teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs,
                            flags=('--kd-model-name', '--kd-model-kwargs'))
-    load_weights(teacher, settings.kd_checkpoint)
+    load_weights(teacher, file)
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")
         matching.require_theirs()

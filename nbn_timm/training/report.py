@@ -15,6 +15,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
@@ -23,7 +24,7 @@ from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.profile import NoProfile
-from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
+from nbn_timm.training.run_checkpoint import load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 

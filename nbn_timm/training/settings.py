@@ -69,8 +69,8 @@ class RunSettings(Settings):
     experiment: str | None = setting(
         None, "the run's folder", metavar='NAME', kind='place',
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
-    resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
-                                 metavar='FILE', kind='place')
+    resume: str | None = setting(None, "a checkpoint or the folder of a run to go on from, or 'auto': the last one of "
+                                 "this run's own folder, if any", metavar='PATH', kind='place')
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
