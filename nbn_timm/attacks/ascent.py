@@ -58,4 +58,5 @@ def margin(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 def agreement(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """KL(softmax(reference) || softmax(logits)) of each picture, [B, C] and [B, C] to [B]."""
-    return F.kl_div(logits.log_softmax(dim=1), reference.softmax(dim=1), reduction='none').sum(dim=1)
+    expected = reference.log_softmax(dim=1)
+    return F.kl_div(logits.log_softmax(dim=1), expected, reduction='none', log_target=True).sum(dim=1)

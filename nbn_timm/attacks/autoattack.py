@@ -49,7 +49,7 @@ class APGD(Attack):
                              'classes: give pgd20 and cw20')
         with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
             attack = self.library.MultiAttack(self._attacks(network, min(TARGETS + 1, classes)))
-            return attack(pixels, target)
+            return attack(pixels, target).detach()
 
     def _attacks(self, network: nn.Module, classes: int) -> list[Any]:
         bound: dict[str, Any] = dict(eps=self.bound.eps, norm='Linf', seed=self.bound.seed, n_restarts=1)

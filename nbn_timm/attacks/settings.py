@@ -13,8 +13,9 @@ class AttackSettings(Settings):
     title = 'attacks'
     about = 'Accuracy on pictures that are changed so that the network errs, beside that on the pictures themselves.'
 
-    attack: tuple[str, ...] = setting((), 'fgsm, pgd, cw, mim, apgd or autoattack, with the number of steps where there '
-                                      'are some, as pgd20', nargs=0, metavar='NAME', unset='none')
+    attack: tuple[str, ...] = setting(
+        (), 'fgsm, pgd, cw, mim, apgd or autoattack, with the number of steps where there are some, as pgd20', nargs=0,
+        metavar='NAME', unset='none')
     attack_eps: float = setting(EPS, 'largest change of a value, where pixels are 0 to 1', limits=PROBABILITY,
                                 effect=only_with('attack'))
     attack_step: float = setting(STEP, 'length of a step of pgd, cw and mim', limits=POSITIVE,
