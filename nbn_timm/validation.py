@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm import timm_flags
+from nbn_timm.attacks import PixelNetwork, Pixels
+from nbn_timm.attacks.settings import AttackSettings
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.classes import label_names
@@ -18,6 +21,7 @@ from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, Loa
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
+from nbn_timm.data.timm_datasets import part_of
 from nbn_timm.datasets import (
     benchmark_of,
     create_splits,
@@ -30,8 +34,10 @@ from nbn_timm.datasets import (
 from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, deployed, foldable
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
+    AttackedLoader,
     EvalResult,
     LongTailEvaluator,
+    RobustAccuracy,
     RoutingEvaluator,
     ShiftedAccuracy,
     evaluate,
@@ -112,6 +118,7 @@ class ValidateSettings(SettingGroups):
     form: FoldSettings = FoldSettings()
     adjustment: AdjustmentSettings = AdjustmentSettings()
     post_hoc: PostHocSettings = PostHocSettings()
+    attack: AttackSettings = AttackSettings()
     data: DataSettings = DataSettings()
     shots: ShotSettings = ShotSettings()
     input: InputSettings = InputSettings()
@@ -185,14 +192,12 @@ def validate(settings: ValidateSettings, world: World) -> None:
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
+    check_attackable(settings, trained.model, dataset)
     evaluator = build_evaluator(settings, trained.model, class_counts, input_format, splits.shot_limits,
                                 world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
-    loader = create_eval_loader(
-        dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
-        device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
+    loader = build_loader(settings, dataset, input_format, world)
     if world.is_primary:
         described = [f'{key:<17}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
@@ -212,6 +217,9 @@ def validate(settings: ValidateSettings, world: World) -> None:
         keep_logits(settings, evaluator, world, in_turn)
     shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
         settings.post_hoc.test_agnostic) else None
+    rate = result.num_samples / (time.perf_counter() - start)
+    robust = robust_accuracy(settings, model, dataset, class_counts, input_format, splits.shot_limits, world) if (
+        settings.attack.attack) else None
     if settings.evaluation.save_predictions:
         of_processes = world.gather_to_primary(evaluator.predictions())
         if of_processes is not None:
@@ -219,8 +227,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
-        report_evaluation(settings, result, class_counts, about, shifted)
-        rate = result.num_samples / (time.perf_counter() - start)
+        report_evaluation(settings, result, class_counts, about, shifted, robust)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
 
@@ -321,6 +328,71 @@ def build_evaluator(
     return LongTailEvaluator(*counting)
 
 
+def build_loader(settings: ValidateSettings, dataset: Dataset, input_format: DataDefaults, world: World) -> Any:
+    """A loader of images in order."""
+    return create_eval_loader(
+        dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
+        device=world.device, rank=world.rank, world_size=world.size,
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
+
+
+def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse an --attack whose gradients would not be those of what is judged.
+
+    Raises:
+        InputError: It is one.
+    """
+    if not settings.attack.attack:
+        return
+    if isinstance(model, RoutedExperts):
+        raise InputError('--attack needs gradients, and none pass the choice of a router: add --all-experts')
+    if torch.float16 in (settings.precision.dtype, settings.precision.autocast):
+        raise InputError('--attack in float16 would find no way where small gradients become 0, and the network would '
+                         'look robust: give bfloat16, or leave it out')
+    if settings.attack.attack_images and isinstance(dataset, IterableDataset):
+        raise InputError(f'{settings.data.dataset} is a stream, of which no part can be taken: leave out '
+                         '--attack-images')
+
+
+def robust_accuracy(
+        settings: ValidateSettings,
+        model: nn.Module,
+        dataset: Any,
+        class_counts: Classes | None,
+        input_format: DataDefaults,
+        limits: tuple[int, int],
+        world: World,
+) -> RobustAccuracy:
+    """The accuracy on the pictures, or --attack-images of them, and on what each attack makes of these.
+
+    Args:
+        settings: Of the validation.
+        model: In the form in which it is evaluated.
+        dataset: The split.
+        class_counts: Training images per class.
+        input_format: Of the images.
+        limits: Of many and few, of the benchmark.
+        world: This process.
+    """
+    chosen, precision = settings.attack, settings.precision
+    if chosen.attack_images and chosen.attack_images < len(dataset):
+        indices = np.linspace(0, len(dataset) - 1, chosen.attack_images).round().astype(int)
+        dataset = part_of(dataset, indices)
+    offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
+    offset = None if offset is None else offset.to(world.device, torch.float32)
+    network = PixelNetwork(
+        model, Pixels(input_format.mean, input_format.std, world.device), precision.dtype, precision.autocast,
+        precision.channels_last, None if offset is None else lambda logits: logits + offset)
+    loader, results = build_loader(settings, dataset, input_format, world), {}
+    attacks = chosen.attacks()
+    for name in ('clean', *attacks):
+        evaluator = build_evaluator(settings, model, class_counts, input_format, limits, world.device)
+        shown = loader if name == 'clean' else AttackedLoader(loader, attacks[name], network, world.rank, world.size)
+        results[name] = evaluate(model, shown, evaluator, world.device, precision.autocast, precision.channels_last,
+                                 world.distributed)
+    return RobustAccuracy(chosen.attack_eps, {name: attack.label for name, attack in attacks.items()}, results)
+
+
 def describe(
         settings: ValidateSettings,
         trained: TrainedModel,
@@ -359,12 +431,16 @@ def report_evaluation(
         class_counts: Classes | None,
         about: dict[str, Any],
         shifted: ShiftedAccuracy | None = None,
+        robust: RobustAccuracy | None = None,
 ) -> None:
     """Print the table, and write the files that were asked for."""
     table = f'{result.table()}\n\n{result.further_table()}'
     if shifted is not None:
         about = {**about, 'test_agnostic': shifted.to_dict()}
         table += f'\n\n{shifted.table()}'
+    if robust is not None:
+        about = {**about, 'robust': robust.to_dict()}
+        table += f'\n\n{robust.table()}'
     print(f'\n{table}')
     if settings.evaluation.results_file:
         result.write_json(settings.evaluation.results_file, **about)

@@ -2,8 +2,9 @@
 from nbn_timm.evaluation.evaluator import LongTailEvaluator, evaluate
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.result import EvalResult
+from nbn_timm.evaluation.robust import AttackedLoader, RobustAccuracy
 from nbn_timm.evaluation.routed import RoutedResult, RoutingEvaluator
 from nbn_timm.evaluation.shifted import ShiftedAccuracy, shifted_accuracy
 
-__all__ = ['EvalResult', 'LongTailEvaluator', 'RoutedResult', 'RoutingEvaluator', 'ShiftedAccuracy', 'evaluate',
-           'logit_offset', 'shifted_accuracy']
+__all__ = ['AttackedLoader', 'EvalResult', 'LongTailEvaluator', 'RobustAccuracy', 'RoutedResult', 'RoutingEvaluator',
+           'ShiftedAccuracy', 'evaluate', 'logit_offset', 'shifted_accuracy']

@@ -26,6 +26,7 @@ from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.training.adversarial import AdversarialTask, build_attack
 from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
@@ -180,7 +181,7 @@ def build_task(
         mixing: Mixing | None,
         stage: TrainedSecondStage | None,
 ) -> ClassificationTask:
-    """The model and its loss, and a teacher or a second stage if there is one."""
+    """The model and its loss, and an attack, a teacher or a second stage if there is one."""
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
     teacher_file, name = settings.distillation.kd_checkpoint, settings.loss.loss
@@ -194,6 +195,9 @@ def build_task(
     if loss.state_dict():
         check_lone_loss(settings, plan.world)
         return LearningLossTask(model, loss, device=device, verbose=False)
+    if settings.adversarial.adversarial:
+        attack = build_attack(settings.adversarial, plan.input, settings.run.seed, plan.world)
+        return AdversarialTask(model, loss, attack, device)
     if stage is not None:
         return SecondStageTask(model, loss, stage, settings.second_stage.freeze_bn, device)
     if not teacher_file:

@@ -3,8 +3,9 @@ from typing import Any
 
 import torch
 
+from nbn_timm.adversarial import ADVERSARIAL
 from nbn_timm.errors import InputError
-from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets
+from nbn_timm.losses import balances_classes, number_of_views, takes_experts, takes_features, takes_soft_targets
 from nbn_timm.losses.loss import check_loss_settings
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
@@ -46,11 +47,41 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')
+    if settings.adversarial.adversarial:
+        check_adversarial(settings, stage, mixing)
     features, views = takes_features(name), number_of_views(name) > 1
     for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
         if given and (features or views):
             raise InputError(f"loss '{name}' takes {'features' if features else 'several views of an image'}, which "
                              f'training with {other} does not hand on: leave out {other}, or give another --loss')
+
+
+def check_adversarial(settings: TrainSettings, stage: SecondStage | None, mixing: str | None) -> None:
+    """Refuse what --adversarial does not go with.
+
+    Raises:
+        InputError: There is something.
+    """
+    method, loss = settings.adversarial.adversarial, settings.loss.loss
+    assert method is not None
+    if mixing is not None:
+        raise InputError(f'--adversarial {method} attacks the label of a picture, and {flag(mixing)} mixes labels: '
+                         'leave one of them out')
+    if number_of_views(loss) > 1:
+        raise InputError(f"loss '{loss}' takes several views of an image, and --adversarial {method} attacks one: give "
+                         'another --loss')
+    if takes_experts(loss) and ADVERSARIAL[method].usual_weight is not None:
+        raise InputError(f"--adversarial {method} compares the logits of a network, and loss '{loss}' takes those of "
+                         'each expert: give --adversarial pgd, or another --loss')
+    for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint),
+                         ('--sam-rho', settings.optimizer.sam_rho), ('--cuda-graphs', settings.gpu.cuda_graphs),
+                         ('--swa-epochs', settings.average.swa_epochs)):
+        if given:
+            raise InputError(f'--adversarial {method} is a training of its own, which has no place for {other}: leave '
+                             'one of them out')
+    if settings.precision.autocast is torch.float16:
+        raise InputError(f'--adversarial {method} in float16 would lose the small gradients of pictures: give '
+                         '--amp-dtype bfloat16')
 
 
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nbn_timm import timm_flags
+from nbn_timm.adversarial.settings import AdversarialSettings
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import (
     AugmentSettings,
@@ -68,7 +69,7 @@ class RunSettings(Settings):
     output: str = setting('output', 'parent of all run folders', metavar='DIR', kind='place')
     experiment: str | None = setting(
         None, "the run's folder", metavar='NAME', kind='place',
-        unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
+        unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing, stage and attack if unusual')
     resume: str | None = setting(None, "a checkpoint or the folder of a run to go on from, or 'auto': the last one of "
                                  "this run's own folder, if any", metavar='PATH', kind='place')
     eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
@@ -114,6 +115,7 @@ class TrainSettings(SettingGroups):
     loss: LossSettings = LossSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
     distillation: DistillationSettings = DistillationSettings()
+    adversarial: AdversarialSettings = AdversarialSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
@@ -201,6 +203,7 @@ class TrainSettings(SettingGroups):
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
             *([self.second_stage.stage] if self.second_stage.stage else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
+            *([f'adv-{self.adversarial.adversarial}'] if self.adversarial.adversarial else []),
         ]
         parts = [self.model.model, self.data.dataset, *unusual, f's{self.run.seed}']
         return '-'.join(parts).replace('/', '_')
