@@ -304,10 +304,11 @@ def test_a_rectified_head_needs_two_images():
 
 def test_nbn_goes_into_any_model_and_only_once():
     assert len(nbn_layers(create_model('resnet18', num_classes=3, nbn=True))) == 5
+    assert len(nbn_layers(create_model('test_vit', num_classes=3, nbn=True))) == 2
     with pytest.raises(InputError, match='has NBN already'):
         create_model('resnet20_nbn', nbn=True)
     with pytest.raises(InputError, match='no BatchNorm2d layer'):
-        create_model('vit_tiny_patch16_224', nbn=True)
+        create_model('test_nfnet', nbn=True)
 
 
 @pytest.mark.parametrize('name', ['resnet50.a1_in1k', 'resnet50_nbn', 'resnet18.no_such_tag'])

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from nbn_timm.layers import ExpertHead, NormalizedBatchNorm2d, RectifiedLinear, fold_nbn, merge_experts
+from nbn_timm.layers import ExpertHead, NormalizedAffine, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
 from nbn_timm.settings import Settings, setting
 
@@ -18,7 +18,7 @@ class FoldSettings(Settings):
 
     title = 'form'
 
-    fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
+    fuse: bool = setting(False, 'fold NBN into plain normalisation, and the heads of experts into one, first (exact)',
                          also=('--reparam',))
 
 
@@ -27,7 +27,7 @@ NOTHING_TO_FOLD = '--fuse has no effect here: there is nothing to fold.'
 
 def foldable(model: nn.Module) -> bool:
     """Whether there is anything that `deployed` would change."""
-    return any(isinstance(module, NormalizedBatchNorm2d | RectifiedLinear | ExpertHead) for module in model.modules())
+    return any(isinstance(module, NormalizedAffine | RectifiedLinear | ExpertHead) for module in model.modules())
 
 
 def deployed(model: nn.Module) -> nn.Module:

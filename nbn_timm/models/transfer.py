@@ -119,7 +119,7 @@ def add_nbn_to_trained(model: Any) -> str:
         By how much its outputs differ on a batch of noise, in words.
 
     Raises:
-        InputError: It has no BatchNorm for NBN.
+        InputError: It has no normalisation for NBN.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(8, *get_model_input_config(model)['input_size'], generator=generator)
