@@ -208,7 +208,7 @@ def build_task(
     teacher.to(settings.precision.dtype)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
-        distillation.kd_teacher_mode == 'train', device)
+        distillation.kd_power, distillation.kd_label_weight, distillation.kd_teacher_mode == 'train', device)
 
 
 def prepare_loss(loss: nn.Module, network: nn.Module) -> None:
