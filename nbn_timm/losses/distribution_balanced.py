@@ -11,7 +11,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.targets import as_members, refuse_soft_targets
 
 
-@register_loss('distribution_balanced', soft_targets=False, deferrable=False, balances=True, label_sets=True)
+@register_loss('distribution_balanced', soft_targets=False, deferrable=False, label_sets=True)
 class DistributionBalanced(nn.Module):
     """Binary cross-entropy with weights for what class-aware sampling does to label sets, and softer negatives.
 
@@ -20,6 +20,8 @@ class DistributionBalanced(nn.Module):
     - Negative tolerance: with N images, z_c - `init_bias` / `neg_scale` * log(N / n_c - 1) takes the place of the
       logit, and a negative has softplus(`neg_scale` * z) / `neg_scale`.
     - A focal factor: the probability of the other answer to the power of `gamma`, times `focal_balance`.
+
+    It is made for the sampler class_aware, whose effect on classes that come together the weights make up for.
 
     The mean is over images and classes. A label is a set of one. Computed by timm's `DistributionBalancedLoss`. The
     defaults are those of the released recipe for COCO-MLT; the one for VOC-MLT has mu=0.3 and neg_scale=5.
