@@ -1,6 +1,6 @@
 """A validation from its settings to its report."""
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,9 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
     AttackedLoader,
     EvalResult,
+    LabelSetEvaluator,
     LongTailEvaluator,
+    Result,
     RobustAccuracy,
     RoutingEvaluator,
     ShiftedAccuracy,
@@ -44,9 +46,11 @@ from nbn_timm.evaluation import (
     logit_offset,
     shifted_accuracy,
 )
+from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.evaluation.temperature import calibrate
+from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
@@ -60,7 +64,7 @@ from nbn_timm.trained.opening import (
     open_trained,
     published_record,
 )
-from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration
+from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration, write_thresholds
 from nbn_timm.training.distributed import World
 
 HOW_TO_GIVE_COUNTS = (
@@ -99,6 +103,10 @@ class EvaluationSettings(Settings):
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
                                            not_with('logit_adjustment')))
+    fit_thresholds: bool = setting(
+        False, 'of images that can be of several classes: choose the thresholds with the greatest F1 on the images of '
+        '--split val, and keep them in the checkpoint', effect=all_of(only_with('checkpoint'),
+                                                                      only_with('split', 'val')))
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
@@ -193,8 +201,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
     check_attackable(settings, trained.model, dataset)
-    evaluator = build_evaluator(settings, trained.model, class_counts, input_format, splits.shot_limits,
-                                world.device)
+    evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
     loader = build_loader(settings, dataset, input_format, world)
@@ -203,24 +210,24 @@ def validate(settings: ValidateSettings, world: World) -> None:
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
-    if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
-        evaluator.keep_logits()
-    if settings.post_hoc.test_agnostic:
-        evaluator.keep_hits()
-    if settings.evaluation.save_predictions:
-        evaluator.keep_predictions()
+    if isinstance(evaluator, LongTailEvaluator):
+        look_at(settings, evaluator)
     in_turn = not isinstance(dataset, ShardStream)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
                       settings.precision.channels_last, world.distributed)
-    if evaluator.keeps_logits:
-        keep_logits(settings, evaluator, world, in_turn)
-    shifted = test_agnostic(settings, dataset, class_counts, evaluator, world) if (
-        settings.post_hoc.test_agnostic) else None
+    shifted = None
+    if isinstance(evaluator, LabelSetEvaluator):
+        keep_label_sets(settings, evaluator, told_names(trained, splits, class_counts), dataset, world)
+    else:
+        if evaluator.keeps_logits:
+            keep_logits(settings, evaluator, world, in_turn)
+        if settings.post_hoc.test_agnostic:
+            shifted = test_agnostic(settings, dataset, class_counts, evaluator, world)
     rate = result.num_samples / (time.perf_counter() - start)
-    robust = robust_accuracy(settings, model, dataset, class_counts, input_format, splits.shot_limits, world) if (
+    robust = robust_accuracy(settings, trained, model, dataset, splits, class_counts, input_format, world) if (
         settings.attack.attack) else None
-    if settings.evaluation.save_predictions:
+    if settings.evaluation.save_predictions and isinstance(evaluator, LongTailEvaluator):
         of_processes = world.gather_to_primary(evaluator.predictions())
         if of_processes is not None:
             predictions = Predictions.in_order(of_processes, in_turn)
@@ -266,7 +273,7 @@ def open_evaluated_data(
         if split == 'test' or not data.split_file:  # which would be a part of them
             data = replace(data, train_list=None, split_file=None)
     with world.primary_first():
-        splits = create_splits(data, (split,), known)
+        splits = create_splits(data, (split,), known, label_sets=True)
     if known is None:
         splits.notes.extend(by_position(whose, splits.classes))
     if (splits.val if split == 'val' else splits.test) is None:
@@ -310,18 +317,22 @@ def resolve_input(settings: ValidateSettings, published: DataDefaults, trained: 
 
 def build_evaluator(
         settings: ValidateSettings,
-        model: Any,
+        trained: TrainedModel,
+        splits: Splits,
         class_counts: Classes | None,
         input_format: DataDefaults,
-        limits: tuple[int, int],
         device: torch.device,
-) -> LongTailEvaluator:
-    """What counts the hits, and of routed experts their number."""
+) -> LongTailEvaluator | LabelSetEvaluator:
+    """What counts the hits, and of routed experts their number; of label sets, what keeps the logits."""
+    model, limits = trained.model, splits.shot_limits
+    refuse_another_kind(settings, splits.label_sets)
     offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
     shots = settings.shots
     many, few = limits
     many = many if shots.many_shot is None else shots.many_shot
     few = few if shots.few_shot is None else shots.few_shot
+    if splits.label_sets:
+        return LabelSetEvaluator(model.num_classes, class_counts, device, None, many, few, trained.record.thresholds)
     counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
@@ -356,22 +367,24 @@ def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Data
 
 def robust_accuracy(
         settings: ValidateSettings,
+        trained: TrainedModel,
         model: nn.Module,
         dataset: Any,
+        splits: Splits,
         class_counts: Classes | None,
         input_format: DataDefaults,
-        limits: tuple[int, int],
         world: World,
 ) -> RobustAccuracy:
     """The accuracy on the pictures, or --attack-images of them, and on what each attack makes of these.
 
     Args:
         settings: Of the validation.
-        model: In the form in which it is evaluated.
+        trained: The network.
+        model: It, in the form in which it is evaluated.
         dataset: The split.
+        splits: Whose shots are told.
         class_counts: Training images per class.
         input_format: Of the images.
-        limits: Of many and few, of the benchmark.
         world: This process.
     """
     chosen, precision = settings.attack, settings.precision
@@ -386,11 +399,42 @@ def robust_accuracy(
     loader, results = build_loader(settings, dataset, input_format, world), {}
     attacks = chosen.attacks()
     for name in ('clean', *attacks):
-        evaluator = build_evaluator(settings, model, class_counts, input_format, limits, world.device)
+        evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
         shown = loader if name == 'clean' else AttackedLoader(loader, attacks[name], network, world.rank, world.size)
-        results[name] = evaluate(model, shown, evaluator, world.device, precision.autocast, precision.channels_last,
-                                 world.distributed)
+        result = evaluate(model, shown, evaluator, world.device, precision.autocast, precision.channels_last,
+                          world.distributed)
+        assert isinstance(result, EvalResult)  # label sets are refused
+        results[name] = result
     return RobustAccuracy(chosen.attack_eps, {name: attack.label for name, attack in attacks.items()}, results)
+
+
+def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
+    """Refuse what is asked for of images of one class, where they can be of several, or the other way round.
+
+    Raises:
+        InputError: There is something.
+    """
+    evaluation, post_hoc = settings.evaluation, settings.post_hoc
+    for_one = {'--fit-temperature': evaluation.fit_temperature, '--tau-norm': post_hoc.tau_norm is not None,
+               '--test-agnostic': post_hoc.test_agnostic,
+               '--logit-adjustment': bool(settings.adjustment.logit_adjustment),
+               '--attack': bool(settings.attack.attack)}
+    asked = [name for name, given in for_one.items() if given] if label_sets else (
+        ['--fit-thresholds'] * evaluation.fit_thresholds)
+    if asked:
+        kinds = ('of one class', 'of several classes')
+        raise InputError(f'{asked[0]} is not for images that can be {kinds[label_sets]}, as those of '
+                         f'{settings.data.dataset} here: leave it out')
+
+
+def look_at(settings: ValidateSettings, evaluator: LongTailEvaluator) -> None:
+    """Let an evaluator keep what the settings ask for beside its counts."""
+    if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
+        evaluator.keep_logits()
+    if settings.post_hoc.test_agnostic:
+        evaluator.keep_hits()
+    if settings.evaluation.save_predictions:
+        evaluator.keep_predictions()
 
 
 def describe(
@@ -427,7 +471,7 @@ def told_names(trained: TrainedModel, splits: Splits, class_counts: Classes | No
 
 def report_evaluation(
         settings: ValidateSettings,
-        result: EvalResult,
+        result: Result,
         class_counts: Classes | None,
         about: dict[str, Any],
         shifted: ShiftedAccuracy | None = None,
@@ -474,6 +518,31 @@ def of_all_images(own: tuple[torch.Tensor, ...], world: World, in_turn: bool) ->
         return None
     order = torch.from_numpy(order_of_split([len(parts[0]) for parts in of_processes], in_turn))
     return tuple(torch.cat(parts)[order] for parts in zip(*of_processes, strict=True))
+
+
+def keep_label_sets(
+        settings: ValidateSettings,
+        evaluator: LabelSetEvaluator,
+        names: Sequence[str],
+        dataset: Dataset,
+        world: World,
+) -> None:
+    """Write the logits and answers of all processes' images, and choose thresholds, as far as asked for."""
+    asked = settings.evaluation
+    logits, sets = gather_logits(evaluator, world, not isinstance(dataset, ShardStream))
+    if not world.is_primary:
+        return
+    kept = LabelSetPredictions(sets.numpy(), logits.numpy())
+    if asked.logits_file:
+        kept.write(asked.logits_file)
+    if asked.save_predictions:
+        kept.write_table(asked.save_predictions, names, picture_names(dataset, len(kept.sets)),
+                         evaluator.thresholds.answers(kept.logits))
+    if asked.fit_thresholds:
+        assert settings.weights.checkpoint is not None
+        found = Thresholds.chosen(kept.logits, kept.sets, asked.split, settings.checkpoint.use_ema)
+        write_thresholds(Path(settings.weights.checkpoint), found)
+        print(f"Answers: {found.in_words()}; kept in '{settings.weights.checkpoint}'.")
 
 
 def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World, in_turn: bool) -> None:

@@ -305,7 +305,7 @@ def test_errors_name_the_remedy():
 
 
 @pytest.mark.parametrize('name, kwargs, message', [
-    ('class_aware', {'n': 4}, r"has no setting 'n' \(it has k\)"),
+    ('class_aware', {'n': 4}, r"has no setting 'n' \(it has k, reduce\)"),
     ('class_aware', {'k': 0}, 'cannot take --sampler-kwargs k=0: give a whole number from 1'),
     ('class_aware', {'k': 2.5}, 'give a whole number'),
     ('effective_number', {'bta': 0.9}, "did you mean 'beta'"),

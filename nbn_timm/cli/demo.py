@@ -151,8 +151,12 @@ def open_demo(settings: DemoSettings, device: Any) -> Network:
                          'weights (shipped with '
                          f'this package: {", ".join(shipped_names())}), hf-hub:USER/REPO or local-dir:DIR')
     known = PredictSettings.declared()
-    return Network.open(PredictSettings.of({
+    network = Network.open(PredictSettings.of({
         name: value for name, value in settings.values().items() if name in known}), device)
+    if network.label_sets:
+        raise InputError(f"the page shows one class of a picture, and '{settings.network.model}' gives a set of them: "
+                         'use nbn-predict')
+    return network
 
 
 def main(argv: Sequence[str] | None = None) -> None:

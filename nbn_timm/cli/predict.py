@@ -18,6 +18,7 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from nbn_timm.cli.answer_forms import Answer, Form, form_of
+from nbn_timm.cli.set_forms import set_form_of
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import DataDefaults, create_eval_loader
@@ -32,6 +33,8 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import TOP_K, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
+from nbn_timm.evaluation.thresholds import Thresholds
+from nbn_timm.evaluation.told_classes import ToldClasses
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
 from nbn_timm.models.create import check_input_size
@@ -50,8 +53,10 @@ class AnswerSettings(Settings):
     title = 'answers'
 
     topk: int = setting(TOP_K, 'classes per image', limits=AT_LEAST_1, short='-k', metavar='K')
-    threshold: float | None = setting(None, "an image whose likeliest class has a lower probability is 'not sure'",
-                                      limits=PROBABILITY, metavar='P', unset='every image has an answer')
+    threshold: float | None = setting(
+        None, "an image whose likeliest class has a lower probability is 'not sure'; where an image can be of several "
+        'classes, tell each from this probability on', limits=PROBABILITY, metavar='P',
+        unset='every image has an answer; of several classes, the thresholds that the model records, else 0.5')
     temperature: float | None = setting(None, 'divides the logits before the softmax', limits=POSITIVE, metavar='T',
                                         unset='as fitted on the validation split, if the model records it, else 1')
 
@@ -154,7 +159,8 @@ def run(settings: PredictSettings, found: FoundImages, device: torch.device) -> 
     for note in (*network.notes, *found.notes):
         tell(note)
     output = settings.output
-    form = form_of(output.json, output.csv, network.top_classes.topk, settings.answer.threshold)
+    form = set_form_of(output.json, output.csv) if network.label_sets else form_of(
+        output.json, output.csv, network.top_classes.topk, settings.answer.threshold)
     if output.watch:
         return watch(network, form, output)
     begun = time.perf_counter()
@@ -250,6 +256,11 @@ class Network:
     device: torch.device
     notes: tuple[str, ...]
 
+    @property
+    def label_sets(self) -> bool:
+        """Whether an answer is a set of classes."""
+        return isinstance(self.top_classes, ToldClasses)
+
     @classmethod
     def open(cls, settings: PredictSettings, device: torch.device) -> 'Network':
         """The network that the settings name."""
@@ -283,14 +294,39 @@ def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, t
         raise InputError(f"--logit-adjustment needs the training images per class, which '{settings.network.model}' "
                          'does not record: give --class-counts FILE')
     check_input_size(trained.model, trained.name, trained.input.input_size)
-    temperature, about = temperature_of(trained, settings.answer.temperature, bool(tau))
-    top_classes = TopClasses(class_names(trained), counts, settings.answer.topk,
-                             logit_offset(counts, tau) if counts else None, temperature)
+    if trained.classes is not None and trained.classes.label_sets:
+        top_classes, about = told_classes(settings, trained)
+    else:
+        temperature, about = temperature_of(trained, settings.answer.temperature, bool(tau))
+        top_classes = TopClasses(class_names(trained), counts, settings.answer.topk,
+                                 logit_offset(counts, tau) if counts else None, temperature)
     height, width = trained.input.input_size[1:]
     first = (f'{trained.name}: {len(top_classes.names)} classes, images of {height}x{width}, training images per class '
              + (f'from {counts.source}' if counts else 'not known'))
     unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(trained.model))
     return trained, top_classes, (first, about, *trained.notes, *unfolded)
+
+
+def told_classes(settings: PredictSettings, trained: TrainedModel) -> tuple[TopClasses, str]:
+    """What chooses from the logits of a network whose images can be of several classes, and a sentence on it.
+
+    Raises:
+        InputError: A setting is for images of one class.
+    """
+    answer = settings.answer
+    for given, name in ((answer.topk != TOP_K, '--topk'), (answer.temperature is not None, '--temperature'),
+                        (settings.adjustment.logit_adjustment, '--logit-adjustment')):
+        if given:
+            raise InputError(f"{name} is for networks that give one class for an image, and '{settings.network.model}' "
+                             'gives a set of classes: leave it out')
+    recorded = trained.record.thresholds
+    thresholds = recorded or Thresholds.fixed()
+    if answer.threshold is not None:
+        thresholds = Thresholds.fixed(answer.threshold)
+    elif len(thresholds.values) not in (1, trained.model.num_classes):
+        raise InputError(f"the thresholds that '{settings.network.model}' records are for {len(thresholds.values)} "
+                         f'classes and it has {trained.model.num_classes}: give --threshold')
+    return ToldClasses(class_names(trained), thresholds, trained.class_counts), thresholds.in_words()
 
 
 def temperature_of(trained: TrainedModel, asked: float | None, adjusted: bool) -> tuple[float, str]:

@@ -7,7 +7,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nbn_timm.data.label_sets import images_per_class, is_label_sets, spread
 from nbn_timm.data.lists import MAX_CLASSES, ImageList, read_image_list, too_many
 from nbn_timm.errors import InputError, nearest, quoted
 from nbn_timm.files import open_regular
@@ -49,6 +50,8 @@ class Classes:
             `train_images`.
         names: Class names in label order; a class of which only the label is known has its number for a name.
         source: Where they come from, in words for people.
+        label_sets: An image can be of several of them, or of none.
+        images: Training images where `label_sets`, which the counts do not add up to; None where they are not known.
 
     Raises:
         InputError: There is no class, a count is negative, or names and counts differ in length.
@@ -57,6 +60,8 @@ class Classes:
     counts: tuple[int, ...] | None
     names: tuple[str, ...]
     source: str
+    label_sets: bool = False
+    images: int | None = None
 
     def __post_init__(self) -> None:
         if self.counts is None:
@@ -94,7 +99,17 @@ class Classes:
 
     @property
     def total(self) -> int:
-        return sum(self.train_images)
+        """Training images.
+
+        Raises:
+            InputError: They are not known.
+        """
+        if not self.label_sets:
+            return sum(self.train_images)
+        if self.images is None:
+            raise InputError(f'how many training images {self.source} has is not known, since an image can be of '
+                             'several classes: give the training split')
+        return self.images
 
     @property
     def imbalance_factor(self) -> float:
@@ -106,7 +121,7 @@ class Classes:
         return torch.tensor(self.train_images, dtype=torch.float64)
 
     def prior(self) -> torch.Tensor:
-        """Share of each class in the training set, float64 [C], summing to 1."""
+        """Share of each class in the training set, float64 [C], summing to 1 where an image is of one class."""
         return self.tensor() / self.total
 
     def shot_split(self, many: int = MANY_ABOVE, few: int = FEW_BELOW) -> ShotSplit:
@@ -162,8 +177,9 @@ class Classes:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and checkpoints; `from_dict` reads it back."""
+        of_sets = {'label_sets': True, 'images': self.images} if self.label_sets else {}
         return {'counts': None if self.counts is None else list(self.counts), 'names': list(self.names),
-                'source': self.source}
+                'source': self.source, **of_sets}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> 'Classes':
@@ -186,7 +202,7 @@ class Classes:
         """Count the labels of a training set.
 
         Args:
-            targets: One label per training image.
+            targets: One label per training image, or label sets.
             names: Class names; None names the classes '0', '1', ...
             source: Where the labels come from, in words for people.
             num_classes: Length of the result; None means the number of names, else the largest label plus one.
@@ -194,9 +210,15 @@ class Classes:
         Raises:
             InputError: There is no label, or one lies outside the classes.
         """
-        labels = np.asarray(targets, dtype=np.int64)
+        labels = np.asarray(targets)
         if not labels.size:
             raise InputError(f'{source} has no images: check the list or folder that it was read from')
+        if is_label_sets(labels):
+            counts = images_per_class(labels).tolist()
+            counts += [0] * ((num_classes or 0) - len(counts))
+            return cls(tuple(counts), tuple(names) if names is not None else label_names(len(counts)), source, True,
+                       len(labels))
+        labels = labels.astype(np.int64)
         size = num_classes or (len(names) if names is not None else int(labels.max()) + 1)
         if labels.min() < 0 or labels.max() >= size:
             wrong = int(labels.min() if labels.min() < 0 else labels.max())
@@ -280,11 +302,15 @@ class Matching:
             raise InputError(_odd(self.only_ours, self.here, self.what, self.only_theirs))
 
     def relabel(self, targets: np.ndarray) -> np.ndarray:
-        """Labels of theirs as labels of ours, int64 [N].
+        """Labels of theirs as labels of ours, int64 [N], or label sets uint8 [N, C].
 
         Raises:
             InputError: A label is of a class that is not among ours.
         """
+        if is_label_sets(targets):
+            if targets[:, np.asarray(self.labels) < 0].any():
+                self.require_theirs()
+            return spread(targets, self.labels, self.ours.num_classes)
         labels = np.asarray(self.labels, dtype=np.int64)[targets]
         if labels.size and labels.min() < 0:
             self.require_theirs()
@@ -330,6 +356,12 @@ class GivenCounts:
         Raises:
             InputError: The file has classes that are not known, or lacks some.
         """
+        classes, notes = self._of(known)
+        if known is not None and known.label_sets:
+            classes = replace(classes, label_sets=True, images=known.images)
+        return classes, notes
+
+    def _of(self, known: Classes | None) -> tuple[Classes, list[str]]:
         if self.by_label is None:
             assert self.by_name is not None
             if known is not None:
@@ -450,7 +482,10 @@ def _from_record(data: Any, source: str) -> Classes:
         if isinstance(names, str):
             raise TypeError('names are no list')
         numbers = None if counts is None else _whole_numbers(counts)
-        return Classes(numbers, tuple(map(str, names or label_names(len(numbers or ())))), source)
+        images = data.get('images')
+        of_sets = data.get('label_sets') is True
+        return Classes(numbers, tuple(map(str, names or label_names(len(numbers or ())))), source, of_sets,
+                       _whole_numbers([images])[0] if of_sets and images is not None else None)
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f'{source} cannot be read as class counts ({error}): give a list of counts, {{"name": count, ...}} or '

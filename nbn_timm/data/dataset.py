@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Self
 
 from nbn_timm.data.decoders import FileTransform
+from nbn_timm.data.label_sets import as_targets, is_label_sets
 from nbn_timm.data.pictures import read_picture
 from nbn_timm.errors import InputError, quoted
 
@@ -17,25 +18,34 @@ Transform = Callable[[Image.Image], Any]
 
 
 class LabelledImages(Dataset, ABC):
-    """Images with integer labels; `transform` turns a PIL image into what `__getitem__` returns.
+    """Images with their targets; `transform` turns a PIL image into what `__getitem__` returns.
 
     Attributes:
-        targets: Labels, int64 [N].
+        targets: Labels, int64 [N], or label sets, uint8 [N, C], see `nbn_timm.data.label_sets`.
         mode: Of the PIL images, one of `pictures.MODES`; may be replaced at any time.
         transform: May be replaced at any time; None returns the PIL image.
     """
 
     def __init__(self, targets: Sequence[int] | np.ndarray, transform: Transform | None = None) -> None:
-        self.targets = np.asarray(targets, dtype=np.int64)
+        self.targets = as_targets(targets)
         self.transform = transform
         self.mode = 'RGB'
 
     def __len__(self) -> int:
         return len(self.targets)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         image = self.image(index)
-        return image if self.transform is None else self.transform(image), int(self.targets[index])
+        return image if self.transform is None else self.transform(image), self.target(index)
+
+    @property
+    def label_sets(self) -> bool:
+        """Whether an image can be of several classes."""
+        return is_label_sets(self.targets)
+
+    def target(self, index: int) -> int | np.ndarray:
+        """The label of the image at `index`, or its label set, uint8 [C]."""
+        return self.targets[index] if self.label_sets else int(self.targets[index])
 
     @abstractmethod
     def image(self, index: int) -> Image.Image:
@@ -54,7 +64,7 @@ class ImageSamples(LabelledImages):
 
     Args:
         paths: Image files, one per label.
-        targets: Labels, [N].
+        targets: Labels, [N], or label sets, [N, C].
         transform: See `LabelledImages`; a `FileTransform` is given the files.
         root: Folder that relative paths are relative to.
     """
@@ -77,9 +87,9 @@ class ImageSamples(LabelledImages):
             raise InputError(
                 f'{len(encoded)} image paths have {len(self.targets)} labels: give one label per image')
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         if isinstance(self.transform, FileTransform):
-            return self.transform.of_file(self.path(index)), int(self.targets[index])
+            return self.transform.of_file(self.path(index)), self.target(index)
         return super().__getitem__(index)
 
     def path(self, index: int) -> str:
@@ -176,7 +186,7 @@ class UnlabelledImages(ImageSamples):
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(files, range(len(files)))
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         try:
             return super().__getitem__(index)
         except InputError:

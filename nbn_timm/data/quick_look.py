@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from nbn_timm.data.classes import look_alikes
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.grouping import same_files
+from nbn_timm.data.label_sets import labels_of
 from nbn_timm.data.splits import PARTS, Splits
 from nbn_timm.errors import quoted
 
@@ -44,7 +45,7 @@ def _same_paths(files: dict[str, ImageSamples]) -> list[str]:
 def _same_contents(files: dict[str, ImageSamples], names: Sequence[str]) -> list[str]:
     """Whether files of the same bytes are in two splits, or under two classes."""
     where = [(part, index) for part, images in files.items() for index in range(len(images))]
-    labels = [int(files[part].targets[index]) for part, index in where]
+    labels = [labels_of(files[part].targets[index]) for part, index in where]
     paths = [files[part].path(index) for part, index in where]
     groups = [group for group in same_files(paths) if len({paths[position] for position in group}) > 1]
     notes = []

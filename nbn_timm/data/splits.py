@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, IterableDataset
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, GivenCounts, label_names
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.label_sets import images_per_class, is_label_sets, spread
 from nbn_timm.data.longtail import draw_long_tail
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
@@ -36,7 +37,8 @@ class Splits:
     Attributes:
         train, val, test: None where the dataset has no such split or it was not asked for. A dataset without `val`
             has nothing to select a model on: its last epoch is reported.
-        train_targets: Labels of the training split, int64 [N], for samplers; None where only reading it would tell.
+        train_targets: Labels of the training split, int64 [N], or label sets, uint8 [N, C], for samplers; None where
+            only reading it would tell.
         classes: Names and, where the training split can be counted or a file was given, training images per class;
             None if nothing is known.
         defaults: Published input format and augmentation.
@@ -54,6 +56,11 @@ class Splits:
     train_targets: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
     shot_limits: tuple[int, int] = SHOT_LIMITS
+
+    @property
+    def label_sets(self) -> bool:
+        """Whether an image can be of several classes."""
+        return self.classes is not None and self.classes.label_sets
 
     @property
     def class_counts(self) -> Classes | None:
@@ -106,14 +113,16 @@ def assemble(
         shot_limits: See `Splits`.
 
     Raises:
-        InputError: A long tail is to be drawn from labels that are not known.
+        InputError: A long tail is to be drawn from labels that are not known, or images can be of several classes and
+            those of the known network cannot, or the other way round.
     """
     datasets = dict(source.datasets)
     train = datasets.get('train')
     targets = None if train is None else dataset_targets(train)
     num_classes = settings.num_classes or (len(source.names) if source.names else None)
     if num_classes is None and targets is not None:
-        num_classes = int(targets.max()) + 1
+        num_classes = targets.shape[1] if is_label_sets(targets) else int(targets.max()) + 1
+    label_sets = any(isinstance(part, LabelledImages) and part.label_sets for part in datasets.values())
     read = ['train'] if train is not None else [part for part in PARTS if part in datasets]
     description = ' and '.join([f'{part} split' for part in read] or ['classes']) + f' of {settings.dataset}'
     notes = list(source.notes)
@@ -125,6 +134,7 @@ def assemble(
         notes.append(f'the training split is a draw of {len(targets):,} images: {drawn}, seed '
                      f'{settings.imbalance_seed}')
     if known is not None:
+        _refuse_another_kind(known, label_sets, settings.dataset)
         source = _named_by_folders(source, known, notes)
     # The names that the data have are matched with the known ones, however many classes there are to be.
     own = len(source.names) if known is not None and known.binding and source.names else num_classes
@@ -138,11 +148,34 @@ def assemble(
         classes, told = given.of(classes)
         notes += told
         num_classes = num_classes or classes.num_classes
+    if label_sets and classes is not None:
+        classes, targets = _with_all_classes(classes, datasets, targets)
     notes += _missing(settings, parts, datasets, classes)
     notes += _without_pictures(parts, datasets, classes)
     kept = {part: datasets.get(part) if part in parts else None for part in PARTS}
     return Splits(**kept, classes=classes, defaults=defaults, num_classes=num_classes, train_targets=targets,
                   notes=notes, shot_limits=shot_limits)
+
+
+def _refuse_another_kind(known: Known, label_sets: bool, dataset: str) -> None:
+    if known.binding and known.classes.label_sets != label_sets:
+        kinds = ('one class for an image', 'a set of classes')
+        raise InputError(f'{known.whose} gives {kinds[known.classes.label_sets]}, and {dataset} has '
+                         f'{kinds[label_sets]} here: give data of its kind, or another network')
+
+
+def _with_all_classes(
+        classes: Classes,
+        datasets: dict[str, Any],
+        targets: np.ndarray | None,
+) -> tuple[Classes, np.ndarray | None]:
+    """Classes of label sets, and the training sets of all of them; the sets in `datasets` change in place."""
+    number = classes.num_classes
+    for part, dataset in datasets.items():
+        if dataset.targets.shape[1] < number:
+            datasets[part] = dataset.select(np.arange(len(dataset)))
+            datasets[part].targets = spread(dataset.targets, range(dataset.targets.shape[1]), number)
+    return replace(classes, label_sets=True), None if targets is None else datasets['train'].targets
 
 
 def _missing(
@@ -168,7 +201,7 @@ def _without_pictures(parts: Collection[str], datasets: Mapping[str, Any], class
         images = datasets.get(part) if part in parts else None
         if classes is None or not isinstance(images, LabelledImages):
             continue
-        there = set(np.unique(images.targets).tolist())
+        there = set(np.flatnonzero(images_per_class(images.targets)).tolist())
         if absent := [quoted(name) for label, name in enumerate(classes.names) if label not in there]:
             some = ', '.join(absent[:3]) + (', ...' if len(absent) > 3 else '')
             told.append(f'classes without a picture in the {part} split: {len(absent):,} of {classes.num_classes:,} '
@@ -184,6 +217,9 @@ def _drawn(
         factor: float,
 ) -> tuple[Any, np.ndarray]:
     """The images and labels of a long-tailed draw from the training split."""
+    if targets is not None and is_label_sets(targets):
+        raise InputError(f'an image of {settings.dataset} can be of several classes here, of which no long tail is '
+                         'drawn: remove --imbalance-factor')
     if targets is None or num_classes is None:
         raise InputError(f'{settings.dataset} cannot be made long-tailed because its labels are not known beforehand: '
                          'remove --imbalance-factor')

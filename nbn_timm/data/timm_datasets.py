@@ -29,7 +29,12 @@ def open_timm_dataset(name: str, split: str, **settings: Any) -> Dataset:
 
 
 def dataset_targets(dataset: Dataset) -> np.ndarray | None:
-    """Labels of a map-style dataset, int64 [N], or None where only reading all images would tell."""
+    """Targets of a map-style dataset, or None where only reading all images would tell.
+
+    They are labels, int64 [N], or label sets of this package's own datasets, uint8 [N, C].
+    """
+    if isinstance(dataset, LabelledImages):
+        return dataset.targets
     reader = getattr(dataset, 'reader', None)
     targets: Any = getattr(dataset, 'targets', None)
     if targets is None and reader is not None and hasattr(reader, 'iter_targets'):

@@ -10,6 +10,7 @@ import numpy as np
 
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.grouping import Groups, same_files
+from nbn_timm.data.label_sets import images_per_class, is_label_sets
 from nbn_timm.data.splits import Source
 from nbn_timm.data.tables import Table, read_table, write_table
 from nbn_timm.errors import InputError, quoted
@@ -52,7 +53,7 @@ def draw_validation(
 
     Args:
         keys: Names.
-        targets: Labels, int64 [N].
+        targets: Labels, int64 [N], or label sets, uint8 [N, C].
         fraction: Share.
         seed: Of the draw.
         units: A number for each picture, int64 [N], equal for those that stay together; None keeps none together.
@@ -69,7 +70,7 @@ def draw_validation(
     for unit in order:
         for label in held[unit]:
             of_class[label].append(unit)
-    draw = _Draw(np.bincount(targets), fraction, held)
+    draw = _Draw(images_per_class(targets), fraction, held)
     for label in sorted(of_class, key=lambda label: (draw.total[label], label)):
         draw.fill(label, of_class[label])
     chosen = np.zeros(len(keys), dtype=bool)
@@ -120,6 +121,8 @@ class _Draw:
 
 
 def _counted(labels: np.ndarray) -> dict[int, int]:
+    if is_label_sets(labels):
+        return {label: number for label, number in enumerate(images_per_class(labels).tolist()) if number}
     if len(labels) == 1:  # nearly always
         return {int(labels[0]): 1}
     found, numbers = np.unique(labels, return_counts=True)

@@ -1,4 +1,7 @@
-"""CSV files of one's own: a column of picture files, one of labels, perhaps one of splits."""
+"""CSV files of one's own: a column of picture files, one of labels, perhaps one of splits.
+
+A cell of the column of labels is one label, or with a separator any number of them.
+"""
 import os
 import re
 from collections import Counter, defaultdict
@@ -6,8 +9,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.folders import SPLIT_FOLDERS
+from nbn_timm.data.label_sets import label_sets
 from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.pictures import natural_order
 from nbn_timm.data.settings import DataSettings
@@ -30,13 +36,37 @@ _YES_NO = {'', '0', '1', '0.0', '1.0', 'true', 'false', 'yes', 'no', 'y', 'n', '
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of a table that belong to one split."""
+    """Rows of a table that belong to one split; `labels` as the cells have them."""
 
     table: Table
     files: list[str]
     labels: list[str]
     lines: list[int]
     groups: list[str] | None = None
+    separator: str | None = None
+
+    def labels_of(self, cell: str) -> tuple[str, ...]:
+        """The labels of a cell."""
+        if self.separator is None:
+            return (cell,)
+        return tuple(label for part in cell.split(self.separator) if (label := part.strip()))
+
+    def targets(self, names: Sequence[str]) -> np.ndarray:
+        """Labels or label sets by the number of each name.
+
+        Raises:
+            InputError: There is a label that has none.
+        """
+        label_of = {name: label for label, name in enumerate(names)}
+        members = []
+        for line, cell in zip(self.lines, self.labels, strict=True):
+            labels = self.labels_of(cell)
+            if strange := next((name for name in labels if name not in label_of), None):
+                raise InputError(f'the label {quoted(strange)} in line {line} of {self.table.what} is not among the '
+                                 f'{len(names)} classes of the training pictures: correct it or remove the row'
+                                 f'{nearest(strange, names)}')
+            members.append([label_of[name] for name in labels])
+        return np.array(members).reshape(-1) if self.separator is None else label_sets(members, len(names))
 
 
 @register_dataset('csv')
@@ -47,6 +77,8 @@ class CsvFiles(NamedDataset):
 
     def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
         data_dir = csv_root(settings)
+        if settings.label_separator == '':
+            raise InputError('--label-separator is empty: give what stands between two labels, such as ";"')
         tables, notes = _read_tables(settings, data_dir, {*parts, 'train'})
         for rows in tables.values():
             _refuse_missing(rows, data_dir, settings.file_column)
@@ -55,13 +87,17 @@ class CsvFiles(NamedDataset):
                 f'no row of {quoted(settings.train_csv)} is of the split train, so correct it, or give --split-column '
                 f'{NO_COLUMN} if all are' if settings.train_csv else 'give --train-csv'))
         naming = [tables['train']] if 'train' in tables else list(tables.values())
-        names = tuple(sorted({label for rows in naming for label in rows.labels}, key=natural_order))
+        names = tuple(sorted({label for rows in naming for cell in rows.labels for label in rows.labels_of(cell)},
+                             key=natural_order))
+        if tables and not names:
+            raise InputError(f'{naming[0].table.what} has no label in the column {quoted(settings.label_column)}: name '
+                             'the column of the classes with --label-column')
         if len(names) > MAX_CLASSES:
             raise InputError(f'{naming[0].table.what} has {len(names):,} different labels: name the column of the '
                              'classes with --label-column')
         source = Source(names=names or None, notes=notes)
         for part, rows in tables.items():
-            source.datasets[part] = ImageSamples(rows.files, _numbered(rows, names), root=data_dir)
+            source.datasets[part] = ImageSamples(rows.files, rows.targets(names), root=data_dir)
             source.notes += _notes(rows)
         if 'train' in tables:
             source.groups = tables['train'].groups
@@ -70,7 +106,10 @@ class CsvFiles(NamedDataset):
         return source
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
-        return CSVS | {'data_dir', 'file_column', 'label_column', 'split_column', 'group_column'}
+        return CSVS | {'data_dir', 'file_column', 'label_column', 'label_separator', 'split_column', 'group_column'}
+
+    def label_sets(self, settings: DataSettings) -> bool:
+        return settings.label_separator is not None
 
     def splits_files(self, settings: DataSettings) -> bool:
         return True
@@ -121,7 +160,8 @@ def _read_tables(settings: DataSettings, data_dir: Path, parts: Collection[str])
         more = [name for name in (given, settings.group_column) if name and part == 'train']
         table = read_table(path, [file, label, *more], _flag_of(settings))
         table.require(file, f'name the picture, or remove the row (--file-column is {quoted(file)})')
-        table.require(label, f'label the picture, or remove the row (--label-column is {quoted(label)})')
+        if settings.label_separator is None:
+            table.require(label, f'label the picture, or remove the row (--label-column is {quoted(label)})')
         if not len(table):
             raise InputError(f'{table.what} has a header and no row: give one picture per line')
         cells = table.columns[given] if given else _found_splits(table, part, settings, notes)
@@ -145,7 +185,8 @@ def _rows(table: Table, settings: DataSettings, chosen: Sequence[int]) -> _Rows:
     files, labels = table.columns[settings.file_column], table.columns[settings.label_column]
     groups = table.columns.get(settings.group_column or '')
     return _Rows(table, [files[row] for row in chosen], [labels[row] for row in chosen],
-                 [table.lines[row] for row in chosen], groups and [groups[row] for row in chosen])
+                 [table.lines[row] for row in chosen], groups and [groups[row] for row in chosen],
+                 settings.label_separator)
 
 
 def _divided(table: Table, settings: DataSettings, cells: Sequence[str]) -> dict[str, _Rows]:
@@ -210,17 +251,6 @@ def _some(cells: Sequence[str]) -> str:
     """The first different cells, for a sentence."""
     different = list(dict.fromkeys(cells))
     return ', '.join(map(quoted, different[:4])) + (', ...' if len(different) > 4 else '')
-
-
-def _numbered(rows: _Rows, names: Sequence[str]) -> list[int]:
-    label_of = {name: label for label, name in enumerate(names)}
-    strange = next(((line, name) for line, name in zip(rows.lines, rows.labels, strict=True)
-                    if name not in label_of), None)
-    if strange is not None:
-        line, name = strange
-        raise InputError(f'the label {quoted(name)} in line {line} of {rows.table.what} is not among the {len(names)} '
-                         f'classes of the training pictures: correct it or remove the row{nearest(name, names)}')
-    return [label_of[name] for name in rows.labels]
 
 
 def _refuse_missing(rows: _Rows, data_dir: Path, column: str) -> None:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data.classes import ClassCounts, read_counts
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
+from nbn_timm.data.label_sets import is_label_sets
 from nbn_timm.data.settings import OF_THE_DRAW, OF_THE_SPLIT, DataSettings
 from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
@@ -74,6 +75,10 @@ class NamedDataset(ABC):
         """Whether there is a validation split; None where only the data tell."""
         return None
 
+    def label_sets(self, settings: DataSettings) -> bool:
+        """Whether an image can be of several classes, see `nbn_timm.data.label_sets`."""
+        return False
+
     def splits_files(self, settings: DataSettings) -> bool:
         """Whether its training images are files that --val-fraction can divide."""
         return False
@@ -119,6 +124,7 @@ def create_splits(
         settings: DataSettings,
         parts: Collection[str] = PARTS,
         known: Known | None = None,
+        label_sets: bool = False,
 ) -> Splits:
     """Build the splits of a dataset and count its training images.
 
@@ -127,12 +133,17 @@ def create_splits(
         parts: The splits to build, of 'train', 'val' and 'test'. The training split is counted even if it is not
             among them, provided that it can be found.
         known: Classes of a finished network, by which the labels are numbered.
+        label_sets: The caller takes images of several classes too.
 
     Raises:
         InputError: The dataset is unknown, a part of it is missing or malformed, the class numbers disagree, or the
-            test is to have a distribution that there is not.
+            test is to have a distribution that there is not; or its images can be of several classes, which the caller
+            does not take.
     """
     dataset = find_dataset(settings.dataset)
+    if not label_sets and dataset.label_sets(settings):
+        raise InputError(f'an image of {settings.dataset} can be of several classes here, which this command does not '
+                         'take: use nbn-train, nbn-validate or nbn-predict')
     settings.shift()  # refused before anything is read
     given = read_counts(settings.class_counts) if settings.class_counts else None
     settings = replace(settings, num_classes=known_number(dataset, settings))
@@ -183,6 +194,9 @@ def shifted_test(
     if listed is not None:
         return listed, "SADE's list"
     targets = dataset_targets(test)
+    if targets is not None and is_label_sets(targets):
+        raise InputError(f'an image of {settings.dataset} can be of several classes here, so no class distribution of '
+                         'the test can be chosen: leave out --test-distribution and --test-agnostic')
     if targets is None:
         raise InputError(f'the labels of the test images of {settings.dataset} are not known beforehand, so there is '
                          'no part of them to choose: leave out --test-distribution and --test-agnostic')

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data.label_sets import images_per_class, labels_of
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.val_split import draw_validation, kept_together, picture_keys, read_groups, write_split
 from nbn_timm.datasets.named_dataset import data_root, find_dataset, known_number
@@ -38,6 +39,8 @@ def draw_split_file(settings: DataSettings, fraction: float, path: Path) -> None
     if not validates.any():
         raise InputError('--val-fraction finds no picture that training can spare, since each class has one picture or '
                          'one group: leave it out')
-    names = source.names or label_names(int(train.targets.max()) + 1)
+    names = source.names or label_names(len(images_per_class(train.targets)))
     told = source.groups or ([groups.get(key, '') for key in keys] if groups else None)
-    write_split(path, keys, [names[label] for label in train.targets], validates, told)
+    separator = settings.label_separator or ''
+    labels = [separator.join(names[label] for label in labels_of(target)) for target in train.targets]
+    write_split(path, keys, labels, validates, told)

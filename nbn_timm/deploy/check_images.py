@@ -60,7 +60,8 @@ def training_data_images(data: DataSettings, count: int, input_format: DataDefau
     if find_dataset(data.dataset).needs_folder and not data.data_dir:
         raise InputError(f'where the images of {data.dataset} lie is not recorded: give --images DIR')
     test = create_splits(
-        replace(data, train_list=None, split_file=None, class_counts=None, download=False), ('test',)).test
+        replace(data, train_list=None, split_file=None, class_counts=None, download=False), ('test',),
+        label_sets=True).test
     if not isinstance(test, LabelledImages):
         raise InputError(f'the test images of {data.dataset} are not at hand: give --images DIR')
     return _of_dataset(test, count, input_format, f'the test split of {data.dataset}')

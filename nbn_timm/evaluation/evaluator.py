@@ -2,7 +2,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,11 +15,31 @@ from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.calibration import BINS, Calibration, bin_of, from_units, whole_units
 from nbn_timm.evaluation.predictions import FeatureLengths, Predictions
-from nbn_timm.evaluation.result import EvalResult
+from nbn_timm.evaluation.result import EvalResult, Result
 
 # Matrix products of up to three rows take other ways on CPUs, measured for 3 to 1000 classes. Without padding,
 # images that a batch size or a number of processes leaves over would get logits with other last bits.
 _FEWEST = 8
+
+
+ResultT = TypeVar('ResultT', bound=Result)
+FoundT = TypeVar('FoundT', bound=Result, covariant=True)
+
+
+class Evaluator(Protocol[FoundT]):
+    """What `evaluate` asks of an evaluator."""
+
+    max_samples: int | None
+
+    def reset(self) -> None: ...
+
+    def watching(self, model: nn.Module) -> AbstractContextManager[None]: ...
+
+    def predict(self, model: nn.Module, images: torch.Tensor) -> Any: ...
+
+    def update(self, output: Any, target: torch.Tensor) -> None: ...
+
+    def compute(self, distributed: bool = False) -> FoundT: ...
 
 
 class LongTailEvaluator(ClassificationEvaluator):
@@ -179,7 +199,7 @@ class LongTailEvaluator(ClassificationEvaluator):
             dist.all_reduce(totals)
         faults, counts, correct, total, predicted, losses, *confidences, brier = (
             part.tolist() for part in totals.split([len(part) for part in sums]))
-        _refuse_faults(faults[0], faults[1], counts[0], self.num_classes)
+        refuse_faults(faults[0], faults[1], counts[0], self.num_classes)
         return EvalResult(
             loss=ExactSum.mean(losses, counts[0]),
             top5=100 * counts[2] / counts[0],
@@ -227,17 +247,17 @@ class ExactSum:
 def evaluate(
         model: nn.Module,
         loader: Iterable[Any],
-        evaluator: LongTailEvaluator,
+        evaluator: Evaluator[ResultT],
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         distributed: bool = False,
-) -> EvalResult:
+) -> ResultT:
     """Run `model` over `loader` and return what `evaluator` found; the model is left in eval mode.
 
     Args:
         model: Maps images [B, 3, H, W] to logits [B, C].
-        loader: Yields (images, labels); its padding of an uneven distributed split is not counted.
+        loader: Yields (images, targets); its padding of an uneven distributed split is not counted.
         evaluator: Is reset first.
         device: Where the model is.
         amp_dtype: Autocast to this type; None computes in the model's own.
@@ -276,7 +296,12 @@ def _rank_of_target(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return ((output > score) | ((output == score) & (index < target[:, None]))).sum(dim=1)
 
 
-def _refuse_faults(non_finite: int, out_of_range: int, num_samples: int, num_classes: int) -> None:
+def refuse_faults(non_finite: int, out_of_range: int, num_samples: int, num_classes: int) -> None:
+    """Refuse an evaluation of nothing, of labels that there are not, or with logits that are not finite.
+
+    Raises:
+        InputError: It is one.
+    """
     if not num_samples:
         raise InputError('no image was evaluated: check that the evaluation split is not empty')
     if out_of_range:

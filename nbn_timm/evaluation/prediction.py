@@ -75,19 +75,28 @@ class TopClasses:
         Raises:
             InputError: The logits are not [B, C].
         """
-        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != len(self.names):
-            shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise InputError(f'the model returned {shape} where logits [batch, {len(self.names)}] were expected: '
-                             'give a classification model')
+        self.check(logits)
         logits = logits.float()
         if self.logit_offset is not None:
             logits = logits + self.logit_offset.to(logits.device)
         order = logits.sort(dim=1, descending=True, stable=True).indices[:, :self.topk]
         probabilities = (logits.double() / self.temperature).softmax(dim=1).gather(1, order)
-        return [tuple(self._describe(label, value) for label, value in zip(labels, values, strict=True))
+        return [tuple(self.describe(label, value) for label, value in zip(labels, values, strict=True))
                 for labels, values in zip(order.tolist(), probabilities.tolist(), strict=True)]
 
-    def _describe(self, label: int, probability: float) -> PredictedClass:
+    def check(self, logits: torch.Tensor) -> None:
+        """Refuse what are no logits of these classes.
+
+        Raises:
+            InputError: They are not [B, C].
+        """
+        if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[1] != len(self.names):
+            shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+            raise InputError(f'the model returned {shape} where logits [batch, {len(self.names)}] were expected: '
+                             'give a classification model')
+
+    def describe(self, label: int, probability: float) -> PredictedClass:
+        """A class with what is known of it."""
         train_images = None if self.counts is None else self.counts[label]
         return PredictedClass(label, self.names[label], probability, train_images, self.shot_of.get(label))
 

@@ -250,6 +250,20 @@ def write_predictions(
     columns |= {f'top{rank + 1}': of_class[predictions.top[:, rank]].tolist() for rank in range(count)}
     columns |= {f'probability{rank + 1}': predictions.probabilities[:, rank] for rank in range(count)}
     columns['label_probability'] = np.exp(predictions.label_log_probability)
+    write_columns(path, columns)
+
+
+def write_columns(path: str | Path, columns: dict[str, Any]) -> None:
+    """Write a table, whole or not at all: lists of text and arrays of numbers by column, all of one length.
+
+    Args:
+        path: Ends in .parquet, or in anything else for CSV.
+        columns: By name.
+
+    Raises:
+        InputError: The file system refused, or a library is missing.
+    """
+    suffix = Path(path).suffix.lower()
     atomic_write(path, lambda file: (_write_parquet if suffix == '.parquet' else _write_csv)(file, columns))
 
 

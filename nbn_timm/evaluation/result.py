@@ -1,6 +1,7 @@
 """What an evaluation found: numbers, a table for people, and files."""
 import csv
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,45 @@ FURTHER_METRICS = ('macro_f1', 'harmonic_mean', 'worst_class', 'nll', 'brier', '
 LOWER_IS_BETTER = frozenset({'loss', 'nll', 'brier', 'ece', 'ece_many', 'ece_medium', 'ece_few'})
 
 
+class Result(ABC):
+    """What every evaluation gives, whatever its targets are."""
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Evaluated images."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float | None]:
+        """All numbers by name."""
+
+    def headline(self) -> dict[str, float | None]:
+        """Those of `metrics()` that one line has room for."""
+        return self.metrics()
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, JSON-able."""
+
+    @abstractmethod
+    def table(self) -> str:
+        """The result as a text table."""
+
+    @abstractmethod
+    def further_table(self) -> str:
+        """A second, small table."""
+
+    @abstractmethod
+    def write_per_class_csv(self, path: str | Path, class_counts: ClassCounts | None) -> None:
+        """Write one row per class, whole or not at all."""
+
+    def write_json(self, path: str | Path, **about: Any) -> None:
+        """Write the entries of `about`, which say what was evaluated, and `to_dict()`; whole or not at all."""
+        write_text_atomic(path, json.dumps({**about, **self.to_dict()}, indent=2) + '\n')
+
+
 @dataclass(frozen=True)
-class EvalResult:
+class EvalResult(Result):
     """Result of one pass over an evaluation set.
 
     The per-class counts are what was measured; every top-1 accuracy is derived from them. Accuracies are percentages;
@@ -165,10 +203,6 @@ class EvalResult:
             f'{"Worst class":<20}{shown("worst_class"):>10}',
             f'{"NLL":<20}{shown("nll", 4):>10}',
             f'{"Brier":<20}{shown("brier", 4):>10}'])
-
-    def write_json(self, path: str | Path, **about: Any) -> None:
-        """Write the entries of `about`, which say what was evaluated, and `to_dict()`; whole or not at all."""
-        write_text_atomic(path, json.dumps({**about, **self.to_dict()}, indent=2) + '\n')
 
     def write_per_class_csv(self, path: str | Path, class_counts: ClassCounts | None) -> None:
         """Write one row per class, whole or not at all; what is not known (accuracy without test images) is empty."""

@@ -44,6 +44,17 @@ class PostHocSettings(Settings):
         effect=_on_all_images)
 
 
+@dataclass(frozen=True)
+class LabelSetSettings(Settings):
+    """What is told of pictures that can be of several classes."""
+
+    title = 'pictures of several classes'
+
+    thresholds: str = setting(
+        'per_class', 'from which probability on a class is told: per_class has the greatest F1 of each class on the '
+        'validation split, if there is one; half is one half', choices=('per_class', 'half'))
+
+
 def _counted(name: str, others: Values) -> str | None:
     return 'has no effect with --counts-from none' if others.counts_from == 'none' else None
 

@@ -9,6 +9,7 @@ from nbn_timm.losses.loss import (
     register_loss,
     takes_experts,
     takes_features,
+    takes_label_sets,
     takes_soft_targets,
 )
 from nbn_timm.registry import import_modules
@@ -16,4 +17,5 @@ from nbn_timm.registry import import_modules
 import_modules(__name__, __path__)
 
 __all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views',
-           'register_loss', 'takes_experts', 'takes_features', 'takes_soft_targets']
+           'register_loss', 'takes_experts', 'takes_features', 'takes_label_sets',
+           'takes_soft_targets']

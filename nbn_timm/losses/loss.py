@@ -23,6 +23,7 @@ class _Traits(NamedTuple):
     views: int
     slow_views: int
     balances: bool
+    label_sets: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -38,6 +39,7 @@ def register_loss(
         views: int = 1,
         slow_views: int = 0,
         balances: bool = False,
+        label_sets: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -63,11 +65,13 @@ def register_loss(
             gradient; the loss has its `momentum`.
         balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
             do so twice.
+        label_sets: It takes images of several classes too, with targets uint8 [B, C], see `nbn_timm.data.label_sets`.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
         deferrable_here = deferrable and not experts and views == 1 and not hasattr(loss_class, 'prepare')
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable_here, views, slow_views, balances)
+        _TRAITS[name] = _Traits(
+            experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets)
         return loss_class
     return register
 
@@ -100,6 +104,11 @@ def number_of_slow_views(name: str) -> int:
 def balances_classes(name: str) -> bool:
     """Whether the loss of that name makes classes count alike."""
     return _TRAITS[name].balances
+
+
+def takes_label_sets(name: str) -> bool:
+    """Whether the loss of that name takes images of several classes."""
+    return _TRAITS[name].label_sets
 
 
 def is_deferrable(name: str) -> bool:

@@ -17,6 +17,11 @@ def as_distribution(target: torch.Tensor, num_classes: int, smoothing: float = 0
     return target * (1 - smoothing) + smoothing / num_classes if smoothing else target
 
 
+def as_members(target: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Labels [B], label sets [B, C] or soft targets [B, C] as numbers, float32 [B, C]; 1 where an image is of it."""
+    return (target if target.ndim == 2 else F.one_hot(target, num_classes)).float()
+
+
 def refuse_soft_targets(
         target: torch.Tensor,
         loss: str,

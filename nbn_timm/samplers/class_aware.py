@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from nbn_timm.errors import InputError
 from nbn_timm.key_values import check_number
 from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler
 
@@ -16,22 +17,40 @@ class ClassAware(EpochSampler):
     images come in a random order, each once before the next random order begins, so that a class of fewer than `k`
     images repeats some within a visit. The epoch ends after N images.
 
+    An image of several classes comes as one of each of them, and one of none never. So it is in Wu et al.,
+    "Distribution-Balanced Loss", ECCV 2020; their code has k = 3 and reduce = 4, and an epoch goes on with the cycles
+    of the one before, while each begins its own here.
+
     The `k` images of a visit follow each other. With w ranks they are dealt out to min(k, w) of them, and all ranks
     together see in one step the images that one process with the whole batch would see. No shuffling of batches is
     needed: images of a class are in random order, so none of their places is special.
 
     Args:
         k: Images per visit, at least 1; 4 in the released code of decoupling.
+        reduce: The epoch ends after C n_max / `reduce` images instead, with C classes that have images and n_max images
+            of the largest, so that each class gives n_max / `reduce`.
 
     Raises:
-        InputError: `k` is no number from 1.
+        InputError: `k` is no number from 1, or `reduce` is no number above 0 or leaves no image.
     """
 
     balances = True
+    label_sets = True
 
-    def __init__(self, *args: Any, k: int = 4, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, k: int = 4, reduce: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.k = check_number("sampler 'class_aware'", FLAG, 'k', k, low=1, whole=True)
+        if reduce is not None:
+            check_number("sampler 'class_aware'", FLAG, 'reduce', reduce, above=True)
+        self.reduce = reduce
+        if not self.epoch_length:
+            raise InputError(f"sampler 'class_aware' would draw no image with reduce={reduce:g}: give a smaller number")
+
+    @property
+    def epoch_length(self) -> int:
+        if self.reduce is None:
+            return super().epoch_length
+        return int(self.groups.counts.max() * len(self.groups.counts) / self.reduce)
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         groups, length = self.groups, self.epoch_length

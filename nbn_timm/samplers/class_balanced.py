@@ -6,9 +6,13 @@ from nbn_timm.samplers.sampler import EpochSampler, register_sampler
 
 @register_sampler('class_balanced')
 class ClassBalanced(EpochSampler):
-    """N independent draws: a class uniformly among those that have images, then one of its images uniformly."""
+    """N independent draws: a class uniformly among those that have images, then one of its images uniformly.
+
+    An image of several classes comes as one of each of them, and one of none never.
+    """
 
     balances = True
+    label_sets = True
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         groups = self.groups

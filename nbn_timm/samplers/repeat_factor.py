@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from nbn_timm.data.label_sets import images_per_class, is_label_sets
 from nbn_timm.key_values import check_number
 from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler
 
@@ -18,6 +19,8 @@ class RepeatFactor(EpochSampler):
     in length by at most one image, which is filled up with the epoch's first. So `len`, the number of updates and
     with it the learning-rate schedule hold for every epoch, and all ranks agree on them.
 
+    An image of several classes has the largest r of them, as in LVIS, and one of none has 1.
+
     The epoch has the sum of r over all images, rounded up.
 
     Args:
@@ -28,12 +31,15 @@ class RepeatFactor(EpochSampler):
     """
 
     balances = True
+    label_sets = True
 
     def __init__(self, *args: Any, threshold: float = 0.001, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_number("sampler 'repeat_factor'", FLAG, 'threshold', threshold, high=1, above=True)
-        counts = np.maximum(np.bincount(self.targets), 1)
-        factors = np.maximum(1, np.sqrt(threshold * len(self.targets) / counts))[self.targets]
+        counts = np.maximum(images_per_class(self.targets), 1)
+        of_class = np.maximum(1, np.sqrt(threshold * len(self.targets) / counts))
+        several = is_label_sets(self.targets)
+        factors = np.maximum(1, (self.targets * of_class).max(axis=1)) if several else of_class[self.targets]
         self.whole = np.floor(factors).astype(np.int64)  # of each image's r, int64 [N]
         self.fraction = factors - self.whole  # what is left of it, float64 [N]
 

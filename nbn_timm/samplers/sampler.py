@@ -9,6 +9,7 @@ import numpy as np
 import torch.utils.data
 
 from nbn_timm.data.classes import ClassCounts
+from nbn_timm.data.label_sets import as_targets, is_label_sets
 from nbn_timm.errors import InputError
 from nbn_timm.key_values import check_types, key_values, refuse_unknown
 from nbn_timm.registry import Registry
@@ -30,16 +31,20 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     A subclass with settings of its own takes them as keywords beside these arguments.
 
     Args:
-        targets: Labels [N] of the training set, in dataset order.
+        targets: Labels [N] of the training set, in dataset order, or its label sets [N, C].
         class_counts: The training set's, for samplers that need it.
         seed: Of the run; the same on every rank.
         rank: Of this process.
         world_size: Number of processes.
         epochs: Of the whole run, for samplers that change over it; None where it is unknown.
+
+    Raises:
+        InputError: There is no image, or an image can be of several classes, which the sampler does not take.
     """
 
     second_stage: str | None = None  # the second stage that teaches the sampler; None for those that do not learn
     balances: ClassVar[bool] = False  # it draws rare classes more often than they occur, by a rule of its own
+    label_sets: ClassVar[bool] = False  # it takes images of several classes too
 
     def __init__(
             self,
@@ -52,7 +57,13 @@ class EpochSampler(torch.utils.data.Sampler[int]):
     ) -> None:
         if len(targets) == 0:
             raise InputError('the training set is empty: check its list or folder')
-        self.targets = np.asarray(targets, dtype=np.int64)
+        self.targets = as_targets(targets)
+        if is_label_sets(self.targets):
+            if not self.label_sets:
+                raise InputError(f"sampler '{_name_of(type(self))}' draws images by their one class, and here an image "
+                                 f'can be of several: give {", ".join(takers_of_label_sets())}')
+            if not self.targets.any():
+                raise InputError('no training image is of any class: check the column of the labels')
         self.class_counts = class_counts
         self.seed = seed
         self.rank = rank
@@ -94,6 +105,15 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
 
 SAMPLERS: Registry[EpochSampler] = Registry('sampler')
+
+
+def takers_of_label_sets() -> list[str]:
+    """Names of the samplers that take images of several classes."""
+    return sorted(name for name, sampler in SAMPLERS.items() if sampler.label_sets)
+
+
+def _name_of(sampler_class: type[EpochSampler]) -> str:
+    return next((name for name, known in SAMPLERS.items() if known is sampler_class), sampler_class.__name__)
 
 
 def register_sampler(name: str) -> Callable[[type[EpochSampler]], type[EpochSampler]]:

@@ -8,9 +8,13 @@ from nbn_timm.samplers.weighted import ClassWeighted
 
 @register_sampler('square_root')
 class SquareRoot(ClassWeighted):
-    """N independent draws: class c with probability proportional to sqrt(n_c), then one of its images uniformly."""
+    """N independent draws: class c with probability proportional to sqrt(n_c), then one of its images uniformly.
+
+    An image of several classes comes as one of each of them, and one of none never.
+    """
 
     balances = True
+    label_sets = True
 
     def class_weights(self, counts: np.ndarray) -> np.ndarray:
         return np.sqrt(counts)

@@ -227,6 +227,8 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         network = network.network
     if record.calibration is not None and (all_experts or record.calibration.use_ema != use_ema):
         record = replace(record, calibration=None)  # it is of other logits
+    if record.thresholds is not None and (all_experts or record.thresholds.use_ema != use_ema):
+        record = replace(record, thresholds=None)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)

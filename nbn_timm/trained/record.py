@@ -14,6 +14,7 @@ from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
 from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
+from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
@@ -60,6 +61,7 @@ class NetworkRecord:
         digest: Of the weights that the record belongs to; None in a checkpoint, which holds them.
         folded: NBN was folded after the training.
         calibration: Temperature that makes probabilities of the logits.
+        thresholds: Of the answers, where an image can be of several classes.
         facts: In words: 'command', 'hardware', 'torch', 'date', as far as they are known.
     """
 
@@ -72,6 +74,7 @@ class NetworkRecord:
     digest: str | None = None
     folded: bool = False
     calibration: FittedTemperature | None = None
+    thresholds: Thresholds | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -99,7 +102,8 @@ class NetworkRecord:
         return cls(
             arguments, checkpoint.get('arch'), classes=None if classes is None else Classes.from_dict(classes),
             epoch=epoch + 1 if isinstance(epoch, int) else None,
-            calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)))
+            calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)),
+            thresholds=Thresholds.from_dict(checkpoint.get(THRESHOLDS)))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str) -> 'NetworkRecord':
@@ -121,6 +125,7 @@ class NetworkRecord:
             data.get('settings') or {}, name=data.get('model'), classes=Classes.from_dict(classes) if classes else None,
             epoch=data.get('epoch'), test=Results.from_dict(test, where) if test else None, digest=data.get(DIGEST),
             folded=bool(data.get('folded')), calibration=FittedTemperature.from_dict(data.get(CALIBRATION)),
+            thresholds=Thresholds.from_dict(data.get(THRESHOLDS)),
             facts={key: str(data[key]) for key in _FACTS if data.get(key) is not None})
 
     def to_dict(self) -> dict[str, Any]:
@@ -130,7 +135,8 @@ class NetworkRecord:
             'class_counts': None if self.classes is None else self.classes.to_dict(),
             'settings': dict(self.arguments) or None, 'epoch': self.epoch, **self.facts,
             'test': None if self.test is None else self.test.to_dict(), 'folded': self.folded or None,
-            CALIBRATION: None if self.calibration is None else self.calibration.to_dict()}
+            CALIBRATION: None if self.calibration is None else self.calibration.to_dict(),
+            THRESHOLDS: None if self.thresholds is None else self.thresholds.to_dict()}
         return {key: value for key, value in entries.items() if value is not None}
 
     def told(self, settings: type[ToldT]) -> ToldT:

@@ -1,19 +1,25 @@
-"""From the logits of an evaluation to a temperature in a checkpoint."""
+"""From the logits of an evaluation to a temperature, or thresholds, in a checkpoint."""
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation import LongTailEvaluator
+from nbn_timm.evaluation import LabelSetEvaluator, LongTailEvaluator
 from nbn_timm.evaluation.predictions import order_of_split
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
+from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.distributed import World
 from nbn_timm.training.run_checkpoint import save_file
 
 
-def gather_logits(evaluator: LongTailEvaluator, world: World, in_turn: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [N, C] and labels [N] of all processes' images, in the order of the split; of the others, their own.
+def gather_logits(
+        evaluator: LongTailEvaluator | LabelSetEvaluator,
+        world: World,
+        in_turn: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [N, C] and targets of all processes' images, in the order of the split; of the others, their own.
 
     For `in_turn` see `order_of_split`.
     """
@@ -31,10 +37,24 @@ def write_calibration(checkpoint: Path, found: FittedTemperature) -> None:
     Raises:
         InputError: It cannot be read or written, or holds weights alone.
     """
-    state = {**read_checkpoint(checkpoint), CALIBRATION: found.to_dict()}
+    _keep(checkpoint, CALIBRATION, found.to_dict(), 'a temperature has no place: give a checkpoint of nbn-train, or '
+          '--temperature to nbn-predict')
+
+
+def write_thresholds(checkpoint: Path, found: Thresholds) -> None:
+    """Keep thresholds in a checkpoint, whole or not at all.
+
+    Raises:
+        InputError: It cannot be read or written, or holds weights alone.
+    """
+    _keep(checkpoint, THRESHOLDS, found.to_dict(), 'thresholds have no place: give a checkpoint of nbn-train, or '
+          '--threshold to nbn-predict')
+
+
+def _keep(checkpoint: Path, key: str, entry: dict[str, Any], refusal: str) -> None:
+    state = {**read_checkpoint(checkpoint), key: entry}
     if 'state_dict' not in state or checkpoint.suffix == '.safetensors':
-        raise InputError(f"'{checkpoint}' is a file of weights alone, in which a temperature has no place: give a "
-                         'checkpoint of nbn-train, or --temperature to nbn-predict')
+        raise InputError(f"'{checkpoint}' is a file of weights alone, in which {refusal}")
     save_file(checkpoint, state)
 
 

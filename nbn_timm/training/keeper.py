@@ -8,7 +8,7 @@ import torch
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
 
-from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation import Result, label_sets
 from nbn_timm.evaluation.result import no_metrics
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.loop import EpochResult
@@ -83,7 +83,7 @@ class Keeper:
             self,
             epoch: int,
             trained: EpochResult,
-            result: EvalResult | None,
+            result: Result | None,
             seconds: Mapping[str, float] | None = None,
     ) -> None:
         """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one.
@@ -101,7 +101,8 @@ class Keeper:
             return
         training: dict[str, Any] = {
             'loss': trained.loss, 'images_per_second': round(trained.images / trained.seconds, 1)}
-        evaluated = result.metrics() if result else None if self.plan.watched is None else no_metrics()
+        unknown = dict.fromkeys(label_sets.METRICS) if self.plan.splits.label_sets else no_metrics()
+        evaluated = result.metrics() if result else None if self.plan.watched is None else unknown
         self.log.write(epoch, training, evaluated, trained.lr, seconds)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
@@ -114,7 +115,7 @@ class Keeper:
             self.log.close()
         self.plan.world.barrier()
 
-    def _metric(self, result: EvalResult | None) -> float | None:
+    def _metric(self, result: Result | None) -> float | None:
         if result is None or self.plan.splits.val is None:
             return None
         return result.metrics()[self.plan.settings.run.eval_metric]

@@ -27,8 +27,11 @@ from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.splits import Known, by_position
 from nbn_timm.datasets import create_splits, with_shifted_test
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation import EvalResult, LongTailEvaluator, RoutingEvaluator, evaluate
+from nbn_timm.evaluation import LabelSetEvaluator, LongTailEvaluator, Result, RoutingEvaluator, evaluate
+from nbn_timm.evaluation.evaluator import Evaluator
+from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.second_stages import SecondStage
@@ -152,32 +155,54 @@ class Plan:
             return RoutingEvaluator(model.multiply_adds(self.input.input_size), *counting)
         return LongTailEvaluator(*counting)
 
-    def evaluate(self, model: nn.Module, dataset: Dataset, evaluator: LongTailEvaluator | None = None) -> EvalResult:
-        """Evaluate a model on a split, by its own evaluator or the given one."""
-        evaluator = evaluator or self.evaluator(unwrap_model(model))
+    def label_set_evaluator(self, thresholds: Thresholds | None = None) -> LabelSetEvaluator:
+        """What judges a model of pictures that can be of several classes."""
+        return LabelSetEvaluator(self.num_classes, self.splits.class_counts, self.world.device, None,
+                                 *self.splits.shot_limits, thresholds)
+
+    def evaluate(self, model: nn.Module, dataset: Dataset, evaluator: Evaluator[Result] | None = None) -> Result:
+        """Evaluate a model on a split, by the given evaluator or the one for the model and the targets."""
+        evaluator = evaluator or (
+            self.label_set_evaluator() if self.splits.label_sets else self.evaluator(unwrap_model(model)))
         precision = self.settings.precision
         return evaluate(model, self.eval_loader(dataset), evaluator, self.world.device, precision.autocast,
                         precision.channels_last, self.world.distributed)
 
     def logits(self, model: nn.Module, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [N, C] and labels [N] of a split in its order; on processes but the first, of their own images."""
-        evaluator = self.evaluator(unwrap_model(model))
-        evaluator.keep_logits()
+        """Logits [N, C] and targets of a split in its order; on processes but the first, of their own images."""
+        evaluator: LongTailEvaluator | LabelSetEvaluator
+        if self.splits.label_sets:
+            evaluator = self.label_set_evaluator()
+        else:
+            evaluator = self.evaluator(unwrap_model(model))
+            evaluator.keep_logits()
         self.evaluate(model, dataset, evaluator)
         return gather_logits(evaluator, self.world, not isinstance(dataset, ShardStream))
 
-    def evaluate_and_keep(self, model: nn.Module, dataset: Dataset) -> tuple[EvalResult, Predictions | None]:
+    def evaluate_and_keep(
+            self,
+            model: nn.Module,
+            dataset: Dataset,
+            thresholds: Thresholds | None = None,
+    ) -> tuple[Result, Predictions | LabelSetPredictions | None]:
         """Evaluate a model on a split, and keep what it says of each picture, in the order of the split.
 
-        On processes but the first, nothing is kept.
+        On processes but the first, nothing is kept. The thresholds are for pictures that can be of several classes.
         """
+        in_turn = not isinstance(dataset, ShardStream)
+        if self.splits.label_sets:
+            judge = self.label_set_evaluator(thresholds)
+            outcome = self.evaluate(model, dataset, judge)
+            logits, sets = gather_logits(judge, self.world, in_turn)
+            kept = LabelSetPredictions(sets.numpy(), logits.numpy()) if self.world.is_primary else None
+            return outcome, kept
         evaluator = self.evaluator(unwrap_model(model))
         evaluator.keep_predictions()
         result = self.evaluate(model, dataset, evaluator)
         found = self.world.gather_to_primary(evaluator.predictions())
         if found is None:
             return result, None
-        return result, Predictions.in_order(found, not isinstance(dataset, ShardStream))
+        return result, Predictions.in_order(found, in_turn)
 
 
 def open_training_data(
@@ -197,7 +222,8 @@ def open_training_data(
     if initial and (classes := checkpoint_record(initial).classes) is not None:
         known = Known(classes, f"checkpoint '{initial}'", binding=stage is not None and stage.keeps_classifier)
     with world.primary_first():
-        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known)
+        splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known,
+                               label_sets=True)
     for evaluated in filter(None, (splits.val, splits.test)):
         check_divisible(evaluated, world.size)  # now, and not when the first epoch has passed
     if initial and known is None:
@@ -210,7 +236,7 @@ def open_training_data(
 
 def check_eval_metric(name: str, splits: Splits) -> None:
     """Refuse to choose checkpoints by the accuracy of a split that has no classes."""
-    shot = name.removeprefix('ece_')
+    shot = name.removeprefix('ece_').removeprefix('map_')
     if splits.val is None or shot not in ('many', 'medium', 'few'):
         return
     if splits.class_counts is None:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draws_validation
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation import EvalResult
+from nbn_timm.evaluation import Result
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
@@ -22,6 +22,7 @@ from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.calibrating import in_words, write_calibration
 from nbn_timm.training.keeper import Keeper
+from nbn_timm.training.label_sets import settle_thresholds
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.run_checkpoint import load_best
@@ -100,7 +101,7 @@ def write_page(
     write_report(folder / REPORT, read_run(folder), groups, dataset, norms, processes)
 
 
-def show_epoch(epoch: int, epochs: int, result: EvalResult | None) -> None:
+def show_epoch(epoch: int, epochs: int, result: Result | None) -> None:
     """Say how an epoch (0-based) went."""
     if result is not None:
         shown = '  '.join(f'{name} {"n/a" if value is None else format(value, ".2f")}'
@@ -152,21 +153,24 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if dataset is None:
         _logger.info('There is no test or validation split, so nothing was evaluated; the run is in %s', folder)
         return
-    calibration = calibrate_run(plan, model, weights)
-    result, predictions = plan.evaluate_and_keep(model, dataset)
+    thresholds = settle_thresholds(plan, model, weights) if splits.label_sets else None
+    calibration = None if splits.label_sets else calibrate_run(plan, model, weights)
+    result, predictions = plan.evaluate_and_keep(model, dataset, thresholds)
     if predictions is None:
         return
     settings = plan.settings
+    answers = {} if thresholds is None else {'thresholds': thresholds.to_dict()}
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
-        precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict())
+        precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
+        **answers)
     predictions.write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
         files.append(f'{split}_per_class.csv')
-    if settings.run.report:
+    if settings.run.report and not splits.label_sets:
         write_page(folder, TrainSettings, model, dataset, plan.world.size)
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),

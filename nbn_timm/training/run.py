@@ -34,6 +34,7 @@ from nbn_timm.training.fit import fit
 from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.gpu import prepare_gpu
 from nbn_timm.training.keeper import Keeper
+from nbn_timm.training.label_sets import for_label_sets
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
 from nbn_timm.training.optim import classifier_rate, create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
@@ -58,6 +59,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     prepare_gpu(settings.gpu, world.device)
 
     stage = build_second_stage(settings)
+    settings = for_label_sets(settings, stage)
     check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
     settings = with_choice(settings, splits)

@@ -16,7 +16,9 @@ from nbn_timm.data.settings import (
 )
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets import dataset_choices, find_dataset, has_validation, reason_unused
+from nbn_timm.evaluation import label_sets
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.evaluation.settings import LabelSetSettings
 from nbn_timm.imbalance.settings import ImbalanceSettings
 from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
@@ -72,7 +74,8 @@ class RunSettings(Settings):
         unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing, stage and attack if unusual')
     resume: str | None = setting(None, "a checkpoint or the folder of a run to go on from, or 'auto': the last one of "
                                  "this run's own folder, if any", metavar='PATH', kind='place')
-    eval_metric: str = setting('top1', 'chooses the best checkpoint', choices=(*METRICS, *FURTHER_METRICS))
+    eval_metric: str = setting('top1', 'chooses the best checkpoint; of pictures of several classes map is the default',
+                               choices=tuple(dict.fromkeys((*METRICS, *FURTHER_METRICS, *label_sets.METRICS))))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
     report: bool = setting(True, 'write report.html when the run ends', kind='machine')
@@ -113,6 +116,7 @@ class TrainSettings(SettingGroups):
     imbalance: ImbalanceSettings = ImbalanceSettings()
     sampler: SamplerSettings = SamplerSettings()
     loss: LossSettings = LossSettings()
+    answers: LabelSetSettings = LabelSetSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
     distillation: DistillationSettings = DistillationSettings()
     adversarial: AdversarialSettings = AdversarialSettings()
@@ -145,6 +149,8 @@ class TrainSettings(SettingGroups):
             return f"has no effect on loss '{values.loss}', which takes one view of each image"
         if name in ('dist_bn', 'sync_bn') and values.world_size == 1:
             return Tolerated('has no effect on one process')  # one command line serves for one and for many
+        if name == 'thresholds' and self.data.dataset and not find_dataset(self.data.dataset).label_sets(self.data):
+            return f'is for pictures of several classes, and those of --dataset {self.data.dataset} are of one here'
         if name == 'imbalance' and values.stage:
             return f'has no effect on --stage {values.stage}'
         if values.device == 'cpu' and self.group_of(name) is GpuSettings:
