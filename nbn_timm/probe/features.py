@@ -1,5 +1,6 @@
 """Features of all images of a split: a pass through the network, kept in a file that no other pass can be taken for."""
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ class FeatureFolder:
 
     def _read(self, path: Path, key: str) -> Features | None:
         """What a file holds; None if it is not there, or damaged or of another key, which is told."""
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         try:
             contents = read_checkpoint(path)
