@@ -13,6 +13,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.files import open_regular
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
@@ -309,9 +310,11 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         InputError: It cannot be read, or holds something else.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG:
+        with open_regular(path) as file:
+            content = file.read(MAX_CONFIG + 1)
+        if len(content) > MAX_CONFIG:
             raise InputError(f"config '{path}' has more than {MAX_CONFIG:,} bytes: give a file of settings")
-        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=PlainLoader)
+        mapping = yaml.load(content.decode('utf-8'), Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise
