@@ -3,6 +3,7 @@ import argparse
 import difflib
 import logging
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -280,7 +281,7 @@ def config_path(name: str) -> Path:
     Raises:
         InputError: There is neither.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')

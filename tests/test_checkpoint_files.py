@@ -278,6 +278,13 @@ def test_names_that_no_file_can_have_are_refused(tmp_path, name):
     assert os.listdir(tmp_path) == ['loop']
 
 
+def test_a_name_that_is_too_long_to_be_read_is_one_sentence(capsys):
+    assert run_cli(lambda argv: Path('x' * 5000).is_file() and None, 'nbn-test') == 1
+    said = capsys.readouterr().err
+    assert said.startswith("nbn-test: error: 'xxx") and said.endswith("xxx' is no file (File name too long): correct "
+                                                                      'the path\n') and len(said) < 600
+
+
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     read: list[str] = []
