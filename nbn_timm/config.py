@@ -3,6 +3,7 @@ import argparse
 import difflib
 import logging
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +14,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.files import open_regular
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
@@ -279,7 +281,7 @@ def config_path(name: str) -> Path:
     Raises:
         InputError: There is neither.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')
@@ -309,9 +311,11 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         InputError: It cannot be read, or holds something else.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG:
+        with open_regular(path) as file:
+            content = file.read(MAX_CONFIG + 1)
+        if len(content) > MAX_CONFIG:
             raise InputError(f"config '{path}' has more than {MAX_CONFIG:,} bytes: give a file of settings")
-        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=PlainLoader)
+        mapping = yaml.load(content.decode('utf-8'), Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise

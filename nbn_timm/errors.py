@@ -89,6 +89,11 @@ def _run(main: Callable[[list[str] | None], None], prog: str) -> int:
             raise
         _say(prog, 'another process of this run has failed, see its message')
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _say(prog, f'{quoted(str(error.filename))} is no file ({error.strerror}): correct the path')
+        return 1
     except SystemExit as end:  # of --help and the like
         if not isinstance(end.code, int | None):
             raise

@@ -44,7 +44,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
     Raises:
         InputError: The file system refused (disk full, no permission); a previous file at `path` is untouched.
     """
-    path = Path(path)
+    path = _destination(path)
     special = _descriptor(path) is not None or (path.exists() and not (path.is_file() or path.is_dir()))
     try:
         if special:
@@ -88,6 +88,21 @@ def _write_into(path: Path, write: Callable[[Path], None]) -> None:
             target = os.dup(descriptor)
         with open(target, 'wb') as there, open(complete, 'rb') as here:
             shutil.copyfileobj(here, there)
+
+
+def _destination(path: str | Path) -> Path:
+    """A path to write to.
+
+    Raises:
+        InputError: No file can be called so.
+    """
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError of a null character
+        if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f'nothing can be written to {quoted(str(path))} '
+                             f'({getattr(error, "strerror", None) or error}): choose another name') from error
+    return Path(path)
 
 
 def _descriptor(path: Path) -> int | None:
@@ -146,7 +161,7 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: 
     Raises:
         InputError: There is a folder with other content, or the file system refused; what was there is untouched.
     """
-    folder = Path(folder)
+    folder = _destination(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file: choose another output folder")
     target = Path(os.path.realpath(folder))

@@ -268,6 +268,23 @@ def test_a_link_and_its_file_stay_what_they_are(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['far', 'fresh', 'link'] and os.listdir(tmp_path / 'far') == ['file']
 
 
+@pytest.mark.parametrize('name', ['x' * 300, 'a\0b', 'loop'])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    (tmp_path / 'loop').symlink_to('loop')
+    for write in (lambda: write_text_atomic(tmp_path / name, 'x'), lambda: write_folder(tmp_path / name, put('x'))):
+        with pytest.raises(InputError, match='nothing can be written to .*: choose another name') as error:
+            write()
+        assert '\0' not in str(error.value)
+    assert os.listdir(tmp_path) == ['loop']
+
+
+def test_a_name_that_is_too_long_to_be_read_is_one_sentence(capsys):
+    assert run_cli(lambda argv: Path('x' * 5000).is_file() and None, 'nbn-test') == 1
+    said = capsys.readouterr().err
+    assert said.startswith("nbn-test: error: 'xxx") and said.endswith("xxx' is no file (File name too long): correct "
+                                                                      'the path\n') and len(said) < 600
+
+
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     read: list[str] = []

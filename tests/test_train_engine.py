@@ -491,6 +491,16 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, files, g
         assert find_resume(resume, tmp_path) is None
 
 
+def test_a_pipe_in_a_run_folder_is_refused_as_writing_into_it_would_wait(tmp_path):
+    os.mkfifo(tmp_path / 'args.yaml')
+    with (pytest.raises(InputError, match="args.yaml' in the run folder is a pipe or a device: remove it"),
+          checkpoints.exclusive_run(tmp_path, World(torch.device('cpu')))):
+        pass
+    (tmp_path / 'args.yaml').unlink()
+    with checkpoints.exclusive_run(tmp_path, World(torch.device('cpu'))):
+        assert (tmp_path / '.lock').exists()
+
+
 def look_for_a_checkpoint(folder: Path) -> None:
     """A rank that looks into a folder that both see, and into one of its own."""
     world = init_world('cpu')

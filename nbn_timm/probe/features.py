@@ -1,5 +1,6 @@
 """Features of all images of a split: a pass through the network, kept in a file that no other pass can be taken for."""
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -245,7 +246,7 @@ class FeatureFolder:
 
     def _read(self, path: Path, key: str) -> Features | None:
         """What a file holds; None if it is not there, or damaged or of another key, which is told."""
-        if not path.exists():
+        if not os.path.exists(path):
             return None
         try:
             contents = read_checkpoint(path)
@@ -253,14 +254,13 @@ class FeatureFolder:
             self.tell(f'{str(error).partition(": get it again")[0]}, so the features are computed again')
             return None
         vectors, labels = contents.get('vectors'), contents.get('labels')
-        whole = isinstance(vectors, torch.Tensor) and isinstance(labels, torch.Tensor) and (
-            vectors.ndim == 3 and vectors.dtype == torch.float32 and labels.dtype == torch.int64
-            and labels.shape == vectors.shape[1:2]
-            and torch.equal(contents.get('key', _as_tensor(key)), _as_tensor(key)))  # earlier versions kept none
-        if not whole:
-            self.tell(f"'{path}' holds other things than these features, so they are computed again")
-            return None
-        return Features(vectors, labels)
+        if (isinstance(vectors, torch.Tensor) and isinstance(labels, torch.Tensor) and vectors.ndim == 3
+                and vectors.dtype == torch.float32 and labels.dtype == torch.int64
+                and labels.shape == vectors.shape[1:2]
+                and torch.equal(contents.get('key', _as_tensor(key)), _as_tensor(key))):  # earlier versions kept none
+            return Features(vectors.clone(), labels.clone())  # in memory as torch aligns it, which sums depend on
+        self.tell(f"'{path}' holds other things than these features, so they are computed again")
+        return None
 
 
 def _as_tensor(key: str) -> torch.Tensor:

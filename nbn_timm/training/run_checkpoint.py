@@ -415,7 +415,7 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
     """Keep other runs out of a folder, and clear away what a kill in the middle of a save has left there.
 
     Raises:
-        InputError: Another run is at work in the folder, or the folder cannot be written.
+        InputError: Another run is at work in the folder, it holds a pipe or a device, or it cannot be written.
     """
     if not world.is_primary:
         yield
@@ -431,6 +431,11 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
         raise InputError(f"the run folder '{folder}' cannot be written ({error.strerror}): choose another --output"
                          ) from error
     try:
+        strange = next((path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())),
+                       None)
+        if strange is not None:  # writing into a pipe would wait for its reader
+            raise InputError(f"'{strange}' in the run folder is a pipe or a device: remove it, or give another "
+                             '--experiment')
         for leftover in folder.glob('.*.tmp'):  # whoever wrote them had this lock, and is dead
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

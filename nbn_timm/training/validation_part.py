@@ -53,8 +53,6 @@ def settle_validation(
 def _settle(data: DataSettings, folder: Path, resume_from: Path | None) -> bool:
     """Put the split file into the folder of the run; false where there is none."""
     own, given = folder / SPLIT_FILE, data.split_file
-    if own.exists() and not own.is_file():
-        raise InputError(f"'{own}', where the run keeps its split, is no file: remove it")
     if resume_from is not None:
         before = checkpoint_record(str(resume_from)).told(DataSettings)
         _refuse_another(data, before, resume_from)
