@@ -40,13 +40,13 @@ from nbn_timm.evaluation import (
 )
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.evaluation.temperature import calibrate
+from nbn_timm.evaluation.temperature import calibrate, temperature_of
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
+from nbn_timm.settings import POSITIVE, SettingGroups, Settings, Values, all_of, flag, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -89,6 +89,10 @@ class EvaluationSettings(Settings):
     save_predictions: str | None = setting(
         None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
         'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
+    temperature: float | None = setting(
+        None, 'divides the logits before the softmax of --save-predictions; 1 leaves them as they are', limits=POSITIVE,
+        metavar='T', unset='as fitted on the validation split, if the network records it, else 1',
+        effect=only_with('save_predictions'))
     fit_temperature: bool = setting(
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
@@ -203,7 +207,12 @@ def validate(settings: ValidateSettings, world: World) -> None:
     if settings.post_hoc.test_agnostic:
         evaluator.keep_hits()
     if settings.evaluation.save_predictions:
-        evaluator.keep_predictions()
+        temperature, about_probabilities = temperature_of(
+            trained.record.calibration, settings.evaluation.temperature,
+            next((flag(name) for name in ('tau_norm', 'logit_adjustment') if settings.values()[name]), None))
+        evaluator.keep_predictions(temperature)
+        if world.is_primary:
+            print(f"'{settings.evaluation.save_predictions}': {about_probabilities}", flush=True)
     in_turn = not isinstance(dataset, ShardStream)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,

@@ -32,6 +32,7 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import TOP_K, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
+from nbn_timm.evaluation.temperature import temperature_of
 from nbn_timm.files import atomic_write
 from nbn_timm.models._pretrained import shipped_names
 from nbn_timm.models.create import check_input_size
@@ -283,7 +284,8 @@ def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, t
         raise InputError(f"--logit-adjustment needs the training images per class, which '{settings.network.model}' "
                          'does not record: give --class-counts FILE')
     check_input_size(trained.model, trained.name, trained.input.input_size)
-    temperature, about = temperature_of(trained, settings.answer.temperature, bool(tau))
+    temperature, about = temperature_of(trained.record.calibration, settings.answer.temperature,
+                                        '--logit-adjustment' if tau else None)
     top_classes = TopClasses(class_names(trained), counts, settings.answer.topk,
                              logit_offset(counts, tau) if counts else None, temperature)
     height, width = trained.input.input_size[1:]
@@ -291,20 +293,6 @@ def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, t
              + (f'from {counts.source}' if counts else 'not known'))
     unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(trained.model))
     return trained, top_classes, (first, about, *trained.notes, *unfolded)
-
-
-def temperature_of(trained: TrainedModel, asked: float | None, adjusted: bool) -> tuple[float, str]:
-    """The temperature of the softmax, and a sentence on it."""
-    fitted = trained.record.calibration
-    if asked is not None:
-        return asked, f'probabilities by temperature {asked:g}, as asked for'
-    if fitted is None:
-        return 1.0, ('probabilities are not calibrated: the model records no temperature (nbn-validate --split val '
-                     '--fit-temperature fits one)')
-    if adjusted:
-        return 1.0, 'probabilities are not calibrated: the temperature was fitted without --logit-adjustment'
-    return fitted.temperature, (f'probabilities by temperature {fitted.temperature:.3f}, fitted on {fitted.images:,} '
-                                f'images of the {"validation" if fitted.split == "val" else fitted.split} split')
 
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:
