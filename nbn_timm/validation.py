@@ -49,14 +49,14 @@ from nbn_timm.evaluation import (
 from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.evaluation.temperature import calibrate
+from nbn_timm.evaluation.temperature import calibrate, temperature_of
 from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
+from nbn_timm.settings import POSITIVE, SettingGroups, Settings, Values, all_of, flag, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -99,6 +99,10 @@ class EvaluationSettings(Settings):
     save_predictions: str | None = setting(
         None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
         'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
+    temperature: float | None = setting(
+        None, 'divides the logits before the softmax of --save-predictions; 1 leaves them as they are', limits=POSITIVE,
+        metavar='T', unset='as fitted on the validation split, if the network records it, else 1',
+        effect=only_with('save_predictions'))
     fit_temperature: bool = setting(
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
@@ -211,7 +215,9 @@ def validate(settings: ValidateSettings, world: World) -> None:
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
     if isinstance(evaluator, LongTailEvaluator):
-        look_at(settings, evaluator)
+        about_probabilities = look_at(settings, trained, evaluator)
+        if about_probabilities and world.is_primary:
+            print(f"'{settings.evaluation.save_predictions}': {about_probabilities}", flush=True)
     in_turn = not isinstance(dataset, ShardStream)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
@@ -415,7 +421,8 @@ def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
         InputError: There is something.
     """
     evaluation, post_hoc = settings.evaluation, settings.post_hoc
-    for_one = {'--fit-temperature': evaluation.fit_temperature, '--tau-norm': post_hoc.tau_norm is not None,
+    for_one = {'--fit-temperature': evaluation.fit_temperature,
+               '--temperature': evaluation.temperature is not None, '--tau-norm': post_hoc.tau_norm is not None,
                '--test-agnostic': post_hoc.test_agnostic,
                '--logit-adjustment': bool(settings.adjustment.logit_adjustment),
                '--attack': bool(settings.attack.attack)}
@@ -427,14 +434,19 @@ def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
                          f'{settings.data.dataset} here: leave it out')
 
 
-def look_at(settings: ValidateSettings, evaluator: LongTailEvaluator) -> None:
-    """Let an evaluator keep what the settings ask for beside its counts."""
+def look_at(settings: ValidateSettings, trained: TrainedModel, evaluator: LongTailEvaluator) -> str | None:
+    """Let an evaluator keep what the settings ask for beside its counts; a sentence on kept probabilities, if any."""
     if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
         evaluator.keep_logits()
     if settings.post_hoc.test_agnostic:
         evaluator.keep_hits()
-    if settings.evaluation.save_predictions:
-        evaluator.keep_predictions()
+    if not settings.evaluation.save_predictions:
+        return None
+    temperature, about = temperature_of(
+        trained.record.calibration, settings.evaluation.temperature,
+        next((flag(name) for name in ('tau_norm', 'logit_adjustment') if settings.values()[name]), None))
+    evaluator.keep_predictions(temperature)
+    return about
 
 
 def describe(

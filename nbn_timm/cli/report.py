@@ -181,6 +181,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
         'checkpoint': str(checkpoint), 'split': run.split, 'results_file': str(work / f'{run.split}.json'),
         'per_class_file': str(work / f'{run.split}_per_class.csv'), 'workers': 0,
         'save_predictions': str(work / f'{run.split}_predictions.npz'), 'use_ema': bool(run.results.get('use_ema')),
+        'temperature': 1.0,  # as the numbers of a run are
         **({'data_dir': settings.data_dir} if settings.data_dir else {}),
         **({'device': settings.device} if settings.device else {})}
     print(f"evaluating '{checkpoint}' on {world.device.type}", flush=True)

@@ -32,7 +32,11 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     assert stage is None or isinstance(stage, TrainedSecondStage)
     check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
     mixing = chosen_mixing(settings, stage)
-    name = settings.loss.loss
+    name, frozen, epochs = settings.loss.loss, settings.start.freeze_epochs, settings.schedule.epochs
+    if stage is None and frozen >= epochs:
+        raise InputError(f'--freeze-epochs {frozen} leaves none of the {epochs} --epochs for the rest of the network: '
+                         'give --freeze backbone if the classifier alone is to learn, else fewer, such as '
+                         '--freeze-epochs 0, or more --epochs')
     if stage is None or stage.loss() is None:
         check_loss_settings(name, loss_settings(settings, mixing is not None))
     if settings.optimizer.sam_rho and settings.precision.autocast is torch.float16:
@@ -87,16 +91,11 @@ def check_adversarial(settings: TrainSettings, stage: SecondStage | None, mixing
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
     loss, sampler = settings.loss.loss, settings.sampler.sampler
-    start, epochs = settings.start, settings.schedule.epochs
-    told = []
-    if start.freeze_epochs >= epochs:
-        told = [f'--freeze-epochs {start.freeze_epochs} lasts as long as --epochs {epochs}, so the classifier alone '
-                'will learn.']
     if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
-        return told
+        return []
     if not (balances_classes(loss) and SAMPLERS[sampler].balances):
-        return told
-    return [*told, f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
+        return []
+    return [f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
             'twice and frequent ones may be lost: leave out one of the two.']
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from nbn_timm.data.val_split import SPLIT_FILE
-from nbn_timm.datasets import draws_validation
+from nbn_timm.datasets import draws_validation, has_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import Result
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
@@ -75,15 +75,21 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
     if optimizer.lr_base and start_epoch is not None:
         lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '
                      f'{optimizer.lr_base:g} for {optimizer.lr_base_size} images per update ({optimizer.scale()}).')
-    run, validated = settings.run, plan.splits.val is not None
-    if run.watch_test and validated:
-        lines.append('--watch-test has no effect here, since there is a validation split.')
-    if settings.schedule.patience and not validated and start_epoch is not None:
-        lines.append('--patience has no effect here, since there is no validation split.')
-    if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
-        lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
+    if has_validation(settings.data) is None:  # else it has been told
+        lines += _unwatched(settings, plan.splits.val is not None, start_epoch is not None)
     lines += filter(None, [settings.precision.advice(plan.world.device)])
     _logger.info('\n'.join(lines))
+
+
+def _unwatched(settings: TrainSettings, validated: bool, trains: bool) -> list[str]:
+    """Settings that have no effect for what the data have shown: there is a validation split, or there is none."""
+    run, none = settings.run, 'since there is no validation split'
+    found = {
+        '--watch-test': run.watch_test and validated and 'since there is a validation split',
+        '--patience': settings.schedule.patience and trains and not validated and none,
+        '--eval-metric': run.eval_metric != type(run).eval_metric and trains and not validated
+        and f'{none} to choose a checkpoint by'}
+    return [f'{name} has no effect here, {reason}.' for name, reason in found.items() if reason]
 
 
 def write_page(
