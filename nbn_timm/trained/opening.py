@@ -20,6 +20,7 @@ from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
 from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.tuning import TuneSettings, apply_tuning, with_head
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_second_stages
 from nbn_timm.settings import Settings, setting
@@ -207,7 +208,12 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         'the architecture with it')
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = restore_second_stages(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), weights)
+    network: Any = create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs)
+    if record.model == name:
+        tuning = record.told(TuneSettings)
+        network = with_head(network, tuning.head, tuning.head_kwargs)
+        network = apply_tuning(network, tuning.tune, tuning.tune_kwargs)
+    network = restore_second_stages(network, weights)
     load_weights(network, path, use_ema)
     if all_experts:
         if not isinstance(network, RoutedExperts):
