@@ -41,6 +41,7 @@ from nbn_timm.evaluation import (
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.evaluation.temperature import calibrate
+from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.settings import ModelSettings
@@ -91,7 +92,7 @@ class EvaluationSettings(Settings):
     fit_temperature: bool = setting(
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
-                                           not_with('logit_adjustment')))
+                                           not_with('logit_adjustment'), not_with('test_views')))
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
@@ -111,6 +112,7 @@ class ValidateSettings(SettingGroups):
     form: FoldSettings = FoldSettings()
     adjustment: AdjustmentSettings = AdjustmentSettings()
     post_hoc: PostHocSettings = PostHocSettings()
+    views: ViewSettings = ViewSettings()
     data: DataSettings = DataSettings()
     shots: ShotSettings = ShotSettings()
     input: InputSettings = InputSettings()
@@ -186,10 +188,13 @@ def validate(settings: ValidateSettings, world: World) -> None:
                                 world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
+    if settings.views.test_views:
+        model = MeanOfViews(model, settings.views.number)
     loader = create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype,
+        transform=crop_transform(settings.views, input_format), views=settings.views.number)
     if world.is_primary:
         described = [f'{key:<17}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
@@ -314,6 +319,9 @@ def build_evaluator(
     few = few if shots.few_shot is None else shots.few_shot
     counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
+        if settings.views.test_views:
+            raise InputError('--test-views is for one forward pass, and this network asks experts in turn: add '
+                             '--all-experts')
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
     return LongTailEvaluator(*counting)
 
@@ -334,6 +342,8 @@ def describe(
         'folded': settings.form.fuse,
         'routed': isinstance(trained.model, RoutedExperts),
         'tau_norm': settings.post_hoc.tau_norm,
+        **({'views': f'{settings.views.test_views}, {settings.views.test_views_expand} pixels more'}
+           if settings.views.test_views else {}),
         'logit_adjustment': settings.adjustment.logit_adjustment,
         'dataset': settings.data.dataset,
         'split': settings.evaluation.split,
