@@ -51,6 +51,7 @@ from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.evaluation.temperature import calibrate, temperature_of
 from nbn_timm.evaluation.thresholds import Thresholds
+from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
@@ -106,7 +107,7 @@ class EvaluationSettings(Settings):
     fit_temperature: bool = setting(
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
-                                           not_with('logit_adjustment')))
+                                           not_with('logit_adjustment'), not_with('test_views')))
     fit_thresholds: bool = setting(
         False, 'of images that can be of several classes: choose the thresholds with the greatest F1 on the images of '
         '--split val, and keep them in the checkpoint', effect=all_of(only_with('checkpoint'),
@@ -130,6 +131,7 @@ class ValidateSettings(SettingGroups):
     form: FoldSettings = FoldSettings()
     adjustment: AdjustmentSettings = AdjustmentSettings()
     post_hoc: PostHocSettings = PostHocSettings()
+    views: ViewSettings = ViewSettings()
     attack: AttackSettings = AttackSettings()
     data: DataSettings = DataSettings()
     shots: ShotSettings = ShotSettings()
@@ -208,6 +210,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
     evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
+    if settings.views.test_views:
+        model = MeanOfViews(model, settings.views.number)
     loader = build_loader(settings, dataset, input_format, world)
     if world.is_primary:
         described = [f'{key:<17}{value}' for key, value in about.items()]
@@ -341,6 +345,9 @@ def build_evaluator(
         return LabelSetEvaluator(model.num_classes, class_counts, device, None, many, few, trained.record.thresholds)
     counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
+        if settings.views.test_views:
+            raise InputError('--test-views is for one forward pass, and this network asks experts in turn: add '
+                             '--all-experts')
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
     return LongTailEvaluator(*counting)
 
@@ -350,7 +357,8 @@ def build_loader(settings: ValidateSettings, dataset: Dataset, input_format: Dat
     return create_eval_loader(
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype,
+        transform=crop_transform(settings.views, input_format), views=settings.views.number)
 
 
 def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Dataset) -> None:
@@ -366,6 +374,8 @@ def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Data
     if torch.float16 in (settings.precision.dtype, settings.precision.autocast):
         raise InputError('--attack in float16 would find no way where small gradients become 0, and the network would '
                          'look robust: give bfloat16, or leave it out')
+    if settings.views.test_views:
+        raise InputError('--attack changes one view of a picture: leave out --test-views')
     if settings.attack.attack_images and isinstance(dataset, IterableDataset):
         raise InputError(f'{settings.data.dataset} is a stream, of which no part can be taken: leave out '
                          '--attack-images')
@@ -444,7 +454,7 @@ def look_at(settings: ValidateSettings, trained: TrainedModel, evaluator: LongTa
         return None
     temperature, about = temperature_of(
         trained.record.calibration, settings.evaluation.temperature,
-        next((flag(name) for name in ('tau_norm', 'logit_adjustment') if settings.values()[name]), None))
+        next((flag(name) for name in ('tau_norm', 'logit_adjustment', 'test_views') if settings.values()[name]), None))
     evaluator.keep_predictions(temperature)
     return about
 
@@ -465,6 +475,8 @@ def describe(
         'folded': settings.form.fuse,
         'routed': isinstance(trained.model, RoutedExperts),
         'tau_norm': settings.post_hoc.tau_norm,
+        **({'views': f'{settings.views.test_views}, {settings.views.test_views_expand} pixels more'}
+           if settings.views.test_views else {}),
         'logit_adjustment': settings.adjustment.logit_adjustment,
         'dataset': settings.data.dataset,
         'split': settings.evaluation.split,

@@ -20,7 +20,8 @@ from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
 from nbn_timm.models import MultiExpert
 from nbn_timm.models.create import init_by_torch
 from nbn_timm.models.settings import StartSettings
-from nbn_timm.models.transfer import start_model
+from nbn_timm.models.transfer import find_weights, load_pretrained_file, start_model
+from nbn_timm.models.tuning import TuneSettings, apply_tuning, has_adapters, learn_only_tuned, with_head
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
@@ -75,13 +76,19 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     own_run = start.initial_checkpoint
     goes_on = own_run if stage is not None else None  # with the very network
     file = None if goes_on else own_run or start.pretrained_path
+    rows = _rows_kept(own_run, splits) if own_run and not goes_on else None
+    tuned = file is not None and (own_run is not None and _is_tuned(own_run) or has_adapters(find_weights(file)))
     with world.primary_first():
         model, notes = start_model(
-            of_model.model, num_classes, file, _rows_kept(own_run, splits) if own_run and not goes_on else None,
+            of_model.model, num_classes, None if tuned else file, rows,
             pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
             drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
     splits.notes.extend(notes)
+    tuning = settings.tuning
+    model = apply_tuning(with_head(model, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
+    if tuned and file is not None and (told := load_pretrained_file(model, file, rows)) and rows != ():
+        splits.notes.append(f"'{file}' gives {told}")
     if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
         init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
     if goes_on:
@@ -99,8 +106,16 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
         model = convert_sync_batchnorm(model)
     if start.grad_checkpointing:
         checkpoint_gradients(model, of_model.model)
+    if tuning.tune and stage is None:
+        learn_only_tuned(model, tuning.tune, tuning.tune_kwargs)
     model.to(world.device, settings.precision.dtype)
     return model.to(memory_format=torch.channels_last) if settings.precision.channels_last else model
+
+
+def _is_tuned(file: str) -> bool:
+    """Whether a checkpoint is of a network into which parameters or another classifier were put."""
+    record = checkpoint_record(file).told(TuneSettings)
+    return bool(record.tune or record.head)
 
 
 def _rows_kept(file: str, splits: Splits) -> list[tuple[int, int]] | None:

@@ -16,6 +16,7 @@ from nbn_timm.evaluation import Result
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
+from nbn_timm.models.tuning import AdapterFile, save_adapter
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
@@ -31,6 +32,7 @@ from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
 REPORT = 'report.html'
+ADAPTER_FILE = 'adapter.safetensors'
 
 _logger = logging.getLogger(__name__)
 
@@ -139,10 +141,24 @@ def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> N
         weights = EvaluatedWeights(LAST, epochs, epochs)
     divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
     files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    if keep_adapter(plan, unwrap_model(model)):
+        files.append(ADAPTER_FILE)
     if settings.imbalance.imbalance:
         weights = adjusted(plan, model, weights)
         files += [weights.file] if weights.file == ADJUSTED else []
     report_on(plan, model, weights, files)
+
+
+def keep_adapter(plan: Plan, model: nn.Module) -> bool:
+    """Write what a run with --tune has trained as a file that goes onto the plain network; returns whether it did."""
+    settings, tuning = plan.settings, plan.settings.tuning
+    if tuning.tune is None or settings.model.add_nbn or settings.second_stage.stage:
+        return False
+    if plan.world.is_primary:
+        save_adapter(model, plan.folder / ADAPTER_FILE, AdapterFile(
+            settings.model.model, plan.num_classes, tuning.tune, tuning.tune_kwargs, tuning.head, tuning.head_kwargs,
+            {**settings.input.as_model_kwargs(), **settings.model.model_kwargs}))
+    return True
 
 
 def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Collection[str]) -> None:

@@ -24,6 +24,7 @@ from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
 from nbn_timm.models.settings import ModelSettings, StartSettings
+from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.samplers.settings import SamplerSettings
 from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.second_stages.settings import SecondStageSettings
@@ -112,6 +113,7 @@ class TrainSettings(SettingGroups):
     input: InputSettings = InputSettings()
     model: ModelSettings = ModelSettings()
     start: StartSettings = StartSettings()
+    tuning: TuneSettings = TuneSettings()
     batch: BatchSettings = BatchSettings()
     imbalance: ImbalanceSettings = ImbalanceSettings()
     sampler: SamplerSettings = SamplerSettings()
@@ -208,6 +210,7 @@ class TrainSettings(SettingGroups):
               (name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL)),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
             *([self.second_stage.stage] if self.second_stage.stage else []),
+            *([self.tuning.tune] if self.tuning.tune else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
             *([f'adv-{self.adversarial.adversarial}'] if self.adversarial.adversarial else []),
         ]
