@@ -23,6 +23,7 @@ class _Traits(NamedTuple):
     views: int
     slow_views: int
     balances: bool
+    streams: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -38,6 +39,7 @@ def register_loss(
         views: int = 1,
         slow_views: int = 0,
         balances: bool = False,
+        streams: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -63,11 +65,14 @@ def register_loss(
             gradient; the loss has its `momentum`.
         balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
             do so twice.
+        streams: It is called with the logits of each branch [B, 2, C], of two streams of images, and the labels [B, 2]
+            of both. `train.py` asks for `--second-stream` and a network of two branches.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        deferrable_here = deferrable and not experts and views == 1 and not hasattr(loss_class, 'prepare')
-        _TRAITS[name] = _Traits(experts, features, soft_targets, deferrable_here, views, slow_views, balances)
+        deferrable_here = deferrable and not (experts or streams) and views == 1 and not hasattr(loss_class, 'prepare')
+        _TRAITS[name] = _Traits(
+            experts, features, soft_targets, deferrable_here, views, slow_views, balances, streams)
         return loss_class
     return register
 
@@ -100,6 +105,11 @@ def number_of_slow_views(name: str) -> int:
 def balances_classes(name: str) -> bool:
     """Whether the loss of that name makes classes count alike."""
     return _TRAITS[name].balances
+
+
+def takes_streams(name: str) -> bool:
+    """Whether the loss of that name is called with the logits of two branches on two streams, [B, 2, C]."""
+    return _TRAITS[name].streams
 
 
 def is_deferrable(name: str) -> bool:

@@ -108,11 +108,13 @@ class Mixing(ABC):
     Attributes:
         settings: The group with the method's settings.
         switches: Those of its settings that turn it on by being above 0.
+        soft: It gives soft targets [B, C]; else labels [B, 2], of two streams.
         uses: Of the settings that several methods have in common, those that have an effect on this one.
     """
 
     settings: ClassVar[type[Settings]]
     switches: ClassVar[tuple[str, ...]]
+    soft: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ('mixup_prob', 'mixup_off_epoch')
 
     def __init__(

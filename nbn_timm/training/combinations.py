@@ -4,7 +4,7 @@ from typing import Any
 import torch
 
 from nbn_timm.errors import InputError
-from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets
+from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets, takes_streams
 from nbn_timm.losses.loss import check_loss_settings
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
@@ -33,7 +33,7 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     mixing = chosen_mixing(settings, stage)
     name = settings.loss.loss
     if stage is None or stage.loss() is None:
-        check_loss_settings(name, loss_settings(settings, mixing is not None))
+        check_loss_settings(name, loss_settings(settings, mixing is not None and MIXINGS[mixing].soft))
     if settings.optimizer.sam_rho and settings.precision.autocast is torch.float16:
         raise InputError('--sam-rho does not go with float16, whose scaled gradients have another length: give '
                          '--amp-dtype bfloat16, or leave it out')
@@ -46,11 +46,12 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')
-    features, views = takes_features(name), number_of_views(name) > 1
+    taken = ('features' if takes_features(name) else 'several views of an image' if number_of_views(name) > 1 else
+             'two streams of images' if takes_streams(name) else None)
     for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
-        if given and (features or views):
-            raise InputError(f"loss '{name}' takes {'features' if features else 'several views of an image'}, which "
-                             f'training with {other} does not hand on: leave out {other}, or give another --loss')
+        if given and taken:
+            raise InputError(f"loss '{name}' takes {taken}, which training with {other} does not hand on: leave out "
+                             f'{other}, or give another --loss')
 
 
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
@@ -77,16 +78,25 @@ def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = No
     """
     chosen = {name: method.switched_on(settings.methods[name]) for name, method in MIXINGS.items()}
     chosen = {name: switches for name, switches in chosen.items() if switches}
+    loss = settings.loss.loss
+    if takes_streams(loss) and 'second_stream' not in chosen:
+        raise InputError(f"loss '{loss}' takes two streams of images: give the sampler of the second one, as "
+                         '--second-stream reverse')
     if not chosen or (stage is not None and not stage.takes_mixing):
         return None
     switches = [flag(on[0]) for on in chosen.values()]
     if len(chosen) > 1:
         raise InputError(f'{switches[0]} and {switches[1]} cannot mix the same batch: leave one of them out')
-    if not takes_soft_targets(settings.loss.loss):
-        raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
+    if 'second_stream' in chosen:
+        if not takes_streams(loss):
+            raise InputError(f"--second-stream is for a loss that takes two streams of images, and '{loss}' takes one: "
+                             'leave it out, or give --loss bbn')
+        return 'second_stream'
+    if not takes_soft_targets(loss):
+        raise InputError(f"loss '{loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
                          'give another --loss')
-    if number_of_views(settings.loss.loss) > 1:
-        raise InputError(f"loss '{settings.loss.loss}' takes several views of an image, which are not mixed: leave out "
+    if number_of_views(loss) > 1:
+        raise InputError(f"loss '{loss}' takes several views of an image, which are not mixed: leave out "
                          f'{switches[0]}, or give another --loss')
     return next(iter(chosen))
 
