@@ -97,6 +97,14 @@ def write_text_atomic(path: str | Path, text: str) -> None:
     atomic_write(path, write)
 
 
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write `content`, whole or not at all."""
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    atomic_write(path, write)
+
+
 def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: Collection[str] = ()) -> None:
     """Write a folder through a temporary neighbour, so that it appears whole or not at all.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
@@ -147,6 +148,9 @@ class Mixing(ABC):
     @abstractmethod
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix a batch."""
+
+    def connect(self, network: nn.Module) -> None:  # noqa: B027  # most methods change what the network is given
+        """Get to know the network, on its device, before it is compiled or spread over processes."""
 
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch` (0-based); the generators must have been reseeded."""

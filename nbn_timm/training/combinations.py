@@ -37,6 +37,12 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.optimizer.sam_rho and settings.precision.autocast is torch.float16:
         raise InputError('--sam-rho does not go with float16, whose scaled gradients have another length: give '
                          '--amp-dtype bfloat16, or leave it out')
+    if mixing == 'manifold_mixup':
+        for other, given in (('--sam-rho', settings.optimizer.sam_rho), ('--cuda-graphs', settings.gpu.cuda_graphs),
+                             ('--torchcompile', settings.precision.torchcompile)):
+            if given:
+                raise InputError(f'--manifold-mixup mixes within the network, once for a batch, which {other} does not '
+                                 'allow: leave one of them out')
     if settings.average.swa_epochs > settings.schedule.epochs:
         raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
                          '--epochs of the run: give fewer')
@@ -48,8 +54,8 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
                          '--model-ema')
     taken = ('features' if takes_features(name) else 'several views of an image' if number_of_views(name) > 1 else
              'two streams of images' if takes_streams(name) else None)
-    for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
-        if given and taken:
+    for other, there in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
+        if there and taken:
             raise InputError(f"loss '{name}' takes {taken}, which training with {other} does not hand on: leave out "
                              f'{other}, or give another --loss')
 
