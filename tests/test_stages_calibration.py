@@ -1,4 +1,4 @@
-"""MARC and DisAlign against their authors' code on one set of features, and what becomes of their parts.
+"""MARC, DisAlign and H2T against their authors' code on one set of features, and what becomes of their parts.
 
 The figures are values and gradients of the authors' own classes in float64 on the inputs below: MARC `MARCLinear` and
 `GRWCrossEntropyLoss` of microsoft/robustlearn (marc), commit 31580cd; DisAlign `DisAlignLinear` and
@@ -18,6 +18,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.losses import create_loss
 from nbn_timm.second_stages import create_second_stage, restore_second_stages
 from nbn_timm.second_stages.disalign import AlignedLinear, DisAlign
+from nbn_timm.second_stages.h2t import fused
 from nbn_timm.second_stages.marc import CalibratedClassifier
 
 pytestmark = pytest.mark.fast
@@ -108,6 +109,41 @@ def test_what_is_trained_and_what_the_result_is(name):
         again = restore_second_stages(timm.create_model(name, num_classes=6, num_blocks=1), finished.state_dict())
         again.load_state_dict(finished.state_dict())
         torch.testing.assert_close(again.eval()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('share, value, norm, entry', [
+    (0.25, 1.6979436808031232, 0.07456071060715881, 0.006370459562914297),
+    (0.5, 1.6714797170575046, 0.07456151433305334, 0.0068561425562296205)])
+def test_h2t_is_its_authors(share, value, norm, entry):
+    """Value and gradient of cross-entropy on maps that `H2T` of Keke921/H2T, commit 3dafa70, has fused, in float64."""
+    maps, others = wave(4, 8, 2, 2, phase=0.3), wave(4, 8, 2, 2, phase=1.9)
+    weight = wave(5, 8, phase=0.6).requires_grad_()
+    torch.manual_seed(0)
+    together = fused(maps, others, share)
+    replaced = [channel for channel in range(8) if not torch.equal(together[:, channel], maps[:, channel])]
+    assert len(replaced) == int(share * 8) and torch.equal(together[:, replaced], others[:, replaced])
+    logits = together.mean(dim=(2, 3)) @ weight.T + wave(5, phase=0.1)
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor([4, 3, 0, 1]))
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-12)
+    assert weight.grad.norm().item() == pytest.approx(norm, rel=1e-12)
+    assert weight.grad[0, 0].item() == pytest.approx(entry, rel=1e-12)
+
+
+def test_h2t_puts_the_maps_of_the_other_images_before_the_pooling():
+    torch.manual_seed(0)
+    model = timm.create_model('resnet20', num_classes=6, num_blocks=1).eval()
+    stage = create_second_stage('h2t', share=1.0)
+    assert stage.trained(stage.prepare(model)) is model.fc
+    images, others = torch.randn(3, 3, 16, 16), torch.randn(4, 3, 16, 16)
+    stage.stream = iter([(others, torch.zeros(4))])
+    with stage.batch(model, torch.zeros(3)):
+        torch.testing.assert_close(model(images), model.fc(model.forward_features(others[:3]).mean(dim=(2, 3))))
+    torch.testing.assert_close(model(images), model.fc(model.forward_features(images).mean(dim=(2, 3))))
+    with pytest.raises(InputError, match='pools no maps before its classifier'):
+        stage.prepare(timm.create_model('test_vit', num_classes=6))
+    with pytest.raises(InputError, match='share=1.5: give a number from 0 to 1'):
+        create_second_stage('h2t', share=1.5)
 
 
 def test_what_they_are_not_for():

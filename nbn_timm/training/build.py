@@ -14,10 +14,17 @@ from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, number_of_slow_views, number_of_views, takes_experts, takes_features
+from nbn_timm.losses import (
+    create_loss,
+    number_of_slow_views,
+    number_of_views,
+    takes_experts,
+    takes_features,
+    takes_streams,
+)
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
-from nbn_timm.models import MultiExpert
+from nbn_timm.models import MultiExpert, ResNetCifarBbn
 from nbn_timm.models.create import init_by_torch
 from nbn_timm.models.settings import StartSettings
 from nbn_timm.models.transfer import find_weights, load_pretrained_file, start_model
@@ -100,6 +107,11 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
             raise InputError(f"loss '{loss}' is for the experts of a network, and '{of_model.model}' has none: "
                              "give --model with _ride or _shike in its name, or another --loss")
         model.set_expert_logits()
+    if takes_streams(loss):
+        if not isinstance(model, ResNetCifarBbn):
+            raise InputError(f"loss '{loss}' is for a network of two branches, and '{of_model.model}' is none: give "
+                             '--model resnet32_bbn, or another --loss')
+        model.set_branch_logits()
     if settings.processes.sync_bn:
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
@@ -256,7 +268,8 @@ def check_lone_loss(settings: TrainSettings, world: World) -> None:
 def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
     name = settings.loss.loss
-    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixing is not None))
+    mixed = mixing is not None and mixing.soft
+    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixed))
     if isinstance(loss, DeferredLoss) and loss.start_epoch >= settings.schedule.epochs:
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)

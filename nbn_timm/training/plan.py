@@ -22,6 +22,7 @@ from nbn_timm.data import (
     keep_in_memory,
 )
 from nbn_timm.data.loader import check_divisible
+from nbn_timm.data.more_train import with_more_pictures
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.splits import Known, by_position
@@ -231,6 +232,7 @@ def open_training_data(
     if world.is_primary:
         splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
+    splits = with_more_pictures(settings.more_train, splits)
     return with_shifted_test(settings.data, splits, splits.class_counts)
 
 

@@ -79,6 +79,8 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     drop_last = settings.batch.drop_last
     updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
+    if mixing is not None:
+        mixing.connect(model)
     resize = build_progressive_size(
         settings.progressive, settings.schedule.epochs, plan.input.input_size, model, settings.model.model)
     task = build_task(plan, model, mixing, stage)

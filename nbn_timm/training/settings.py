@@ -6,6 +6,7 @@ from typing import ClassVar
 from nbn_timm import timm_flags
 from nbn_timm.adversarial.settings import AdversarialSettings
 from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data.more_train import MoreTrainSettings
 from nbn_timm.data.settings import (
     AugmentSettings,
     DataSettings,
@@ -110,6 +111,7 @@ class TrainSettings(SettingGroups):
     run: RunSettings = RunSettings()
     keeping: KeepingSettings = KeepingSettings()
     data: DataSettings = DataSettings()
+    more_train: MoreTrainSettings = MoreTrainSettings()
     input: InputSettings = InputSettings()
     model: ModelSettings = ModelSettings()
     start: StartSettings = StartSettings()
