@@ -430,6 +430,9 @@ def _from_record(data: Any, source: str) -> Classes:
             raise KeyError('counts')
         if isinstance(names, str):
             raise TypeError('names are no list')
+        strange = [type(name).__name__ for name in names or () if not isinstance(name, str | int | float)]
+        if strange:
+            raise TypeError(f'a {strange[0]} is no name of a class')
         numbers = None if counts is None else _whole_numbers(counts)
         return Classes(numbers, tuple(map(str, names or label_names(len(numbers or ())))), source)
     except (AttributeError, KeyError, TypeError) as error:
