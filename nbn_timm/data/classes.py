@@ -481,6 +481,9 @@ def _from_record(data: Any, source: str) -> Classes:
             raise KeyError('counts')
         if isinstance(names, str):
             raise TypeError('names are no list')
+        strange = [type(name).__name__ for name in names or () if not isinstance(name, str | int | float)]
+        if strange:
+            raise TypeError(f'a {strange[0]} is no name of a class')
         numbers = None if counts is None else _whole_numbers(counts)
         images = data.get('images')
         of_sets = data.get('label_sets') is True
