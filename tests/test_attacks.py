@@ -69,7 +69,7 @@ def test_every_attack_stays_in_its_bound_and_makes_errors(name):
     net, (pixels, _, noise) = network(), pictures()
     target = net(pixels).argmax(dim=1)
     generators = torch.random.get_rng_state()
-    changed = create_attack(name, Bound(0.05, 0.02))(net, pixels, target, noise)
+    changed = create_attack(name if name == 'fgsm' else f'{name}5', Bound(0.05, 0.02))(net, pixels, target, noise)
     assert torch.equal(torch.random.get_rng_state(), generators)
     assert (changed - pixels).abs().max() <= 0.05 + 1e-6 and 0 <= changed.min() and changed.max() <= 1
     assert not changed.requires_grad
@@ -150,7 +150,7 @@ def test_start_and_accuracy_do_not_depend_on_batches_or_processes():
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('pdg20', "unknown attack 'pdg20' (there are apgd, autoattack, cw20, fgsm, mim20, pgd20)"),
+    ('pdg20', "unknown attack 'pdg20' (there are apgd100, autoattack100, cw20, fgsm, mim20, pgd20)"),
     ('fgsm3', "attack 'fgsm3' has no such number of steps: give fgsm"),
     ('pgd0', "attack 'pgd0' has no such number of steps: give pgd")])
 def test_attacks_that_there_are_not(name, message):
