@@ -3,6 +3,8 @@
 Compared on the same pictures and the same start (2026-11): FGSM with torchattacks 3.5.1 to 0 and PGD-20 to 3.7e-9, the
 largest difference of a value; PGD, CW and MIM with RoBal's `_pgd_whitebox`, `_cw_whitebox` and `_mim_whitebox`
 (wutong16/Adversarial_Long-Tail, commit ab2f3a7) to 0 where no start leaves [0, 1]. Their numbers are pinned below.
+Of 64 pictures in a small network, the same ones withstand `apgd` and the first two parts of the authors' AutoAttack
+(fra31/auto-attack, commit a392200), by bounds of 0.01, 0.02 and 0.03: 70.3, 31.3 and 15.6 per cent.
 """
 import json
 
