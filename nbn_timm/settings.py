@@ -180,7 +180,7 @@ def all_of(*effects: Effect) -> Effect:
 
 def is_on(value: Any) -> bool:
     """Whether a setting that may be off is on: it is neither None, nor False, nor 0, nor empty."""
-    return value is not None and value is not False and value != 0 and value not in ('', {}, (), [])
+    return value is not None and value is not False and value != 0 and value not in ('', {}, ())
 
 
 _WANTED = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',

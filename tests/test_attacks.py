@@ -3,6 +3,8 @@
 Compared on the same pictures and the same start (2026-11): FGSM with torchattacks 3.5.1 to 0 and PGD-20 to 3.7e-9, the
 largest difference of a value; PGD, CW and MIM with RoBal's `_pgd_whitebox`, `_cw_whitebox` and `_mim_whitebox`
 (wutong16/Adversarial_Long-Tail, commit ab2f3a7) to 0 where no start leaves [0, 1]. Their numbers are pinned below.
+Of 64 pictures in a small network, the same ones withstand `apgd` and the first two parts of the authors' AutoAttack
+(fra31/auto-attack, commit a392200), by bounds of 0.01, 0.02 and 0.03: 70.3, 31.3 and 15.6 per cent.
 """
 import json
 
@@ -69,7 +71,7 @@ def test_every_attack_stays_in_its_bound_and_makes_errors(name):
     net, (pixels, _, noise) = network(), pictures()
     target = net(pixels).argmax(dim=1)
     generators = torch.random.get_rng_state()
-    changed = create_attack(name, Bound(0.05, 0.02))(net, pixels, target, noise)
+    changed = create_attack(name if name == 'fgsm' else f'{name}5', Bound(0.05, 0.02))(net, pixels, target, noise)
     assert torch.equal(torch.random.get_rng_state(), generators)
     assert (changed - pixels).abs().max() <= 0.05 + 1e-6 and 0 <= changed.min() and changed.max() <= 1
     assert not changed.requires_grad
@@ -150,7 +152,7 @@ def test_start_and_accuracy_do_not_depend_on_batches_or_processes():
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('pdg20', "unknown attack 'pdg20' (there are apgd, autoattack, cw20, fgsm, mim20, pgd20)"),
+    ('pdg20', "unknown attack 'pdg20' (there are apgd100, autoattack100, cw20, fgsm, mim20, pgd20)"),
     ('fgsm3', "attack 'fgsm3' has no such number of steps: give fgsm"),
     ('pgd0', "attack 'pgd0' has no such number of steps: give pgd")])
 def test_attacks_that_there_are_not(name, message):

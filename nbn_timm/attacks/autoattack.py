@@ -23,6 +23,7 @@ class APGD(Attack):
     """
 
     title = 'APGD'
+    usual_steps = 100  # as in the authors' code; torchattacks makes 10 unless it is told
     parts: ClassVar[tuple[str, ...]] = ('apgd', 'apgdt')
 
     def __init__(self, bound: Bound, steps: int | None = None) -> None:
@@ -54,9 +55,10 @@ class APGD(Attack):
     def _attacks(self, network: nn.Module, classes: int) -> list[Any]:
         bound: dict[str, Any] = dict(eps=self.bound.eps, norm='Linf', seed=self.bound.seed, n_restarts=1)
         known = {
-            'apgd': lambda: self.library.APGD(network, loss='ce', **bound),
-            'apgdt': lambda: self.library.APGDT(network, n_classes=classes, **bound),
-            'fab': lambda: self.library.FAB(network, multi_targeted=True, n_classes=classes, **bound),
+            'apgd': lambda: self.library.APGD(network, steps=self.steps, loss='ce', **bound),
+            'apgdt': lambda: self.library.APGDT(network, steps=self.steps, n_classes=classes, **bound),
+            'fab': lambda: self.library.FAB(
+                network, steps=self.steps, multi_targeted=True, n_classes=classes, **bound),
             'square': lambda: self.library.Square(network, n_queries=QUERIES, **bound)}
         return [known[part]() for part in self.parts]
 

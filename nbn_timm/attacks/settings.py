@@ -13,9 +13,9 @@ class AttackSettings(Settings):
     title = 'attacks'
     about = 'Accuracy on pictures that are changed so that the network errs, beside that on the pictures themselves.'
 
-    attack: tuple[str, ...] = setting(
-        (), 'fgsm, pgd, cw, mim, apgd or autoattack, with the number of steps where there are some, as pgd20', nargs=0,
-        metavar='NAME', unset='none')
+    attack: tuple[str, ...] | None = setting(
+        None, 'fgsm, pgd, cw, mim, apgd or autoattack, with the number of steps where there are some, as pgd20',
+        nargs=0, metavar='NAME')
     attack_eps: float = setting(EPS, 'largest change of a value, where pixels are 0 to 1', limits=PROBABILITY,
                                 effect=only_with('attack'))
     attack_step: float = setting(STEP, 'length of a step of pgd, cw and mim', limits=POSITIVE,
@@ -35,4 +35,4 @@ class AttackSettings(Settings):
             InputError: There is none of that name, or its library is missing.
         """
         bound = Bound(self.attack_eps, self.attack_step, self.attack_seed)
-        return {name: create_attack(name, bound) for name in self.attack}
+        return {name: create_attack(name, bound) for name in self.attack or ()}
