@@ -15,6 +15,7 @@ from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
 from nbn_timm.trained.results import Results
@@ -212,7 +213,7 @@ class NetworkRecord:
         if given.get('dataset') not in (None, self.dataset):
             left_out |= of_data
         if given.get('model') not in (None, self.model):
-            left_out |= of_model
+            left_out |= of_model | {declared.name for declared in fields_of(TuneSettings)}
         if not same_format:
             left_out |= of_format
         size = self.input.input_size
