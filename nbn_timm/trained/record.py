@@ -16,6 +16,7 @@ from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
 from nbn_timm.trained.results import Results
@@ -221,7 +222,7 @@ class NetworkRecord:
         if given.get('dataset') not in (None, self.dataset):
             left_out |= of_data
         if given.get('model') not in (None, self.model):
-            left_out |= of_model
+            left_out |= of_model | {declared.name for declared in fields_of(TuneSettings)}
         if not same_format:
             left_out |= of_format
         size = self.input.input_size

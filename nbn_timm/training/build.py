@@ -92,12 +92,12 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
             drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
     splits.notes.extend(notes)
+    if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
+        init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
     tuning = settings.tuning
     model = apply_tuning(with_head(model, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
     if tuned and file is not None and (told := load_pretrained_file(model, file, rows)) and rows != ():
         splits.notes.append(f"'{file}' gives {told}")
-    if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
-        init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
     if goes_on:
         load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):

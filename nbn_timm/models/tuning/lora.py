@@ -73,7 +73,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise InputError("--tune lora needs the package 'peft': pip install 'nbn_timm[peft]'") from error
+        raise InputError(f"--tune lora needs the package 'peft' ({error}): pip install 'nbn_timm[peft]'") from error
     return peft
 
 
