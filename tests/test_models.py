@@ -29,7 +29,8 @@ ALIASES = sorted(
     name for module in FAMILIES for name, default in module.default_cfgs.items()
     if '' in default.tags)
 SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr', 'resnet32_ride',
-         'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike', 'resnet32_shike_nbn']
+         'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike', 'resnet32_shike_nbn',
+         'resnet32_bbn']
 
 # Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.
 PARAMETERS = {
@@ -38,6 +39,7 @@ PARAMETERS = {
     'resnet152_nbn': 60_192_809, 'resnext101_nbn': 44_177_705, 'resnet10_nbn': 5_418_793,
     'resnet50_ride': 73_781_240, 'resnet50_ride_nbn': 73_781_243, 'resnet32_ride': 784_156,
     'resnet32_shike': 1_277_008 - 19_200, 'resnet32_shike_nbn': 1_277_008 - 19_200 + 3,  # without SHIKE's second heads
+    'resnet32_bbn': 550_388,
 }
 TAGS = {
     'imagenet_lt': (1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
@@ -66,7 +68,7 @@ def test_the_zoo_is_complete():
     expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
     expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
                  for form in ('', '_nbn', '_nbn_lr')}
-    expected |= {'resnet32_shike', 'resnet32_shike_nbn'}
+    expected |= {'resnet32_shike', 'resnet32_shike_nbn', 'resnet32_bbn'}
     assert set(ARCHS) >= expected
     assert len(ALIASES) >= 12 * 3 + 12 * 2 + 9 * 3 + 3 * 2 + 1
 
