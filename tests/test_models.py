@@ -30,7 +30,7 @@ ALIASES = sorted(
     if '' in default.tags)
 SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr', 'resnet32_ride',
          'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike', 'resnet32_shike_nbn',
-         'wrn_16_2_nbn']
+         'resnet32_bbn', 'wrn_16_2_nbn']
 # Of WRN-34-10 its small sister tells the same, and of ResNet-18 one form tells enough beside ResNet-10.
 LIGHT = [name for name in ARCHS if not name.startswith('wrn_34_10') and name not in (
     'resnet18_cifar', 'resnet18_cifar_nbn_lr')]
@@ -44,6 +44,7 @@ PARAMETERS = {
     'wrn_16_2': 703_284, 'wrn_34_10': 46_160_474 + 90 * 641, 'wrn_34_10_nbn': 46_160_474 + 90 * 641 + 1,
     'resnet18_cifar': 11_173_962 + 90 * 513, 'resnet18_cifar_nbn': 11_173_962 + 90 * 513 + 1,
     'resnet32_shike': 1_277_008 - 19_200, 'resnet32_shike_nbn': 1_277_008 - 19_200 + 3,  # without SHIKE's second heads
+    'resnet32_bbn': 550_388,
 }
 TAGS = {
     'imagenet_lt': (1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
@@ -72,7 +73,7 @@ def test_the_zoo_is_complete():
     expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
     expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
                  for form in ('', '_nbn', '_nbn_lr')}
-    expected |= {'resnet32_shike', 'resnet32_shike_nbn'}
+    expected |= {'resnet32_shike', 'resnet32_shike_nbn', 'resnet32_bbn'}
     expected |= {f'{family}{form}' for family in ('wrn_16_2', 'wrn_34_10', 'resnet18_cifar')
                  for form in ('', '_nbn', '_nbn_lr')}
     assert set(ARCHS) >= expected
