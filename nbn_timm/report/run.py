@@ -111,7 +111,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
         name: What to call it instead of the folder's name.
 
     Raises:
-        InputError: It is no folder of a run, or a file is damaged.
+        InputError: It is no folder of a run, is of pictures of several classes, or a file is damaged.
     """
     if evaluated is None and not is_run(folder):
         raise InputError(f"'{folder}' is no folder of a run (it has none of {', '.join(_FILES)}): give the folder that "
@@ -119,6 +119,9 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     place = evaluated or folder
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', lambda text: dict(json.loads(text)), {})
+    if results.get('label_sets'):
+        raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at its "
+                         f'{split}.json and {split}_per_class.csv')
     classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, [])
     predictions, notes = _predictions(place, split, results)
     if not classes and results:
