@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nbn_timm.cli import predict, prepare, train, validate
+from nbn_timm.cli import predict, prepare, push, train, validate
 from nbn_timm.data import Classes, DataSettings
 from nbn_timm.data.label_sets import label_sets, labels_of
 from nbn_timm.data.photometric import Distortion, PhotometricCrop, draw_crop
@@ -20,6 +20,7 @@ from nbn_timm.datasets.voc_mlt import VocMLT
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.files import git_blob_id
+from nbn_timm.report import read_run
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.label_sets import for_label_sets
 from nbn_timm.training.settings import TrainSettings
@@ -299,3 +300,11 @@ def test_what_is_for_several_classes_is_refused_for_one(tmp_path):
 @pytest.mark.fast
 def test_label_sets_of_labels():
     assert label_sets([[0, 2], [], [1]], 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+
+
+def test_who_has_no_form_for_sets_says_so(run, tmp_path):
+    file = str(run / 'last.pth.tar')
+    with pytest.raises(InputError, match='there is no page: look at test.json'):
+        read_run(run)
+    with pytest.raises(InputError, match='tells accuracies.*gives a set of classes'):
+        push.main([file, '--output', str(tmp_path / 'pushed')])

@@ -120,7 +120,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', lambda text: dict(json.loads(text)), {})
     if results.get('label_sets'):
-        raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at its "
+        raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at "
                          f'{split}.json and {split}_per_class.csv')
     classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, [])
     predictions, notes = _predictions(place, split, results)
