@@ -62,8 +62,8 @@ _OF_TRAIN = {
     'aug_repeats': 'give --sampler repeat_factor, or a --loss that takes several views of an image',
     **_all('aug_splits jsd_loss resplit split_bn', 'splits of a batch and their loss are not here: give --aa '
            'augmix-m5-w4-d2 for AugMix without it, or a --loss that takes several views of an image'),
-    **_all('bce_loss bce_sum bce_target_thresh bce_pos_weight', 'give --loss class_balanced_bce, or cross_entropy, '
-           'which takes mixed targets too'),
+    **_all('bce_loss bce_sum bce_target_thresh bce_pos_weight', 'give --loss bce or class_balanced_bce, or '
+           'cross_entropy, which takes mixed targets too'),
     'cutmix_minmax': 'give --cutmix ALPHA, which draws the area from a Beta distribution',
     'drop_connect': 'give --drop-path, as timm advises too',
     'drop_block': 'give --model-kwargs drop_block_rate=0.1',
@@ -92,7 +92,7 @@ _OF_VALIDATE = {
     **_OF_BOTH,
     'num_samples': _STREAM_LENGTH,
     'use_train_size': 'images are read in the size of the training: leave it out, or give --img-size',
-    **_all('crop_mode crop_border_pixels', 'the evaluation takes a centre crop, whose share --crop-pct gives'),
+    **_all('crop_border_pixels', 'the evaluation takes a centre crop, whose share --crop-pct gives'),
     'log_freq': 'a bar shows how far it is: leave it out',
     'num_gpu': 'several GPUs take one process each: start with torchrun --nproc-per-node N',
     'test_pool': 'give --img-size, and the network pools over what it gets',

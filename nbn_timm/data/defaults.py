@@ -9,6 +9,7 @@ from nbn_timm.data.settings import InputSettings
 from nbn_timm.data.train_transforms import PadAndCrop, ResizedCrop
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
+CENTER, SQUASH = 'center', 'squash'  # how evaluation brings an image to the size, by timm's names
 SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
 
 
@@ -21,6 +22,7 @@ class DataDefaults:
         mean, std: Of pixels in [0, 1].
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the resized image that the evaluation's centre crop keeps.
+        crop_mode: `CENTER` keeps the middle of an image, `SQUASH` all of it, without its ratio.
         train_transform: How training brings an image to that size, a name in `TRAIN_TRANSFORMS`.
         color_jitter: Strength of brightness, contrast and saturation jitter; None for none.
         published: False where no benchmark prescribes the format (a user's own images), so that the model may.
@@ -31,6 +33,7 @@ class DataDefaults:
     std: tuple[float, ...] = IMAGENET_DEFAULT_STD
     interpolation: str = 'bilinear'
     crop_pct: float = 0.875
+    crop_mode: str = CENTER
     train_transform: str = ResizedCrop.name
     color_jitter: float | None = 0.4
     published: bool = True
@@ -42,9 +45,10 @@ class DataDefaults:
             std: Sequence[float] | None = None,
             interpolation: str | None = None,
             crop_pct: float | None = None,
+            crop_mode: str | None = None,
     ) -> 'DataDefaults':
         """A copy with the given values in place of the published ones; None keeps a value."""
-        given: dict[str, Any] = dict(interpolation=interpolation, crop_pct=crop_pct)
+        given: dict[str, Any] = dict(interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
         given |= {
             name: None if value is None else tuple(value)
             for name, value in dict(input_size=input_size, mean=mean, std=std).items()
@@ -59,7 +63,7 @@ class DataDefaults:
         """
         size = (settings.img_size, settings.img_size) if settings.img_size else self.input_size[1:]
         changed = self.override(input_size=(settings.in_chans or self.input_size[0], *size))
-        changed = changed.override(**{name: getattr(settings, name) for name in INPUT_FORMAT})
+        changed = changed.override(**{name: getattr(settings, name) for name in (*INPUT_FORMAT, 'crop_mode')})
         channels = changed.input_size[0]
         adapted: dict[str, Any] = {
             name: (sum(values) / len(values),) * channels for name in ('mean', 'std')
@@ -68,7 +72,8 @@ class DataDefaults:
 
     def input_format(self) -> dict[str, Any]:
         """What evaluation depends on, by timm's names."""
-        return {name: getattr(self, name) for name in INPUT_FORMAT}
+        squashed = {} if self.crop_mode == CENTER else {'crop_mode': self.crop_mode}
+        return {**{name: getattr(self, name) for name in INPUT_FORMAT}, **squashed}
 
     def for_model(self, pretrained_cfg: Mapping[str, Any]) -> 'DataDefaults':
         """These defaults if they are published, else the input format that the model was made for.

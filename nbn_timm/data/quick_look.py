@@ -22,10 +22,12 @@ def quick_look(splits: Splits) -> list[str]:
     notes = [f'the classes {" and ".join(map(quoted, group))} differ by capitals, blanks and dashes only: put them '
              'together if they are one' for group in look_alikes(names)[:1]]
     files = {part: images for part in PARTS if isinstance(images := getattr(splits, part), ImageSamples)}
-    in_two = _same_paths(files)
-    if not in_two and sum(map(len, files.values())) <= COMPARED_FILES:
-        return notes + _same_contents(files, names)
-    return notes + in_two
+    found = _same_paths(files)
+    if not found and sum(map(len, files.values())) <= COMPARED_FILES:
+        found = _same_contents(files, names)
+    if splits.label_sets:  # which nbn-check does not take
+        found = [note.removesuffix(f' ({_SHOW_ALL})') for note in found]
+    return notes + found
 
 
 def _same_paths(files: dict[str, ImageSamples]) -> list[str]:

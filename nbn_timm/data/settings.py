@@ -163,6 +163,8 @@ class InputSettings(Settings):
         'convolution', limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
     crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
                                      limits=Limits(0.1, 2), inherited=True, unset='see above')
+    crop_mode: str | None = setting(None, 'in evaluation: the middle of an image, or all of it without its ratio',
+                                    choices=('center', 'squash'), inherited=True, unset='see above')
     interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
                                         unset='see above')
     mean: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=PROBABILITY, nargs=0, metavar='F',

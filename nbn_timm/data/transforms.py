@@ -139,6 +139,7 @@ def _timm_transform(
         mean=defaults.mean,
         std=defaults.std,
         crop_pct=defaults.crop_pct,
+        crop_mode=defaults.crop_mode,
         use_prefetcher=True,
     )
 

@@ -76,34 +76,7 @@ class CsvFiles(NamedDataset):
     hint = 'your own CSV files'
 
     def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
-        data_dir = csv_root(settings)
-        if settings.label_separator == '':
-            raise InputError('--label-separator is empty: give what stands between two labels, such as ";"')
-        tables, notes = _read_tables(settings, data_dir, {*parts, 'train'})
-        for rows in tables.values():
-            _refuse_missing(rows, data_dir, settings.file_column)
-        if 'train' in parts and 'train' not in tables:
-            raise InputError('the dataset csv needs training pictures: ' + (
-                f'no row of {quoted(settings.train_csv)} is of the split train, so correct it, or give --split-column '
-                f'{NO_COLUMN} if all are' if settings.train_csv else 'give --train-csv'))
-        naming = [tables['train']] if 'train' in tables else list(tables.values())
-        names = tuple(sorted({label for rows in naming for cell in rows.labels for label in rows.labels_of(cell)},
-                             key=natural_order))
-        if tables and not names:
-            raise InputError(f'{naming[0].table.what} has no label in the column {quoted(settings.label_column)}: name '
-                             'the column of the classes with --label-column')
-        if len(names) > MAX_CLASSES:
-            raise InputError(f'{naming[0].table.what} has {len(names):,} different labels: name the column of the '
-                             'classes with --label-column')
-        source = Source(names=names or None, notes=notes)
-        for part, rows in tables.items():
-            source.datasets[part] = ImageSamples(rows.files, rows.targets(names), root=data_dir)
-            source.notes += _notes(rows)
-        if 'train' in tables:
-            source.groups = tables['train'].groups
-        else:
-            source.notes.append('there is no training CSV file, so the classes are the labels that are there')
-        return source
+        return read_csv_files(settings, parts)
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return CSVS | {'data_dir', 'file_column', 'label_column', 'label_separator', 'split_column', 'group_column'}
@@ -118,6 +91,48 @@ class CsvFiles(NamedDataset):
         if settings.val_csv:
             return True
         return None if settings.train_csv and settings.split_column != NO_COLUMN else False
+
+
+def read_csv_files(settings: DataSettings, parts: Collection[str], names: Sequence[str] | None = None) -> Source:
+    """Read the CSV files that are given, the training split even if it is not among `parts`.
+
+    Args:
+        settings: What to read.
+        parts: The splits that are needed.
+        names: Of the classes, in label order; None takes the labels of the training pictures.
+
+    Raises:
+        InputError: A file is missing or malformed, or has a label that is no class.
+    """
+    data_dir = csv_root(settings)
+    if settings.label_separator == '':
+        raise InputError('--label-separator is empty: give what stands between two labels, such as ";"')
+    tables, notes = _read_tables(settings, data_dir, {*parts, 'train'})
+    for rows in tables.values():
+        _refuse_missing(rows, data_dir, settings.file_column)
+    if 'train' in parts and 'train' not in tables:
+        raise InputError('the dataset csv needs training pictures: ' + (
+            f'no row of {quoted(settings.train_csv)} is of the split train, so correct it, or give --split-column '
+            f'{NO_COLUMN} if all are' if settings.train_csv else 'give --train-csv'))
+    naming = [tables['train']] if 'train' in tables else list(tables.values())
+    if names is None:
+        labels = {label for rows in naming for cell in rows.labels for label in rows.labels_of(cell)}
+        names = tuple(sorted(labels, key=natural_order))
+    if tables and not names:
+        raise InputError(f'{naming[0].table.what} has no label in the column {quoted(settings.label_column)}: name '
+                         'the column of the classes with --label-column')
+    if len(names) > MAX_CLASSES:
+        raise InputError(f'{naming[0].table.what} has {len(names):,} different labels: name the column of the '
+                         'classes with --label-column')
+    source = Source(names=tuple(names) or None, notes=notes)
+    for part, rows in tables.items():
+        source.datasets[part] = ImageSamples(rows.files, rows.targets(names), root=data_dir)
+        source.notes += _notes(rows)
+    if 'train' in tables:
+        source.groups = tables['train'].groups
+    else:
+        source.notes.append('there is no training CSV file, so the classes are the labels that are there')
+    return source
 
 
 def csv_root(settings: DataSettings) -> Path:

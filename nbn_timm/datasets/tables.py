@@ -1,7 +1,7 @@
 """The benchmarks as tables in Markdown, for the documentation."""
 from collections.abc import Iterable, Sequence
 
-from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.defaults import SQUASH, DataDefaults
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
 from nbn_timm.datasets.benchmark import Benchmark, benchmarks
 
@@ -44,7 +44,8 @@ def formats_table() -> str:
         if defaults.color_jitter:
             training += f', colour jitter {defaults.color_jitter:g}'
         resized = int(size / defaults.crop_pct)
-        evaluation = f'resize {resized}' + (f', centre crop {size}' if resized != size else '')
+        squashed = ' without the ratio' if defaults.crop_mode == SQUASH else ''
+        evaluation = f'resize {resized}{squashed}' + (f', centre crop {size}' if resized != size else '')
         rows.append([', '.join(names), training, evaluation, f'{_numbers(defaults.mean)} / {_numbers(defaults.std)}'])
     return _table(['benchmark', 'training', 'evaluation', 'mean / std'], rows)
 

@@ -41,6 +41,6 @@ def draw_split_file(settings: DataSettings, fraction: float, path: Path) -> None
                          'one group: leave it out')
     names = source.names or label_names(len(images_per_class(train.targets)))
     told = source.groups or ([groups.get(key, '') for key in keys] if groups else None)
-    separator = settings.label_separator or ''
+    separator = settings.label_separator or ';'
     labels = [separator.join(names[label] for label in labels_of(target)) for target in train.targets]
     write_split(path, keys, labels, validates, told)

@@ -114,7 +114,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
         name: What to call it instead of the folder's name.
 
     Raises:
-        InputError: It is no folder of a run, or a file is damaged.
+        InputError: It is no folder of a run, is of pictures of several classes, or a file is damaged.
     """
     if evaluated is None and not is_run(folder):
         raise InputError(f"'{folder}' is no folder of a run (it has none of {', '.join(_FILES)}): give the folder that "
@@ -122,6 +122,9 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     place = evaluated or folder
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', _results, {})
+    if results.get('label_sets'):
+        raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at "
+                         f'{split}.json and {split}_per_class.csv')
     counted = _rows_of_results(results) if results else []
     classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, []) or counted
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
@@ -183,6 +186,8 @@ def _settings(text: str) -> dict[str, Any]:
 def _results(text: str) -> dict[str, Any]:
     """Of test.json, in which every number is one and those of the classes add up."""
     results = dict(json.loads(text))
+    if results.get('label_sets'):  # have other numbers
+        return results
     if not all(_is_count(results[name]) for name in ('num_samples', 'num_classes')):
         raise ValueError('num_samples or num_classes is no number')
     for name in (*METRICS, *FURTHER_METRICS):
