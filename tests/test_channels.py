@@ -1,5 +1,6 @@
 """Pictures of one to four channels, from the file to the answer, and weights in half precision."""
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch.utils.data import RandomSampler
 
 import nbn_timm  # noqa: F401  (registers the models)
 import nbn_timm.cli.train as train
 from nbn_timm.cli import predict, validate
-from nbn_timm.data import AugmentSettings, DataDefaults, create_eval_loader, create_transform
-from nbn_timm.data.dataset import ImageSamples
+from nbn_timm.data import AugmentSettings, DataDefaults, create_eval_loader, create_train_loader, create_transform
+from nbn_timm.data.dataset import ImageSamples, picture
 from nbn_timm.data.pictures import read_picture
 from nbn_timm.data.settings import InputSettings
 from nbn_timm.errors import InputError
@@ -122,8 +124,8 @@ def test_weights_in_a_file_are_adapted_by_the_same_rule(tmp_path, channels, clas
     torch.save(rgb.state_dict(), tmp_path / 'rgb.pth')
     model = create_model('test_efficientnet', classes, in_chans=channels)
     told = load_pretrained_file(model, tmp_path / 'rgb.pth')
-    plural = 's' * (channels > 1)
-    assert told.endswith(f'; the first convolution was adapted from RGB to {channels} channel{plural} as in timm')
+    many = 's' * (channels > 1)
+    assert told.endswith(f'; the first convolution was adapted from RGB to {channels} channel{many} as in timm')
     assert told.startswith('all weights' if classes == 3 else 'all but the classifier, which begins anew')
     old, new = rgb.conv_stem.weight, model.conv_stem.weight
     expected = old.sum(1, keepdim=True) if channels == 1 else old.repeat(1, 2, 1, 1)[:, :channels] * 3 / channels
@@ -165,8 +167,112 @@ def test_grey_pictures(images, tmp_path):
     assert torch.load(tmp_path / 'grey' / LAST)['state_dict']['conv1.weight'].shape[1] == 1
 
 
+BANDS = ['--in-chans', '6', '--mean', *['0.5'] * 6, '--std', *['0.3'] * 6]
+
+
+@pytest.fixture(scope='module')
+def bands(tmp_path_factory) -> Path:
+    """A CSV file of pictures of six channels, TIFF and NumPy, of which the sixth tells the class."""
+    tifffile = pytest.importorskip('tifffile')
+    root = tmp_path_factory.mktemp('bands')
+    rng = np.random.default_rng(0)
+    rows = ['file,label,split']
+    for index in range(48):
+        values = rng.integers(0, 2 ** 16, (6, 9, 8)).astype(np.uint16)
+        values[5] = 13000 + 30000 * (index % 2)
+        name = f'{index}.{("tif", "tiff", "npy")[index % 3]}'
+        if name.endswith('npy'):
+            np.save(root / name, (values / 65535).astype(np.float32))
+        elif name.endswith('tiff'):
+            tifffile.imwrite(root / name, values, photometric='minisblack')  # a page for each channel
+        else:
+            tifffile.imwrite(root / name, values.transpose(1, 2, 0), photometric='minisblack', planarconfig='contig')
+        rows.append(f'{name},{"ab"[index % 2]},{("train", "train", "val", "test")[index // 2 % 4]}')
+    (root / 'all.csv').write_text('\n'.join(rows))
+    return root
+
+
+@pytest.mark.fast
+def test_six_channels_are_read_in_every_form_with_the_steps_of_sixteen_bits(bands):
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        values = rng.integers(0, 2 ** 16, (6, 9, 8)).astype(np.uint16)
+        values[5] = 13000 + 30000 * (index % 2)
+        found = read_picture(str(next(bands.glob(f'{index}.*'))), '6 bands')
+        assert found.dtype == torch.float32
+        np.testing.assert_allclose(found.numpy(), values.astype(np.float64) / 257, rtol=1e-6)
+    samples = ImageSamples([str(bands / '0.tif')], [0])
+    samples.mode = '6 bands'
+    assert picture(samples, 0).mode == 'RGB' and picture(samples, 0).size == (8, 9)  # as a page shows it
+
+
+@pytest.mark.fast
+def test_the_loaders_normalise_six_channels(bands):
+    path = str(next(bands.glob('1.*')))
+    mean, std = tuple(np.linspace(0.1, 0.6, 6)), tuple(np.linspace(0.2, 0.3, 6))
+    defaults = DataDefaults((6, 9, 8), mean, std, crop_pct=1.0, published=False)
+    images, labels = next(iter(create_eval_loader(ImageSamples([path], [3]), batch_size=1, defaults=defaults,
+                                                  num_workers=0)))
+    centre, spread = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    expected = (read_picture(path, '6 bands') / 255 - centre) / spread
+    torch.testing.assert_close(images[0], expected.float(), rtol=1e-4, atol=1e-4)
+    assert labels.tolist() == [3]
+    samples = ImageSamples([path], [3])
+    loader = create_train_loader(samples, RandomSampler(samples), batch_size=1, defaults=defaults, num_workers=0,
+                                 views=2, augment=AugmentSettings(rotation=5, vflip=0.5), drop_last=False)
+    loader.set_epoch(0)
+    images, labels = next(iter(loader))
+    assert images.shape == (2, 1, 6, 9, 8) and images.dtype == torch.float32 and labels.tolist() == [3]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(('name', 'values', 'sentence'), [
+    ('a.npy', np.zeros((5, 4, 4), np.uint8), 'has the shape 5 x 4 x 4, and --in-chans asks for 6'),
+    ('a.npy', np.zeros((6, 4, 4), np.int32), 'values of type int32, of which it is not known which is white'),
+    ('a.npy', np.full((6, 4, 4), 1.5), 'values of type float64'), ('a.npy', None, 'cannot be read'),
+    ('a.tif', None, 'cannot be read'), ('a.png', None, 'is no file of 6 channels: give TIFF'),
+    ('gone.npy', None, 'is missing')])
+def test_what_has_no_six_channels_is_one_sentence(tmp_path, name, values, sentence):
+    pytest.importorskip('tifffile')
+    if values is not None:
+        np.save(tmp_path / name, values)
+    elif name != 'gone.npy':
+        (tmp_path / name).write_bytes(b'no picture')
+    with pytest.raises(InputError, match=sentence):
+        read_picture(str(tmp_path / name), '6 bands')
+
+
+@pytest.mark.fast
+def test_without_tifffile_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tifffile', None)
+    with pytest.raises(InputError, match=r"pip install 'nbn_timm\[multispectral\]'"):
+        read_picture(str(tmp_path / 'a.tif'), '6 bands')
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(('augment', 'sentence'), [
+    (dict(aa='rand-m9'), '--aa changes the colours'), (dict(color_jitter=0.2), '--color-jitter changes the colours'),
+    (dict(cutout=4), '--cutout is for pictures of up to 4'), (dict(train_interpolation='lanczos'), 'of such pictures')])
+def test_augmentation_that_is_not_for_six_channels_is_refused(augment, sentence):
+    defaults = DataDefaults((6, 32, 32), (0.5,), (0.5,))
+    with pytest.raises(InputError, match=sentence):
+        create_transform(defaults, is_training=True, augment=AugmentSettings(**augment))
+    create_transform(defaults, is_training=True)  # without the jitter that is the default
+
+
+def test_a_training_on_six_channels_and_what_follows_it(bands, tmp_path, capsys):
+    train.main(['--dataset', 'csv', '--train-csv', str(bands / 'all.csv'), '--model', 'resnet20_nbn', '--img-size', '8',
+                '--device', 'cpu', '--workers', '0', '-b', '8', '--epochs', '6', '--lr', '0.05', '--output',
+                str(tmp_path), '--experiment', 'six', *BANDS])
+    found = json.loads((tmp_path / 'six' / 'test.json').read_text())
+    assert found['top1'] > 90  # the class is in the sixth channel
+    predict.main(['--model', str(tmp_path / 'six'), '--device', 'cpu', '--workers', '0', '--csv', '--output',
+                  str(tmp_path / 'found.csv'), str(bands / '0.tif'), str(bands / '1.tiff')])
+    assert (tmp_path / 'found.csv').read_text().count('\n') == 3
+
+
 @pytest.mark.parametrize('given, sentence', [
-    (['--in-chans', '6'], 'pictures have 1 to 4 channels here'),
+    (['--in-chans', '6'], 'of 6 channels no mean and std are known: give --mean and --std with 6 numbers each'),
     (['--in-chans', '1', '--aa', 'cifar10'], '--aa changes the colours of RGB pictures'),
     (['--in-chans', '1', '--grayscale-prob', '0.1'], '--grayscale-prob changes the colours'),
     (['--in-chans', '1', '--in-memory'], 'that is for RGB pictures'),

@@ -147,7 +147,7 @@ def test_strengths_that_the_validation_cannot_judge_are_not_tried(tmp_path):
         curve = StrengthCurve(CLASSES, target_shares(target, CLASSES), 1.0)
         curve.update(logits[keep], labels[keep])  # logits with the prior, though the loss is said to have taken it off
         chosen = curve.choose(name=target)
-        assert chosen.tau >= 1 and 'which lack 1 class; so no strength below 1 was tried' in chosen.why
+        assert chosen.tau >= 1 and '(none of 1 class, so no strength below 1 was tried)' in chosen.why
     natural = StrengthCurve(CLASSES, target_shares('natural', CLASSES), 0.0)  # of which it is a 470th
     natural.update(logits[keep], labels[keep])
     assert 'lack' not in natural.choose(name='natural').why

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 from typing_extensions import Self
 
+from nbn_timm.data.bands import bands_of, shown
 from nbn_timm.data.decoders import FileTransform
 from nbn_timm.data.label_sets import as_targets, is_label_sets
 from nbn_timm.data.pictures import read_picture
@@ -22,7 +24,7 @@ class LabelledImages(Dataset, ABC):
 
     Attributes:
         targets: Labels, int64 [N], or label sets, uint8 [N, C], see `nbn_timm.data.label_sets`.
-        mode: Of the PIL images, one of `pictures.MODES`; may be replaced at any time.
+        mode: Of the PIL images, one of `pictures.MODES`, or of `bands`, which are tensors; may be replaced at any time.
         transform: May be replaced at any time; None returns the PIL image.
     """
 
@@ -103,7 +105,7 @@ class ImageSamples(LabelledImages):
             yield self._paths[begin:end]
             begin = end
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Any:
         """Load the image at `index`.
 
         Raises:
@@ -135,9 +137,10 @@ def picture_names(dataset: Any, number: int) -> list[str]:
 
 
 def picture(dataset: Any, index: int) -> Image.Image:
-    """The picture at `index` of a split that can be indexed, before any transform."""
+    """The picture at `index` of a split that can be indexed, before any transform, for people."""
     if isinstance(dataset, LabelledImages):
-        return dataset.image(index)
+        image = dataset.image(index)
+        return shown(image) if isinstance(image, torch.Tensor) else image
     transform, dataset.transform = dataset.transform, None
     try:
         return dataset[index][0]
@@ -191,7 +194,9 @@ class UnlabelledImages(ImageSamples):
             return super().__getitem__(index)
         except InputError:
             assert self.transform is not None
-            return self.transform(Image.new(self.mode, (1, 1))), -1 - index
+            channels = bands_of(self.mode)
+            blank: Any = Image.new(self.mode, (1, 1)) if channels is None else torch.zeros(channels, 1, 1)
+            return self.transform(blank), -1 - index
 
     def fault(self, index: int) -> str:
         """What is wrong with a file that could not be read, in a sentence."""

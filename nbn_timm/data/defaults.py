@@ -5,8 +5,10 @@ from typing import Any
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from nbn_timm.data.bands import MOST_OF_PILLOW
 from nbn_timm.data.settings import InputSettings
 from nbn_timm.data.train_transforms import PadAndCrop, ResizedCrop
+from nbn_timm.errors import InputError
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
 CENTER, SQUASH = 'center', 'squash'  # how evaluation brings an image to the size, by timm's names
@@ -60,6 +62,9 @@ class DataDefaults:
 
         Where they change the number of channels, a mean and std that are not given become their mean over the channels,
         as in timm.
+
+        Raises:
+            InputError: They are so for more than four channels.
         """
         size = (settings.img_size, settings.img_size) if settings.img_size else self.input_size[1:]
         changed = self.override(input_size=(settings.in_chans or self.input_size[0], *size))
@@ -68,6 +73,9 @@ class DataDefaults:
         adapted: dict[str, Any] = {
             name: (sum(values) / len(values),) * channels for name in ('mean', 'std')
             if getattr(settings, name) is None and len(values := getattr(changed, name)) not in (1, channels)}
+        if adapted and channels > MOST_OF_PILLOW:  # which have little to do with those of RGB
+            raise InputError(f'of {channels} channels no mean and std are known: give --mean and --std with {channels} '
+                             'numbers each')
         return changed.override(**adapted)
 
     def input_format(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def create_train_loader(
         rank: int = 0,
         drop_last: bool | None = None,
         pin_memory: bool = False,
-        collate_fn: Callable[[list], Any] = fast_collate,
+        collate_fn: Callable[[list], Any] | None = None,
         views: int = 1,
         other_views: AugmentSettings | None = None,
         transform: Callable[[Any], Any] | None = None,
@@ -93,7 +93,7 @@ def create_train_loader(
             image, from which batch normalisation of logits cannot compute a variance. It follows from the sampler's
             length, so all ranks agree.
         pin_memory: For faster copies to a GPU.
-        collate_fn: `timm.data.FastCollateMixup` mixes on the CPU; it takes one view alone.
+        collate_fn: `timm.data.FastCollateMixup` mixes on the CPU; it takes one view alone. None is `collate`.
         views: How often each image is augmented, each time by draws of its own.
         other_views: Augmentation of all views but the first; None is that of the first. Random erasing, which happens
             on the device, is that of the first for all.
@@ -118,7 +118,7 @@ def create_train_loader(
     if isinstance(dataset, MemoryImages) and None not in in_batches:
         loader = MemoryLoader(BatchedImages(dataset, in_batches[0], device, in_batches[1:]), **batches)
     else:
-        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, collate_fn))
+        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, collate_fn or collate))
     if sampler is not None and not len(loader):
         raise InputError(
             f'{len(sampler)} training images per process give no batch of {batch_size}: '  # type: ignore[arg-type]
@@ -176,7 +176,7 @@ def create_eval_loader(
     if isinstance(dataset, MemoryImages) and whole and dataset.images.shape[1:3] == size:
         loader = MemoryLoader(BatchedImages(dataset, device=device), **batches)
     else:
-        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
+        loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, collate))
     return PrefetchLoader(loader, **_on_device(defaults, device, dtype, views))
 
 
@@ -193,6 +193,17 @@ def check_divisible(dataset: Dataset, world_size: int) -> None:
             f'{world_size} processes cannot evaluate a stream of timm (hfids/, tfds/) exactly, as its reader repeats '
             "images: evaluate with one process (in a training: give --val-split '' --test-split ''), or write "
             'the images as tar shards and give --dataset wds/')
+
+
+def collate(samples: list[tuple[Any, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """timm's `fast_collate`, uint8, and its like for pictures that are float tensors, as those of `bands` are."""
+    first = samples[0][0]
+    views = first if isinstance(first, tuple) else (first,)
+    if not (isinstance(views[0], torch.Tensor) and views[0].is_floating_point()):
+        return fast_collate(samples)
+    by_view = zip(*(image if isinstance(image, tuple) else (image,) for image, _ in samples), strict=True)
+    images = torch.stack([image for view in by_view for image in view])
+    return images, torch.from_numpy(np.array([label for _, label in samples] * len(views)))
 
 
 def _train_transform(

@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from nbn_timm.data.bands import bands_of, mode_of_bands, read_bands
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.files import open_regular
 
@@ -78,23 +80,16 @@ MODES = {1: 'L', 2: 'LA', 3: 'RGB', 4: 'RGBA'}  # of Pillow, by channels
 
 
 def mode_of(channels: int) -> str:
-    """Pillow's mode of pictures of so many channels: grey, grey with alpha, RGB, RGBA.
-
-    Raises:
-        InputError: There is none.
-    """
-    if channels not in MODES:
-        raise InputError(f'pictures have 1 to 4 channels here (grey, grey with alpha, RGB, RGBA), and {channels} are '
-                         'asked for, as of multispectral images: give --in-chans 1 to 4 and pictures of these')
-    return MODES[channels]
+    """Pillow's mode of pictures of so many channels: grey, grey with alpha, RGB, RGBA; of more see `bands`."""
+    return MODES[channels] if channels in MODES else mode_of_bands(channels)
 
 
 def read_picture(
         path: str,
         mode: str = 'RGB',
         look: Callable[[Image.Image], None] | None = None,
-) -> Image.Image:
-    """The picture in a file, upright and in a mode of `MODES`; of several frames the first.
+) -> Any:
+    """The picture in a file, upright and in a mode of `MODES`; of several frames the first. Of `bands` a tensor.
 
     Args:
         path: The file.
@@ -104,6 +99,8 @@ def read_picture(
     Raises:
         InputError: The file is missing, damaged or no picture, or its values have no known range.
     """
+    if (channels := bands_of(mode)) is not None:
+        return read_bands(path, channels)
     try:
         with open_regular(path) as file, Image.open(file) as image:
             if look is not None:

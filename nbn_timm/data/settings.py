@@ -159,8 +159,9 @@ class InputSettings(Settings):
     input_size: tuple[int, ...] | None = setting(None, 'channels height width', limits=SIDE, nargs=3,
                                                  metavar='N', inherited=True, unset='see above')
     in_chans: int | None = setting(
-        None, 'channels of the images: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA; timm adapts a pretrained first '
-        'convolution', limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
+        None, 'channels of the images: 1 grey, 2 grey with alpha, 3 RGB, 4 RGBA, more from TIFF or NumPy files; a '
+        'pretrained first convolution is adapted as in timm',
+        limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
     crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
                                      limits=Limits(0.1, 2), inherited=True, unset='see above')
     crop_mode: str | None = setting(None, 'in evaluation: the middle of an image, or all of it without its ratio',

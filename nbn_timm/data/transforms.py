@@ -1,12 +1,16 @@
 """Image transforms up to uint8 tensors; normalisation and random erasing happen on the device, in the loader."""
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import timm.data
 from timm.data import str_to_interp_mode
 from torchvision import transforms
 
+from nbn_timm.data.bands import INTERPOLATIONS as of_bands
+from nbn_timm.data.bands import MOST_OF_PILLOW, Clip
 from nbn_timm.data.cutout import Cutout
+from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.pictures import mode_of
 from nbn_timm.data.settings import AugmentSettings
@@ -31,6 +35,9 @@ class ToMode:
 def set_transform(dataset: Any, transform: Callable[[Any], Any], defaults: DataDefaults) -> None:
     """Let a data set give its pictures in the channels of an input format, and what a transform makes of them."""
     dataset.transform = transform
+    if defaults.input_size[0] > MOST_OF_PILLOW and not isinstance(dataset, ImageSamples):
+        raise InputError(f'pictures of {defaults.input_size[0]} channels are read from files of class folders, lists '
+                         'and CSV files, and these come otherwise: give --in-chans 3, or such files')
     if hasattr(dataset, 'mode'):
         dataset.mode = mode_of(defaults.input_size[0])
 
@@ -76,11 +83,16 @@ def create_transform(
         _check_range('--scale', augment.area, 1)
         _check_range('--ratio', augment.aspect)
     _check_format(defaults, interpolation, is_training)
-    for flag, given in (('--aa', augment.aa), ('--grayscale-prob', augment.grayscale_prob),
-                        ('--simclr', augment.simclr)):
+    bands = defaults.input_size[0] > MOST_OF_PILLOW
+    if bands:
+        defaults = replace(defaults, color_jitter=None)
+    for flag, given, of_colours in (
+            ('--aa', augment.aa, True), ('--grayscale-prob', augment.grayscale_prob, True),
+            ('--simclr', augment.simclr, True), ('--color-jitter', bands and augment.color_jitter, True),
+            ('--cutout', bands and augment.cutout, False)):
         if is_training and not augment.no_aug and given and defaults.input_size[0] != 3:
-            raise InputError(f'{flag} changes the colours of RGB pictures, and these have {defaults.input_size[0]} '
-                             'channels: leave it out')
+            what = 'changes the colours of RGB pictures' if of_colours else 'is for pictures of up to 4 channels'
+            raise InputError(f'{flag} {what}, and these have {defaults.input_size[0]} channels: leave it out')
     if is_training and augment.simclr and not augment.no_aug:
         if interpolation == 'random':
             raise InputError('--train-interpolation random is not for the crops of --simclr: give one of '
@@ -109,7 +121,9 @@ def create_transform(
             position = (-1 if augment.aa == CIFAR10_POLICY else -2) - behind
             pipeline.transforms.insert(position, _jitter(defaults, augment))
         pipeline.transforms[-1:-1] = _beyond_timm(defaults, augment)
-    if defaults.input_size[0] != 3:
+    if bands:
+        pipeline.transforms.append(Clip())
+    elif defaults.input_size[0] != 3:
         pipeline.transforms.insert(0, ToMode(mode_of(defaults.input_size[0])))
     return pipeline
 
@@ -186,9 +200,10 @@ def _check_range(flag: str, limits: tuple[float, float] | None, highest: float =
 
 
 def _check_format(defaults: DataDefaults, interpolation: str, is_training: bool) -> None:
-    names = (*INTERPOLATIONS, 'random') if is_training else INTERPOLATIONS
+    known = of_bands if defaults.input_size[0] > MOST_OF_PILLOW else INTERPOLATIONS
+    names = (*known, 'random') if is_training else known
     if interpolation not in names:
-        raise InputError(f"unknown interpolation '{interpolation}': "
+        raise InputError(f"unknown interpolation '{interpolation}'{' of such pictures' * (known is of_bands)}: "
                          f"give one of {', '.join(names)}{nearest(interpolation, names)}")
     channels = defaults.input_size[0]
     for name, values in (('mean', defaults.mean), ('std', defaults.std)):

@@ -141,8 +141,8 @@ class StrengthCurve:
         if unmeasured and float(self.target[~seen].sum()) > _LITTLE:
             # A strength below 1 costs the rarest classes most, and these are the ones without a picture.
             allowed = [index for index in allowed if self.taus[index] >= CONSISTENT]
-            measured += (f', which lack {unmeasured:,} class{"" if unmeasured == 1 else "es"}; so no strength below 1 '
-                         'was tried')
+            measured += (f' (none of {unmeasured:,} class{"" if unmeasured == 1 else "es"}, so no strength below 1 was '
+                         'tried)')
         if allowed_drop is not None:
             floor = float(overall[-1]) - allowed_drop
             allowed = [index for index in allowed if float(overall[index]) >= floor - 1e-9] or [

@@ -230,12 +230,12 @@ class NetworkRecord:
             left_out.add('input_size')
             if size:
                 recorded |= {'in_chans': size[0], 'img_size': size[1]}
+        elif given.get('input_size') or size:
+            left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         channels = given.get('in_chans') or (given.get('input_size') or [None])[0]
         if channels:  # of other channels the mean over them, as `DataDefaults.as_trained` has it
             recorded |= {name: [sum(values) / len(values)] * channels for name in ('mean', 'std')
                          if (values := recorded.get(name)) and len(values) not in (1, channels)}
-        elif given.get('input_size') or size:
-            left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         return {name: recorded[name] for name, declared in groups.declared().items()
                 if declared.declaration.inherited and name not in given and name not in left_out
                 and recorded.get(name) not in (None, '', declared.default)}
