@@ -16,7 +16,8 @@ from nbn_timm.config import ASKED_FOR, build_parser, read_config, shipped_config
 from nbn_timm.training.settings import TrainSettings
 
 DATA = Path(__file__).with_name('published_settings.yaml')
-PLACES = frozenset({'dataset', 'img_size', 'seed', 'workers', 'experiment', 'kd_checkpoint'})  # no part of a recipe
+PLACES = frozenset({'dataset', 'img_size', 'seed', 'workers', 'experiment', 'kd_checkpoint',
+                    'initial_checkpoint', 'more_train'})  # no part of a recipe
 
 HEAD = """# Recipes
 

@@ -12,7 +12,8 @@ from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings
 from nbn_timm.training.settings import TrainSettings
 
-CITATION = re.compile(r'(\w+ et al\.),? \(?((?:AAAI|CVPR|ECCV|ICCV|ICLR|NeurIPS|TIP|TPAMI) \d{4}|arXiv \d{4}\.\d{5})')
+VENUES = 'AAAI|ACML|CVPR|ECCV|ICCV|ICLR|ICML|NeurIPS|TIP|TPAMI'
+CITATION = re.compile(rf'(\w+ et al\.),? \(?((?:{VENUES}) \d{{4}}|arXiv \d{{4}}\.\d{{5}})')
 
 
 def rate(optimizer: OptimizerSettings, schedule: ScheduleSettings) -> str:

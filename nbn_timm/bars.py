@@ -1,12 +1,15 @@
-"""Bars that show how far something is, on a terminal alone."""
+"""How far something is: bars on a terminal, and lines in a file where a pass is long."""
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar('T')
+
+_SECONDS = 30  # between lines in a file
 
 
 def on_terminal() -> bool:
@@ -40,3 +43,26 @@ def with_bar(batches: Iterable[T], what: str) -> Iterator[T]:
         for batch in batches:
             yield batch
             shown.update()
+
+
+def with_bar_or_lines(items: Iterable[T], total: int, what: str, stream: TextIO | None = None) -> Iterator[T]:
+    """The items, while `stream` tells how many of `total` have passed.
+
+    Args:
+        items: To go through.
+        total: How many there are.
+        what: They are, in the plural.
+        stream: A terminal gets a bar, anything else a line every half minute; None is the standard error.
+    """
+    stream = stream or sys.stderr
+    if stream.isatty():
+        yield from tqdm(items, total=total, unit=f' {what}', file=stream, leave=False, dynamic_ncols=True)
+        return
+    said = begun = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        now = time.monotonic()
+        if now - said >= _SECONDS:
+            said, left = now, (now - begun) / number * (total - number)
+            print(f'{number:,} of {total:,} {what}, {number / (now - begun):,.0f} a second, about {left:,.0f} s left',
+                  file=stream, flush=True)

@@ -3,6 +3,7 @@ import argparse
 import difflib
 import logging
 import math
+import os
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,7 +13,8 @@ from typing import Any, Generic, TypeVar
 import yaml
 from timm.utils import ParseKwargs
 
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.files import open_regular
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
@@ -279,23 +281,26 @@ def config_path(name: str) -> Path:
     Raises:
         InputError: There is neither.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):
         return Path(name)
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')
     if key not in shipped:
-        known = nearest(key, shipped) or f": give a file, or one of {', '.join(shipped)}"
-        raise InputError(f"there is no config file '{name}' and none of that name is shipped{known}")
+        known = nearest(key, shipped, most=3) or (
+            f': give a file, or one of the {len(shipped)} below {quoted(str(shipped_folder()))} by its name')
+        raise InputError(f'there is no config file {quoted(name)} and none of that name is shipped{known}')
     return shipped[key]
 
 
-def shipped_configs() -> dict[str, Path]:
-    """The configs that come with the package, by name such as 'cifar100_lt/resnet32_nbn'.
-
-    They lie inside an installed package and beside the package in a checkout.
-    """
+def shipped_folder() -> Path:
+    """The folder of the configs that come with the package: inside an installed one, beside it in a checkout."""
     package = Path(str(resources.files('nbn_timm')))
-    folder = next((path for path in (package / 'configs', package.parent / 'configs') if path.is_dir()), package)
+    return next((path for path in (package / 'configs', package.parent / 'configs') if path.is_dir()), package)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name such as 'cifar100_lt/resnet32_nbn'."""
+    folder = shipped_folder()
     return {path.relative_to(folder).with_suffix('').as_posix(): path for path in sorted(folder.rglob('*.yaml'))}
 
 
@@ -306,9 +311,11 @@ def read_mapping(path: Path) -> dict[Any, Any]:
         InputError: It cannot be read, or holds something else.
     """
     try:
-        if path.stat().st_size > MAX_CONFIG:
+        with open_regular(path) as file:
+            content = file.read(MAX_CONFIG + 1)
+        if len(content) > MAX_CONFIG:
             raise InputError(f"config '{path}' has more than {MAX_CONFIG:,} bytes: give a file of settings")
-        mapping = yaml.load(path.read_text(encoding='utf-8'), Loader=PlainLoader)
+        mapping = yaml.load(content.decode('utf-8'), Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise

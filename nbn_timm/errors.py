@@ -24,10 +24,10 @@ class InputError(ValueError):
 _LONGEST_NAME = 400
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ''
+def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return `; did you mean 'x'?` for the known names closest to `name`, or an empty string."""
+    *others, last = [''] + [f"'{match}'" for match in difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)]
+    return f'; did you mean {", ".join(others[1:])}{" or " * bool(others[1:])}{last}?' if last else ''
 
 
 def without_password(text: str) -> str:
@@ -88,6 +88,11 @@ def _run(main: Callable[[list[str] | None], None], prog: str) -> int:
         if not any(sign in str(error) for sign in _LOST_PEER):
             raise
         _say(prog, 'another process of this run has failed, see its message')
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        _say(prog, f'{quoted(str(error.filename))} is no file ({error.strerror}): correct the path')
         return 1
     except SystemExit as end:  # of --help and the like
         if not isinstance(end.code, int | None):

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO, TypeVar
@@ -27,6 +27,7 @@ T = TypeVar('T')
 
 _LOCK = '.nbn_timm-lock'  # in a folder of unfinished files; held as long as the process that writes them lives
 _SLOWEST = 10_000  # bytes per second that a server has to keep up
+_MOST_LINKS = 40  # that a system follows
 _DESCRIPTOR = re.compile(r'/dev/(stdout|stderr)|(?:/dev|/proc/self)/fd/(\d+)')
 
 
@@ -43,8 +44,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
     Raises:
         InputError: The file system refused (disk full, no permission); a previous file at `path` is untouched.
     """
-    path = Path(path)
-    special = _DESCRIPTOR.fullmatch(str(path)) is not None or (path.exists() and not (path.is_file() or path.is_dir()))
+    path = _destination(path)
+    special = _descriptor(path) is not None or (path.exists() and not (path.is_file() or path.is_dir()))
     try:
         if special:
             _write_into(path, write)
@@ -79,20 +80,69 @@ def _write_into(path: Path, write: Callable[[Path], None]) -> None:
         complete = Path(folder, path.name)
         complete.touch()
         write(complete)
-        found = _DESCRIPTOR.fullmatch(str(path))
+        descriptor = _descriptor(path)
         target: int | Path = path
-        if found is not None:
+        if descriptor is not None:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            target = os.dup({'stdout': 1, 'stderr': 2}[found[1]] if found[1] else int(found[2]))
+            target = os.dup(descriptor)
         with open(target, 'wb') as there, open(complete, 'rb') as here:
             shutil.copyfileobj(here, there)
 
 
+def _destination(path: str | Path) -> Path:
+    """A path to write to.
+
+    Raises:
+        InputError: No file can be called so.
+    """
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError of a null character
+        if isinstance(error, ValueError) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f'nothing can be written to {quoted(str(path))} '
+                             f'({getattr(error, "strerror", None) or error}): choose another name') from error
+    return Path(path)
+
+
+def _descriptor(path: Path) -> int | None:
+    """The descriptor of this process that a path names, itself or through links; None if there is none."""
+    for _ in range(_MOST_LINKS):
+        if (found := _DESCRIPTOR.fullmatch(str(path))) is not None:
+            return {'stdout': 1, 'stderr': 2}[found[1]] if found[1] else int(found[2])
+        if not path.is_symlink():
+            break
+        path = path.parent / os.readlink(path)
+    return None
+
+
+@contextmanager
+def prints_beside(*outputs: str | Path | None) -> Iterator[None]:
+    """Print to the standard error within the body where one of the outputs is the standard output."""
+    if any(output is not None and _is_standard_output(output) for output in outputs):
+        with redirect_stdout(sys.stderr):
+            yield
+    else:
+        yield
+
+
+def _is_standard_output(path: str | Path) -> bool:
+    try:
+        there, out, nowhere = os.stat(path), os.fstat(1), os.stat(os.devnull)
+    except OSError:  # one of them is not there
+        return False
+    return os.path.samestat(there, out) and not os.path.samestat(there, nowhere)
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
+    write_bytes_atomic(path, text.encode('utf-8'))
+
+
+def write_bytes_atomic(path: str | Path, content: bytes) -> None:
+    """Write `content`, whole or not at all."""
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding='utf-8')
+        temporary.write_bytes(content)
 
     atomic_write(path, write)
 
@@ -111,7 +161,7 @@ def write_folder(folder: str | Path, fill: Callable[[Path], None], replaceable: 
     Raises:
         InputError: There is a folder with other content, or the file system refused; what was there is untouched.
     """
-    folder = Path(folder)
+    folder = _destination(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"'{folder}' is a file: choose another output folder")
     target = Path(os.path.realpath(folder))

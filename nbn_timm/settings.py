@@ -183,6 +183,15 @@ def is_on(value: Any) -> bool:
     return value is not None and value is not False and value != 0 and value not in ('', {}, ())
 
 
+_WANTED = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',
+           dict: 'a mapping of settings to values'}
+
+
+def _cut(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:80]}...'
+
+
 @dataclass(frozen=True)
 class Field:
     """A declared setting of a group, ready to be read or checked."""
@@ -213,15 +222,31 @@ class Field:
         for part in values:
             self._check_one(part)
 
-    def _check_one(self, value: Any) -> None:
+    def check_recorded(self, value: Any) -> None:
+        """Refuse a recorded value of another type; another version may have had other limits and choices.
+
+        Raises:
+            InputError: With the reason.
+        """
+        if value is None:
+            return
+        if self.many and not isinstance(value, tuple | list):
+            raise InputError(f"what is recorded of '{self.name}' is {_cut(value)}, and no list: take another "
+                             'checkpoint, or correct the record')
+        wrong = next((part for part in (value if self.many else (value,)) if not self._is_of_type(part)), None)
+        if wrong is not None:
+            raise InputError(f"what is recorded of '{self.name}' is {_cut(wrong)}, and not {_WANTED[self.type]}: take "
+                             'another checkpoint, or correct the record')
+
+    def _is_of_type(self, value: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         whole = number and (value == int(value) if abs(value) < 2 ** 63 else False)
-        kinds = {bool: isinstance(value, bool), int: whole, float: number,
-                 str: isinstance(value, str | os.PathLike), dict: isinstance(value, Mapping)}
-        if not kinds[self.type]:
-            wanted = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'text',
-                      dict: 'a mapping of settings to values'}[self.type]
-            raise InputError(f"setting '{self.name}' is {value!r}: give {wanted}")
+        return {bool: isinstance(value, bool), int: whole, float: number,
+                str: isinstance(value, str | os.PathLike), dict: isinstance(value, Mapping)}[self.type]
+
+    def _check_one(self, value: Any) -> None:
+        if not self._is_of_type(value):
+            raise InputError(f"setting '{self.name}' is {value!r}: give {_WANTED[self.type]}")
         if isinstance(value, str) and '\0' in value:
             raise InputError(f"setting '{self.name}' holds a null character, which no name has: take it out")
         if self.declaration.limits is not None and value not in self.declaration.limits:
@@ -268,10 +293,17 @@ class Settings:
 
     @classmethod
     def from_record(cls: type[SettingsT], record: Mapping[str, Any]) -> SettingsT:
-        """The group as a record tells it, which another version or timm may have written: unchecked, with defaults."""
+        """The group as a record tells it, with defaults.
+
+        Another version or timm may have written it, so of its values only the types are checked.
+
+        Raises:
+            InputError: One is of another type.
+        """
         group = object.__new__(cls)
         for declared in fields_of(cls):
             value = record.get(declared.name, declared.default)
+            declared.check_recorded(value)
             if value is None:
                 value = declared.default
             if declared.many and isinstance(value, list):

@@ -85,7 +85,7 @@ _OF_TRAIN = {
     **_all('kd_distill_type kd_loss_type kd_student_feature_dim kd_teacher_feature_dim kd_token_distill_type',
            'a student learns from the logits of --kd-checkpoint by the Kullback-Leibler divergence; --kd-target says '
            'what of it does'),
-    'task_loss_weight': 'the loss on the labels has weight 1: give --distill-loss-weight, which is relative to it',
+    'task_loss_weight': "give --kd-label-weight, which leaves the teacher's weight, --distill-loss-weight, as it is",
 }
 
 _OF_VALIDATE = {

@@ -5,11 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm import timm_flags
+from nbn_timm.attacks import PixelNetwork, Pixels
+from nbn_timm.attacks.settings import AttackSettings
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.classes import label_names
@@ -18,6 +21,7 @@ from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, Loa
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.shift import RATIOS, ClassShift
 from nbn_timm.data.splits import Known, by_position
+from nbn_timm.data.timm_datasets import part_of
 from nbn_timm.datasets import (
     benchmark_of,
     create_splits,
@@ -30,9 +34,12 @@ from nbn_timm.datasets import (
 from nbn_timm.deploy import NOTHING_TO_FOLD, FoldSettings, deployed, foldable
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import (
+    AttackedLoader,
+    EvalResult,
     LabelSetEvaluator,
     LongTailEvaluator,
     Result,
+    RobustAccuracy,
     RoutingEvaluator,
     ShiftedAccuracy,
     evaluate,
@@ -42,13 +49,15 @@ from nbn_timm.evaluation import (
 from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
-from nbn_timm.evaluation.temperature import calibrate
+from nbn_timm.evaluation.temperature import calibrate, temperature_of
 from nbn_timm.evaluation.thresholds import Thresholds
+from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.second_stages.tau_norm import tau_normalize
-from nbn_timm.settings import SettingGroups, Settings, Values, all_of, not_with, only_with, setting
+from nbn_timm.settings import POSITIVE, SettingGroups, Settings, Values, all_of, flag, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
@@ -70,8 +79,8 @@ class WeightSettings(Settings):
 
     title = 'weights'
 
-    checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release', metavar='FILE',
-                                     is_file=True)
+    checkpoint: str | None = setting(None, 'weights of this package, of timm or of the NBN release, or the folder of a '
+                                     'run', metavar='PATH', is_file=True)
     pretrained: bool = setting(False, "the model's published weights")
 
 
@@ -91,10 +100,14 @@ class EvaluationSettings(Settings):
     save_predictions: str | None = setting(
         None, 'write path, label, the five likeliest classes and their probabilities of all images, in the order of '
         'the split, as .csv, .parquet or NumPy .npz', metavar='FILE', kind='place')
+    temperature: float | None = setting(
+        None, 'divides the logits before the softmax of --save-predictions; 1 leaves them as they are', limits=POSITIVE,
+        metavar='T', unset='as fitted on the validation split, if the network records it, else 1',
+        effect=only_with('save_predictions'))
     fit_temperature: bool = setting(
         False, 'fit the temperature that makes probabilities of the logits, on the images of --split val, and keep it '
         'in the checkpoint', effect=all_of(only_with('checkpoint'), only_with('split', 'val'), not_with('tau_norm'),
-                                           not_with('logit_adjustment')))
+                                           not_with('logit_adjustment'), not_with('test_views')))
     fit_thresholds: bool = setting(
         False, 'of images that can be of several classes: choose the thresholds with the greatest F1 on the images of '
         '--split val, and keep them in the checkpoint', effect=all_of(only_with('checkpoint'),
@@ -118,6 +131,8 @@ class ValidateSettings(SettingGroups):
     form: FoldSettings = FoldSettings()
     adjustment: AdjustmentSettings = AdjustmentSettings()
     post_hoc: PostHocSettings = PostHocSettings()
+    views: ViewSettings = ViewSettings()
+    attack: AttackSettings = AttackSettings()
     data: DataSettings = DataSettings()
     shots: ShotSettings = ShotSettings()
     input: InputSettings = InputSettings()
@@ -151,7 +166,9 @@ def validation_settings(settings: ValidateSettings, given: Mapping[str, Any]) ->
     Raises:
         InputError: Nothing tells what to evaluate, or on what.
     """
-    weights = settings.weights
+    if settings.weights.checkpoint:
+        given = {**given, 'checkpoint': finished_file(settings.weights.checkpoint)}
+    weights = settings.weights.with_values({key: given[key] for key in ('checkpoint',) if key in given})
     if bool(weights.checkpoint) == weights.pretrained:
         raise InputError('give either --checkpoint FILE or --pretrained: untrained weights are never evaluated')
     if weights.pretrained and not settings.model.model:
@@ -189,20 +206,22 @@ def validate(settings: ValidateSettings, world: World) -> None:
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
+    check_attackable(settings, trained.model, dataset)
     evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
-    loader = create_eval_loader(
-        dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
-        device=world.device, rank=world.rank, world_size=world.size,
-        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype)
+    if settings.views.test_views:
+        model = MeanOfViews(model, settings.views.number)
+    loader = build_loader(settings, dataset, input_format, world)
     if world.is_primary:
         described = [f'{key:<17}{value}' for key, value in about.items()]
         unfolded = [NOTHING_TO_FOLD] * (settings.form.fuse and not foldable(
             trained.model))
         print('\n'.join([*trained.notes, *splits.notes, *unfolded, *described]), flush=True)
     if isinstance(evaluator, LongTailEvaluator):
-        look_at(settings, evaluator)
+        about_probabilities = look_at(settings, trained, evaluator)
+        if about_probabilities and world.is_primary:
+            print(f"'{settings.evaluation.save_predictions}': {about_probabilities}", flush=True)
     in_turn = not isinstance(dataset, ShardStream)
     start = time.perf_counter()
     result = evaluate(model, loader, evaluator, world.device, settings.precision.autocast,
@@ -215,6 +234,9 @@ def validate(settings: ValidateSettings, world: World) -> None:
             keep_logits(settings, evaluator, world, in_turn)
         if settings.post_hoc.test_agnostic:
             shifted = test_agnostic(settings, dataset, class_counts, evaluator, world)
+    rate = result.num_samples / (time.perf_counter() - start)
+    robust = robust_accuracy(settings, trained, model, dataset, splits, class_counts, input_format, world) if (
+        settings.attack.attack) else None
     if settings.evaluation.save_predictions and isinstance(evaluator, LongTailEvaluator):
         of_processes = world.gather_to_primary(evaluator.predictions())
         if of_processes is not None:
@@ -222,8 +244,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if world.is_primary:
-        report_evaluation(settings, result, class_counts, about, shifted)
-        rate = result.num_samples / (time.perf_counter() - start)
+        report_evaluation(settings, result, class_counts, about, shifted, robust)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
 
 
@@ -324,8 +345,83 @@ def build_evaluator(
         return LabelSetEvaluator(model.num_classes, class_counts, device, None, many, few, trained.record.thresholds)
     counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
+        if settings.views.test_views:
+            raise InputError('--test-views is for one forward pass, and this network asks experts in turn: add '
+                             '--all-experts')
         return RoutingEvaluator(model.multiply_adds(input_format.input_size), *counting)
     return LongTailEvaluator(*counting)
+
+
+def build_loader(settings: ValidateSettings, dataset: Dataset, input_format: DataDefaults, world: World) -> Any:
+    """A loader of images in order."""
+    return create_eval_loader(
+        dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
+        device=world.device, rank=world.rank, world_size=world.size,
+        pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype,
+        transform=crop_transform(settings.views, input_format), views=settings.views.number)
+
+
+def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Dataset) -> None:
+    """Refuse an --attack whose gradients would not be those of what is judged.
+
+    Raises:
+        InputError: It is one.
+    """
+    if not settings.attack.attack:
+        return
+    if isinstance(model, RoutedExperts):
+        raise InputError('--attack needs gradients, and none pass the choice of a router: add --all-experts')
+    if torch.float16 in (settings.precision.dtype, settings.precision.autocast):
+        raise InputError('--attack in float16 would find no way where small gradients become 0, and the network would '
+                         'look robust: give bfloat16, or leave it out')
+    if settings.views.test_views:
+        raise InputError('--attack changes one view of a picture: leave out --test-views')
+    if settings.attack.attack_images and isinstance(dataset, IterableDataset):
+        raise InputError(f'{settings.data.dataset} is a stream, of which no part can be taken: leave out '
+                         '--attack-images')
+
+
+def robust_accuracy(
+        settings: ValidateSettings,
+        trained: TrainedModel,
+        model: nn.Module,
+        dataset: Any,
+        splits: Splits,
+        class_counts: Classes | None,
+        input_format: DataDefaults,
+        world: World,
+) -> RobustAccuracy:
+    """The accuracy on the pictures, or --attack-images of them, and on what each attack makes of these.
+
+    Args:
+        settings: Of the validation.
+        trained: The network.
+        model: It, in the form in which it is evaluated.
+        dataset: The split.
+        splits: Whose shots are told.
+        class_counts: Training images per class.
+        input_format: Of the images.
+        world: This process.
+    """
+    chosen, precision = settings.attack, settings.precision
+    if chosen.attack_images and chosen.attack_images < len(dataset):
+        indices = np.linspace(0, len(dataset) - 1, chosen.attack_images).round().astype(int)
+        dataset = part_of(dataset, indices)
+    offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
+    offset = None if offset is None else offset.to(world.device, torch.float32)
+    network = PixelNetwork(
+        model, Pixels(input_format.mean, input_format.std, world.device), precision.dtype, precision.autocast,
+        precision.channels_last, None if offset is None else lambda logits: logits + offset)
+    loader, results = build_loader(settings, dataset, input_format, world), {}
+    attacks = chosen.attacks()
+    for name in ('clean', *attacks):
+        evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
+        shown = loader if name == 'clean' else AttackedLoader(loader, attacks[name], network, world.rank, world.size)
+        result = evaluate(model, shown, evaluator, world.device, precision.autocast, precision.channels_last,
+                          world.distributed)
+        assert isinstance(result, EvalResult)  # label sets are refused
+        results[name] = result
+    return RobustAccuracy(chosen.attack_eps, {name: attack.label for name, attack in attacks.items()}, results)
 
 
 def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
@@ -335,9 +431,11 @@ def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
         InputError: There is something.
     """
     evaluation, post_hoc = settings.evaluation, settings.post_hoc
-    for_one = {'--fit-temperature': evaluation.fit_temperature, '--tau-norm': post_hoc.tau_norm is not None,
+    for_one = {'--fit-temperature': evaluation.fit_temperature,
+               '--temperature': evaluation.temperature is not None, '--tau-norm': post_hoc.tau_norm is not None,
                '--test-agnostic': post_hoc.test_agnostic,
-               '--logit-adjustment': bool(settings.adjustment.logit_adjustment)}
+               '--logit-adjustment': bool(settings.adjustment.logit_adjustment),
+               '--attack': bool(settings.attack.attack)}
     asked = [name for name, given in for_one.items() if given] if label_sets else (
         ['--fit-thresholds'] * evaluation.fit_thresholds)
     if asked:
@@ -346,14 +444,19 @@ def refuse_another_kind(settings: ValidateSettings, label_sets: bool) -> None:
                          f'{settings.data.dataset} here: leave it out')
 
 
-def look_at(settings: ValidateSettings, evaluator: LongTailEvaluator) -> None:
-    """Let an evaluator keep what the settings ask for beside its counts."""
+def look_at(settings: ValidateSettings, trained: TrainedModel, evaluator: LongTailEvaluator) -> str | None:
+    """Let an evaluator keep what the settings ask for beside its counts; a sentence on kept probabilities, if any."""
     if settings.evaluation.logits_file or settings.evaluation.fit_temperature:
         evaluator.keep_logits()
     if settings.post_hoc.test_agnostic:
         evaluator.keep_hits()
-    if settings.evaluation.save_predictions:
-        evaluator.keep_predictions()
+    if not settings.evaluation.save_predictions:
+        return None
+    temperature, about = temperature_of(
+        trained.record.calibration, settings.evaluation.temperature,
+        next((flag(name) for name in ('tau_norm', 'logit_adjustment', 'test_views') if settings.values()[name]), None))
+    evaluator.keep_predictions(temperature)
+    return about
 
 
 def describe(
@@ -372,6 +475,8 @@ def describe(
         'folded': settings.form.fuse,
         'routed': isinstance(trained.model, RoutedExperts),
         'tau_norm': settings.post_hoc.tau_norm,
+        **({'views': f'{settings.views.test_views}, {settings.views.test_views_expand} pixels more'}
+           if settings.views.test_views else {}),
         'logit_adjustment': settings.adjustment.logit_adjustment,
         'dataset': settings.data.dataset,
         'split': settings.evaluation.split,
@@ -394,12 +499,16 @@ def report_evaluation(
         class_counts: Classes | None,
         about: dict[str, Any],
         shifted: ShiftedAccuracy | None = None,
+        robust: RobustAccuracy | None = None,
 ) -> None:
     """Print the table, and write the files that were asked for."""
     table = f'{result.table()}\n\n{result.further_table()}'
     if shifted is not None:
         about = {**about, 'test_agnostic': shifted.to_dict()}
         table += f'\n\n{shifted.table()}'
+    if robust is not None:
+        about = {**about, 'robust': robust.to_dict()}
+        table += f'\n\n{robust.table()}'
     print(f'\n{table}')
     if settings.evaluation.results_file:
         result.write_json(settings.evaluation.results_file, **about)

@@ -128,6 +128,20 @@ def test_predictions_are_divided_by_it(work, tmp_path, capsys):
     assert 'fitted without --logit-adjustment' in capsys.readouterr().err
 
 
+def test_saved_predictions_are_calibrated_and_say_so(work, tmp_path, capsys):
+    kept = torch.load(work / 'run' / BEST, weights_only=True)['calibration']['temperature']
+    for name, more, temperature in (('kept', [], kept), ('raw', ['--temperature', '1'], 1.0)):
+        validate.main(['--checkpoint', str(work / 'run'), '--device', 'cpu', '--workers', '0', '--save-predictions',
+                       str(tmp_path / f'{name}.csv'), '--logits-file', str(tmp_path / 'logits.npz'), *more])
+        logits = torch.from_numpy(np.load(tmp_path / 'logits.npz')['logits']).double()
+        with open(tmp_path / f'{name}.csv', newline='') as file:
+            told = [float(row['probability1']) for row in csv.DictReader(file)]
+        assert told == pytest.approx((logits / temperature).softmax(dim=1).amax(dim=1).tolist(), rel=1e-4)
+    said = capsys.readouterr().out
+    assert f"kept.csv': probabilities by temperature {kept:.3f}, fitted on 60 images" in said
+    assert "raw.csv': probabilities by temperature 1, as asked for" in said
+
+
 @pytest.mark.parametrize('given, sentence', [
     (['--split', 'test', '--fit-temperature'], 'is for --split val'),
     (['--split', 'val', '--fit-temperature', '--logit-adjustment', '1'], 'no effect with --logit-adjustment'),

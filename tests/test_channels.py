@@ -17,6 +17,8 @@ from nbn_timm.data.pictures import read_picture
 from nbn_timm.data.settings import InputSettings
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
+from nbn_timm.models.transfer import load_pretrained_file, start_model
+from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.run_checkpoint import BEST, LAST
 
 ORIENTATION = 0x0112
@@ -106,6 +108,38 @@ def test_a_pretrained_first_convolution_is_adapted_by_timm():
     name = 'resnet32_nbn.cifar100_lt'
     rgb, grey = (create_model(name, pretrained=True, in_chans=channels) for channels in (None, 1))
     assert torch.allclose(grey.conv1.weight, rgb.conv1.weight.sum(1, keepdim=True), atol=1e-6)
+    _, notes = start_model(name, None, None, pretrained=True, in_chans=1)
+    assert notes == ['the pretrained weights: the first convolution was adapted from RGB to 1 channel as in timm']
+    assert not start_model(name, None, None, pretrained=True, in_chans=3)[1]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('channels', [1, 2, 4, 6])
+@pytest.mark.parametrize('classes', [3, 5])
+def test_weights_in_a_file_are_adapted_by_the_same_rule(tmp_path, channels, classes):
+    torch.manual_seed(0)
+    rgb = create_model('test_efficientnet', 3)
+    torch.save(rgb.state_dict(), tmp_path / 'rgb.pth')
+    model = create_model('test_efficientnet', classes, in_chans=channels)
+    told = load_pretrained_file(model, tmp_path / 'rgb.pth')
+    plural = 's' * (channels > 1)
+    assert told.endswith(f'; the first convolution was adapted from RGB to {channels} channel{plural} as in timm')
+    assert told.startswith('all weights' if classes == 3 else 'all but the classifier, which begins anew')
+    old, new = rgb.conv_stem.weight, model.conv_stem.weight
+    expected = old.sum(1, keepdim=True) if channels == 1 else old.repeat(1, 2, 1, 1)[:, :channels] * 3 / channels
+    torch.testing.assert_close(new, expected)
+    assert torch.equal(model.blocks[0][0].conv.weight, rgb.blocks[0][0].conv.weight)
+    with pytest.raises(InputError, match='they differ in 1 entries .first: conv_stem.weight'):
+        torch.save(model.state_dict(), tmp_path / 'other.pth')
+        load_pretrained_file(create_model('test_efficientnet', classes, in_chans=5), tmp_path / 'other.pth')
+
+
+@pytest.mark.fast
+def test_the_recorded_mean_follows_the_channels_that_are_asked_for():
+    record = NetworkRecord({'model': 'resnet20', 'input_size': [3, 8, 8], 'mean': [0.2, 0.3, 0.4], 'std': [0.1] * 3})
+    found = record.inherited(train.TrainSettings, {'in_chans': 1})
+    assert found['mean'] == pytest.approx([0.3]) and found['std'] == pytest.approx([0.1]) and found['img_size'] == 8
+    assert record.inherited(train.TrainSettings, {})['mean'] == [0.2, 0.3, 0.4]
 
 
 def test_a_training_on_four_channels_and_what_follows_it(images, tmp_path, capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nbn_timm.bars import with_bar_or_lines
 from nbn_timm.cli import check
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import DataSettings
@@ -17,7 +18,6 @@ from nbn_timm.data.tables import read_table
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError
 from nbn_timm.inspection.facts import facts_of_file, perceptual_hash
-from nbn_timm.inspection.progress import shown
 from nbn_timm.inspection.repeats import differing_bits, near_pairs
 
 pytestmark = pytest.mark.fast
@@ -80,6 +80,13 @@ def test_a_sound_collection(pictures, capsys):
     assert re.search(r'^train +10 +3 +6 +1 +6 +0/0/3$', text, re.MULTILINE)
     assert re.search(r'^ant +6 +2 +2 +few +#+$', text, re.MULTILINE)
     assert 'Nothing stops a training, nothing to look at.' in text
+
+
+def test_the_standard_output_may_be_the_file(pictures, capfd):
+    assert check.main([str(pictures), '-j', '0', '--json', '/dev/stdout'])
+    out, err = capfd.readouterr()
+    assert json.loads(out)['splits']['train']['pictures'] == 10
+    assert 'ant' in err and err.endswith('written: /dev/stdout\n')
 
 
 def test_all_damaged_files_at_once(pictures, monkeypatch, capsys):
@@ -309,8 +316,8 @@ def test_a_training_looks_at_what_costs_nothing(pictures):
 
 def test_progress_in_a_file_is_lines(monkeypatch, tmp_path):
     times = iter(range(0, 10_000, 16))
-    monkeypatch.setattr('nbn_timm.inspection.progress.time.monotonic', lambda: next(times))
+    monkeypatch.setattr('nbn_timm.bars.time.monotonic', lambda: next(times))
     with open(tmp_path / 'log', 'w') as stream:
-        assert list(shown(iter(range(5)), 5, 'pictures', stream)) == list(range(5))
+        assert list(with_bar_or_lines(iter(range(5)), 5, 'pictures', stream)) == list(range(5))
     assert Path(tmp_path / 'log').read_text().splitlines() == [
         '2 of 5 pictures, 0 a second, about 48 s left', '4 of 5 pictures, 0 a second, about 16 s left']

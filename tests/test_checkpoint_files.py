@@ -21,7 +21,14 @@ import nbn_timm  # noqa: F401
 import nbn_timm.files
 from nbn_timm import InputError
 from nbn_timm.errors import one_line, run_cli, without_password
-from nbn_timm.files import atomic_write, file_sha256, git_blob_id, write_folder, write_text_atomic
+from nbn_timm.files import (
+    atomic_write,
+    file_sha256,
+    git_blob_id,
+    prints_beside,
+    write_folder,
+    write_text_atomic,
+)
 from nbn_timm.models.weight_files import load_weights, read_checkpoint, read_state_dict, save_weights, weights_digest
 
 pytestmark = pytest.mark.fast
@@ -261,6 +268,23 @@ def test_a_link_and_its_file_stay_what_they_are(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['far', 'fresh', 'link'] and os.listdir(tmp_path / 'far') == ['file']
 
 
+@pytest.mark.parametrize('name', ['x' * 300, 'a\0b', 'loop'])
+def test_names_that_no_file_can_have_are_refused(tmp_path, name):
+    (tmp_path / 'loop').symlink_to('loop')
+    for write in (lambda: write_text_atomic(tmp_path / name, 'x'), lambda: write_folder(tmp_path / name, put('x'))):
+        with pytest.raises(InputError, match='nothing can be written to .*: choose another name') as error:
+            write()
+        assert '\0' not in str(error.value)
+    assert os.listdir(tmp_path) == ['loop']
+
+
+def test_a_name_that_is_too_long_to_be_read_is_one_sentence(capsys):
+    assert run_cli(lambda argv: Path('x' * 5000).is_file() and None, 'nbn-test') == 1
+    said = capsys.readouterr().err
+    assert said.startswith("nbn-test: error: 'xxx") and said.endswith("xxx' is no file (File name too long): correct "
+                                                                      'the path\n') and len(said) < 600
+
+
 def test_a_pipe_is_written_into(tmp_path):
     os.mkfifo(tmp_path / 'pipe')
     read: list[str] = []
@@ -276,6 +300,25 @@ def test_the_standard_output_by_its_path_is_written_into(tmp_path, capfd):
     write_text_atomic('/dev/stdout', 'b\n')
     print('c')
     assert capfd.readouterr().out == 'a\nb\nc\n'
+
+
+def test_a_link_to_the_standard_output_goes_on_in_the_file_that_it_is(tmp_path):
+    (tmp_path / 'near').symlink_to('/dev/stdout')
+    (tmp_path / 'link').symlink_to('near')
+    code = f"from nbn_timm.files import write_text_atomic as write; write({str(tmp_path / 'link')!r}, 'told')"
+    with open(tmp_path / 'out', 'w') as out:
+        out.write('before ')
+        out.flush()
+        subprocess.run([sys.executable, '-c', code], stdout=out, check=True)
+    assert (tmp_path / 'out').read_text() == 'before told' and (tmp_path / 'link').is_symlink()
+
+
+def test_what_is_printed_beside_an_output_does_not_get_into_it(tmp_path, capfd):
+    (tmp_path / 'link').symlink_to('/dev/stdout')
+    for output, stream in (('/dev/stdout', 1), (tmp_path / 'link', 1), (tmp_path / 'file', 0), (None, 0)):
+        with prints_beside(None, output):
+            print('told')
+        assert capfd.readouterr()[stream] == 'told\n'
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')

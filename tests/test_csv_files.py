@@ -6,7 +6,7 @@ from PIL import Image
 from nbn_timm.data import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.data.tables import read_table
-from nbn_timm.datasets import create_splits
+from nbn_timm.datasets import create_splits, has_validation
 from nbn_timm.errors import InputError
 
 pytestmark = pytest.mark.fast
@@ -65,6 +65,47 @@ def test_other_columns_and_a_split_column(pictures):
         read(pictures, text.replace('train', 'exam', 1), **settings)
     with pytest.raises(InputError, match='pictures of the val split, and so has --val-csv'):
         read(pictures, text, ('train', 'val'), val_csv='train.csv', **settings)
+
+
+ALL = 'file,label,{name}\n0.png,cat,{0}\n1.png,dog,{0}\n2.png,dog,{1}\n3.png,cat,{2}\n'
+
+
+@pytest.mark.parametrize('name', ['split', 'Set', 'x'])
+def test_a_column_that_can_only_be_the_splits_is_taken_for_it(pictures, name):
+    text = ALL.format('train', 'Valid', 'test', name=name)
+    splits = read(pictures, text, ('train', 'val', 'test'))
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [2, 1, 1]
+    assert sum(f"the column '{name}'" in note and '2 train, 1 val, 1 test' in note for note in splits.notes) == 1
+    assert has_validation(DataSettings('csv', train_csv='train.csv')) is None  # so --val-fraction looks first
+    splits = read(pictures, text, split_column='none')
+    assert len(splits.train) == 4 and splits.val is None and splits.test is None
+
+
+@pytest.mark.parametrize(('text', 'sentence'), [
+    (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* for testing.*'training', 'valid'"),
+    (ALL.format('False', 'False', 'True', name='is_valid'), "column 'is_valid' .* --split-column none"),
+    (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits:"),
+    (ALL.format('test', 'test', 'test', name='split'), "no row of .* is of the split train"),
+])
+def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read(pictures, text)
+    assert len(read(pictures, text, split_column='none').train) == 4
+
+
+@pytest.mark.parametrize('column', ['fold\n0', 'weight\n1', 'note\ntest', 'set\nmini'])
+def test_other_columns_are_left_alone(pictures, column):
+    name, cell = column.split('\n')
+    assert len(read(pictures, ALL.format(cell, cell, f'{cell}7', name=name)).train) == 4
+
+
+def test_a_file_of_all_splits_is_no_test_file(pictures):
+    (pictures / 'test.csv').write_text(ALL.format('train', 'val', 'test', name='split'))
+    with pytest.raises(InputError, match="as --test-csv, and its column 'split' has 'train', 'val', 'test': give"):
+        read(pictures, 'file,label\n0.png,cat\n1.png,dog\n', ('train', 'test'), test_csv='test.csv')
+    splits = read(pictures, 'file,label\n0.png,cat\n1.png,dog\n', ('train', 'test'), test_csv='test.csv',
+                  split_column='none')
+    assert len(splits.test) == 4
 
 
 def test_files_of_their_own_for_the_splits_and_no_data_folder(pictures):

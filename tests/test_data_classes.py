@@ -60,7 +60,9 @@ def test_dict_survives_json():
     assert ClassCounts.from_dict(json.loads(json.dumps(counts.to_dict()))) == counts
 
 
-@pytest.mark.parametrize('data', [{}, {'counts': 3}, {'counts': ['many']}, {'counts': [1.5]}, [1, 2]])
+@pytest.mark.parametrize('data', [
+    {}, {'counts': 3}, {'counts': ['many']}, {'counts': [1.5]}, [1, 2], {'counts': [1, 2], 'names': ['a', [1]]},
+    {'counts': [1, 2], 'names': ['a', None]}])
 def test_malformed_dict_is_an_error(data):
     with pytest.raises(InputError, match='cannot be read'):
         ClassCounts.from_dict(data)

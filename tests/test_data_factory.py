@@ -1,9 +1,11 @@
 """From settings to splits."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
+import torch
 from formats import CIFAR_LT, IMAGENET_LT, INAT18
 from PIL import Image
 from torchvision.datasets import MNIST
@@ -12,6 +14,10 @@ from nbn_timm.data import DataSettings, create_eval_loader, create_train_loader
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.datasets import ListBenchmark, benchmarks, create_splits, find_dataset
 from nbn_timm.errors import InputError
+from nbn_timm.training.batch import plan_batch
+from nbn_timm.training.distributed import World
+from nbn_timm.training.plan import open_training_data
+from nbn_timm.training.settings import TrainSettings
 
 pytestmark = pytest.mark.fast
 
@@ -246,7 +252,14 @@ def test_streamed_dataset_reaches_the_loaders(tmp_path, monkeypatch):
     train = create_train_loader(splits.train, None, batch_size=4, defaults=CIFAR_LT, num_workers=0)
     train.set_epoch(0)
     assert [len(targets) for _, targets in train] == [4]
-    test = create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0, world_size=2)
+    test = create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0)
     assert [len(targets) for _, targets in test] == [4, 3]
+    with pytest.raises(InputError, match='2 processes cannot evaluate a stream of timm'):  # it repeats images there
+        create_eval_loader(splits.test, batch_size=4, defaults=CIFAR_LT, num_workers=0, world_size=2)
+    assert create_splits(replace(settings, test_split='')).test is None  # as the sentence advises for a training
+    run = TrainSettings.of({**settings.values(), 'model': 'resnet20'})
+    monkeypatch.setattr(World, 'barrier', lambda self: None)
+    with pytest.raises(InputError, match='2 processes cannot evaluate a stream of timm'):  # before the first epoch
+        open_training_data(run, plan_batch(run.batch, 2), World(torch.device('cpu'), size=2))
     with pytest.raises(InputError, match='cannot be made long-tailed'):
         create_splits(DataSettings('hfids/x', str(tmp_path), imbalance_factor=10))

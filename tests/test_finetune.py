@@ -18,7 +18,8 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.models.create import create_model
-from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, source_file
+from nbn_timm.models.run_folder import source_file
+from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, start_model
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.freezing import Freezing, parameters_up_to
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer
@@ -101,9 +102,22 @@ def test_weights_lie_in_a_file_or_a_folder(tmp_path, form):
     new = create_model(MODEL, 2)
     assert load_pretrained_file(new, path) == 'all but the classifier, which begins anew'
     assert torch.equal(new.conv_stem.weight, model.conv_stem.weight)
+    assert not new.classifier.weight.any() and not new.classifier.bias.any()  # so the loss begins at log 2
     fitting = create_model(MODEL, 7)
     assert load_pretrained_file(fitting, path) == ''
     assert torch.equal(fitting.classifier.weight, model.classifier.weight)
+
+
+def test_a_classifier_for_other_classes_on_published_weights_begins_at_zero(tmp_path):
+    torch.manual_seed(0)
+    model = create_model(MODEL, 7)
+    timm.models.save_for_hf(model, tmp_path)
+    for classes, begins in ((2, True), (7, False), (None, False)):
+        found, _ = start_model(f'local-dir:{tmp_path}', classes, None, pretrained=True)
+        assert torch.equal(found.conv_stem.weight, model.conv_stem.weight)
+        assert bool(found.classifier.weight.any()) is not begins
+    found, _ = start_model(MODEL, 2, None)
+    assert found.classifier.weight.any()  # all of it is to be trained
 
 
 def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path):
@@ -213,19 +227,21 @@ def test_a_run_leaves_what_is_frozen(first, folder, tmp_path):
     assert changed == {'classifier.weight', 'classifier.bias'}
 
 
-def test_a_run_that_is_resumed_while_frozen_ends_with_the_same_weights(first, folder, tmp_path):
-    def run(name: str, epochs: int, *more: str) -> dict[str, torch.Tensor]:
+def test_a_run_that_is_resumed_while_frozen_ends_with_the_same_weights(first, folder, tmp_path, monkeypatch):
+    def run(name: str, *more: str) -> dict[str, torch.Tensor]:
         train([*command(folder / 'first', tmp_path), '--model', MODEL, '--pretrained-path', str(first), '--experiment',
-               name, '--epochs', str(epochs), '--freeze-epochs', '2', '--opt', 'adamw', '--lr', '0.01',
+               name, '--epochs', '3', '--freeze-epochs', '2', '--opt', 'adamw', '--lr', '0.01',
                '--layer-decay', '0.8', '--sched', 'constant', *more])
         return state(tmp_path / name)
 
-    whole = run('whole', 3)
-    half = run('resumed', 1)
+    whole = run('whole')
+    with monkeypatch.context() as ended:
+        ended.setattr('nbn_timm.training.keeper.Keeper.gave_up', lambda keeper, epoch: epoch == 1)
+        half = run('resumed')
     before = state(first)
     assert {key for key in half if not torch.equal(half[key], before[key])} == {
         'classifier.weight', 'classifier.bias'}
-    resumed = run('resumed', 3, '--resume', 'auto')
+    resumed = run('resumed', '--resume', 'auto')
     assert not torch.equal(whole['conv_stem.weight'], before['conv_stem.weight'])
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 

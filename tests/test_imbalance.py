@@ -50,6 +50,25 @@ def test_shares_of_targets(tmp_path):
     assert target_shares(str(file), CLASSES).tolist() == [0.5, 0.25, 0.125, 0.125]
 
 
+@pytest.mark.parametrize('given', [
+    {'dog': 0.125, 'cat': 0.125, 'bee': 0.25, 'ant': 0.5}, [0.5, 0.25, 0.125, 0.125], [4.0, 2, 1, 1.0],
+    {'names': ['bee', 'ant', 'cat', 'dog'], 'counts': [2.5e-7, 5e-7, 1.25e-7, 1.25e-7]}])
+def test_shares_may_be_fractions(tmp_path, given):
+    file = tmp_path / 'met.json'
+    file.write_text(json.dumps(given))
+    torch.testing.assert_close(target_shares(str(file), CLASSES), torch.tensor([0.5, 0.25, 0.125, 0.125]).double(),
+                               rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize('given', ['[0.5, 0.5, -0.1, 0.1]', '[0.5, NaN, 0.2, 0.3]', '[0.5, "0.2", 0.1, 0.2]',
+                                   '[0.5, Infinity, 0.2, 0.3]', '[0.5, true, 0.2, 0.3]'])
+def test_shares_that_are_none_are_refused(tmp_path, given):
+    file = tmp_path / 'met.json'
+    file.write_text(given)
+    with pytest.raises(InputError, match='is no number of images'):
+        target_shares(str(file), CLASSES)
+
+
 def test_a_target_without_a_share_is_refused(tmp_path):
     file = tmp_path / 'met.json'
     file.write_text(json.dumps({'dog': 0, 'cat': 1, 'bee': 2, 'ant': 4}))

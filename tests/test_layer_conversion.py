@@ -89,9 +89,9 @@ def test_wrong_stages_are_named(stages, layers, message):
         add_nbn(timm.create_model('resnet18'), stages, layers)
 
 
-def test_models_without_batch_norm_and_synchronised_models_are_refused():
-    with pytest.raises(InputError, match='no BatchNorm2d layer'):
-        add_nbn(timm.create_model('convnext_atto'))
+def test_models_without_normalisation_and_synchronised_models_are_refused():
+    with pytest.raises(InputError, match='no BatchNorm2d layer, and no LayerNorm'):
+        add_nbn(timm.create_model('test_nfnet'))
     with pytest.raises(InputError, match='SyncBatchNorm'):
         add_nbn(timm_convert_sync_batchnorm(timm.create_model('resnet18')))
 

@@ -19,6 +19,7 @@ from nbn_timm.losses import (
     takes_experts,
     takes_features,
     takes_soft_targets,
+    takes_streams,
 )
 
 pytestmark = pytest.mark.fast
@@ -63,6 +64,8 @@ def inputs(name: str, logits: torch.Tensor = LOGITS, dtype: torch.dtype = torch.
     features, views = FEATURES, number_of_views(name)
     if takes_experts(name):
         logits, features = torch.stack([logits, logits.flip(1), 2 * logits], dim=1), FEATURES.repeat(1, 3)
+    if takes_streams(name):
+        logits = torch.stack([logits, logits.flip(1)], dim=1)
     if views > 1:
         logits, features = (torch.stack([part / view for view in range(1, views + 1)]) for part in (logits, features))
     return (logits.to(dtype), features.to(dtype)) if takes_features(name) else logits.to(dtype)

@@ -11,7 +11,7 @@ from test_train_run import LAST, MODEL, assert_same, data_flags, images, rows, w
 import nbn_timm.cli.train as train
 from nbn_timm.config import shipped_configs
 from nbn_timm.errors import InputError
-from nbn_timm.losses import create_loss, is_deferrable, number_of_views, takes_experts, takes_features
+from nbn_timm.losses import create_loss, is_deferrable, number_of_views, takes_experts, takes_features, takes_streams
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.training.build import build_loss
 
@@ -155,6 +155,7 @@ def test_recipes_build_their_loss(name):
         return
     logits = torch.randn(4, 100)
     output = logits[:, None].repeat(1, 3, 1) if takes_experts(settings.loss.loss) else logits
+    output = torch.stack([logits] * 2, dim=1) if takes_streams(settings.loss.loss) else output
     output = torch.stack([output] * number_of_views(settings.loss.loss)) if number_of_views(
         settings.loss.loss) > 1 else output
     output = (logits, torch.rand(4, 64)) if takes_features(settings.loss.loss) else output

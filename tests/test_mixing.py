@@ -1,20 +1,25 @@
 """Mixing: images and labels against a computation image by image, and CMO's second stream."""
+import copy
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from formats import CIFAR_LT
 
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
+from nbn_timm.mixing.manifold_mixup import ManifoldMixup
 from nbn_timm.samplers import create_sampler
 from nbn_timm.settings import flag
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.build import build_loss, build_mixing
+from nbn_timm.training.combinations import check_combinations
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.plan import Plan
 
@@ -229,6 +234,57 @@ def test_outside_its_epochs_a_method_leaves_images_and_smoothed_labels(make):
             torch.testing.assert_close(soft, plain)
 
 
+# Manifold mixup
+
+
+def test_manifold_mixup_mixes_what_the_layer_gives_batch_by_batch():
+    """As `manifold_mix_up` of BagofTricks-LT (commit ce7859a) does behind the pooling, with two batches in line."""
+    network = timm.create_model('resnet20', num_classes=5, num_blocks=1).train()
+    mixing = ManifoldMixup(5, smoothing=0.1)
+    mixing.connect(network)
+    copied = copy.deepcopy(network)  # as averaged weights are
+    first, second = (torch.randn(6, 3, 16, 16) for _ in range(2))
+    target = torch.tensor([0, 1, 2, 3, 4, 0])
+    seed_everything(3)
+    pairs = [mixing(images, target) for images in (first, second)]
+    assert pairs[0][0] is first and pairs[1][0] is second
+    seed_everything(3)
+    for images, (_, soft) in zip((first, second), pairs, strict=True):
+        np.random.rand()  # whether the batch is mixed
+        lam, partner = np.random.beta(1.0, 1.0), torch.randperm(6)
+        plain = network.forward_features(images).mean(dim=(2, 3))
+        copied.eval()(images)  # the hook is shared, but only training takes from the line
+        mixed = lam * plain + (1 - lam) * plain[partner]
+        torch.testing.assert_close(network(images), network.fc(mixed), rtol=1e-4, atol=1e-5)
+        smooth = F.one_hot(target, 5) * 0.9 + 0.02
+        torch.testing.assert_close(soft, (lam * smooth + (1 - lam) * smooth[partner]).float())
+    mixing.end_epoch()
+    plain = network.forward_features(first).mean(dim=(2, 3))
+    torch.testing.assert_close(network(first), network.fc(plain), rtol=1e-4, atol=1e-5)  # nothing is in line
+
+
+def test_a_batch_that_is_not_mixed_has_its_place_in_the_line():
+    network = timm.create_model('resnet20', num_classes=5, num_blocks=1).train()
+    mixing = ManifoldMixup(5, layer='layer2', prob=0.0)
+    mixing.connect(network)
+    images, target = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    _, soft = mixing(images, target)
+    assert torch.equal(soft, F.one_hot(target, 5).float()) and list(mixing.waiting) == [None]
+    with pytest.raises(InputError, match="does not call the layer 'layer2' once for every batch"):
+        mixing.end_epoch()
+    network(images)
+    mixing.end_epoch()
+    with pytest.raises(InputError, match="ResNetCifar has no layer 'layr2': give the name.*did you mean 'layer2'"):
+        ManifoldMixup(5, layer='layr2').connect(network)
+
+
+@pytest.mark.parametrize('more', ['--sam-rho=0.05', '--torchcompile=eager'])
+def test_what_manifold_mixup_does_not_go_with(more):
+    settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--manifold-mixup', '1', more])
+    with pytest.raises(InputError, match='mixes within the network, once for a batch'):
+        check_combinations(settings, None)
+
+
 # As train.py builds them
 
 
@@ -259,7 +315,7 @@ def run_epoch(loader, mixing, epoch):
 
 
 @pytest.mark.parametrize('flags', [
-    *(tuple(f'{flag(switch)}=1' for switch in method.switches) for method in MIXINGS.values()),
+    *(tuple(f'{flag(switch)}=1' for switch in method.switches) for method in MIXINGS.values() if method.soft),
     ('--cmo', '1', '--cmo-prob', '1')])
 @pytest.mark.parametrize('sampler', ['instance_balanced', 'class_balanced'])
 def test_an_epoch_can_be_run_again(flags, sampler):
@@ -299,7 +355,7 @@ def test_epochs_with_cmo(flags, epochs):
     assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.patches.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
 
 
-@pytest.mark.parametrize('name', MIXINGS)
+@pytest.mark.parametrize('name', [name for name, method in MIXINGS.items() if method.soft])
 def test_labels_are_smoothed_once(name):
     """By the loss where nothing is mixed, and else by the method, whether or not it mixes a batch."""
     torch.manual_seed(0)

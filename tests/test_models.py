@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 
 import nbn_timm
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
-from nbn_timm.models import resnet_cifar, ride
+from nbn_timm.models import resnet_cifar, ride, wide_resnet_cifar
 
 FAMILIES = tuple(module for name, module in sorted(sys.modules.items())
                  if name.startswith('nbn_timm.models.') and hasattr(module, 'default_cfgs'))
@@ -29,7 +29,11 @@ ALIASES = sorted(
     name for module in FAMILIES for name, default in module.default_cfgs.items()
     if '' in default.tags)
 SMALL = ['resnet20', 'resnet20_nbn', 'resnet20_nbn_lr', 'resnet10_nbn', 'resnet10_nbn_lr', 'resnet32_ride',
-         'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike', 'resnet32_shike_nbn']
+         'resnet32_ride_nbn_lr', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike', 'resnet32_shike_nbn',
+         'resnet32_bbn', 'wrn_16_2_nbn']
+# Of WRN-34-10 its small sister tells the same, and of ResNet-18 one form tells enough beside ResNet-10.
+LIGHT = [name for name in ARCHS if not name.startswith('wrn_34_10') and name not in (
+    'resnet18_cifar', 'resnet18_cifar_nbn_lr')]
 
 # Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.
 PARAMETERS = {
@@ -37,7 +41,10 @@ PARAMETERS = {
     'resnet50_nbn': 25_557_033, 'resnext50_nbn': 25_028_905, 'resnet101_nbn': 44_549_161,
     'resnet152_nbn': 60_192_809, 'resnext101_nbn': 44_177_705, 'resnet10_nbn': 5_418_793,
     'resnet50_ride': 73_781_240, 'resnet50_ride_nbn': 73_781_243, 'resnet32_ride': 784_156,
+    'wrn_16_2': 703_284, 'wrn_34_10': 46_160_474 + 90 * 641, 'wrn_34_10_nbn': 46_160_474 + 90 * 641 + 1,
+    'resnet18_cifar': 11_173_962 + 90 * 513, 'resnet18_cifar_nbn': 11_173_962 + 90 * 513 + 1,
     'resnet32_shike': 1_277_008 - 19_200, 'resnet32_shike_nbn': 1_277_008 - 19_200 + 3,  # without SHIKE's second heads
+    'resnet32_bbn': 550_388,
 }
 TAGS = {
     'imagenet_lt': (1000, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875, 224),
@@ -66,7 +73,9 @@ def test_the_zoo_is_complete():
     expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
     expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
                  for form in ('', '_nbn', '_nbn_lr')}
-    expected |= {'resnet32_shike', 'resnet32_shike_nbn'}
+    expected |= {'resnet32_shike', 'resnet32_shike_nbn', 'resnet32_bbn'}
+    expected |= {f'{family}{form}' for family in ('wrn_16_2', 'wrn_34_10', 'resnet18_cifar')
+                 for form in ('', '_nbn', '_nbn_lr')}
     assert set(ARCHS) >= expected
     assert len(ALIASES) >= 12 * 3 + 12 * 2 + 9 * 3 + 3 * 2 + 1
 
@@ -112,15 +121,17 @@ def test_which_layers_are_nbn(name):
         return
     elif isinstance(model, resnet_cifar.ResNetCifar):
         assert set(layers) == {f'layer3.{index}.bn2' for index in range(len(model.layer3))}
+    elif isinstance(model, wide_resnet_cifar.WideResNetCifar):
+        assert set(layers) == {'bn1'} | {f'block3.layer.{index}.bn2' for index in range(len(model.block3.layer))}
     else:
-        last = 'bn2' if name.startswith('resnet10_') else 'bn3'
+        last = 'bn2' if name.startswith(('resnet10_', 'resnet18_')) else 'bn3'
         blocks = {f'layer4.{index}.{last}' for index in range(len(model.layer4))}
         assert set(layers) == blocks | {'layer4.0.downsample.1'}
     assert len({layer.scale for layer in layers.values()}) == bool(layers)
     assert is_rectified(model) == name.endswith('_lr')
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', LIGHT)
 def test_contract(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).train()
@@ -151,7 +162,7 @@ def test_contract(name):
         assert torch.equal(model(x), maps)
 
 
-@pytest.mark.parametrize('name', ARCHS)
+@pytest.mark.parametrize('name', LIGHT)
 def test_features_only_matches_intermediates(name):
     torch.manual_seed(0)
     model = timm.create_model(name, features_only=True).eval()

@@ -60,6 +60,36 @@ def test_written_and_read_back(found, tmp_path):
             Predictions.read(tmp_path / name)
 
 
+@pytest.mark.parametrize('change', [
+    dict(labels=np.float32([0.5] * 997)), dict(labels=np.int64([-1] * 997)), dict(labels=np.int64([10 ** 12] * 997)),
+    dict(top5=np.zeros(997, np.int64)), dict(probabilities=np.full((997, 5), np.nan)), dict(labels=np.zeros(3, int)),
+    dict(probabilities=np.full((997, 5), 1.5)), dict(label_log_probability=np.ones(997)),
+    dict(feature_length=-np.ones(997)), dict(feature_length=np.full(997, None)), dict(labels=np.int64(3))])
+def test_arrays_that_no_evaluation_gives_are_refused(found, tmp_path, change):
+    found.write(tmp_path / 'x.npz')
+    with np.load(tmp_path / 'x.npz') as arrays:
+        np.savez(tmp_path / 'y.npz', **{**arrays, **change})
+    with pytest.raises(InputError, match='--save-predictions') as error:
+        Predictions.read(tmp_path / 'y.npz')
+    assert '\n' not in str(error.value)
+
+
+def test_a_wrong_bit_or_a_cut_in_predictions_is_told(found, tmp_path):
+    found.write(tmp_path / 'x.npz')
+    content = (tmp_path / 'x.npz').read_bytes()
+    rng = np.random.default_rng(40_210)
+    for place in rng.integers(30, len(content) - 30, 60).tolist():
+        wrong = bytearray(content)
+        wrong[place] ^= 1 << int(rng.integers(8))
+        for damaged in (bytes(wrong), content[:place]):
+            (tmp_path / 'x.npz').write_bytes(damaged)
+            try:
+                again = Predictions.read(tmp_path / 'x.npz')
+            except InputError:
+                continue  # else the bit is of what nobody reads, as a date
+            assert all(array is None or (getattr(again, name) == array).all() for name, array in vars(found).items())
+
+
 def test_a_table_as_csv(found, tmp_path):
     write_predictions(tmp_path / 'x.csv', found, NAMES, [f'a/{index}\udcff.png' for index in range(997)])
     with open(tmp_path / 'x.csv', newline='', encoding='utf-8', errors='surrogateescape') as file:

@@ -154,7 +154,7 @@ def test_every_recipe_starts(name, tmp_path):
     flags = ['--initial-checkpoint', str(tmp_path / 'first.pth')] if 'stage' in given else []
     flags += [] if 'dataset' in given or 'stage' in given else ['--dataset', 'digits_lt']  # for whatever pictures
     flags += [] if 'model' in given or 'stage' in given else ['--model', 'resnet20']
-    flags += [f'{flag(key)}=some.pth' for key, value in given.items() if value == ASKED_FOR]
+    flags += [f'{flag(key)}={tmp_path}/first.pth' for key, value in given.items() if value == ASKED_FOR]
     settings = parse_train(['--config', name, *flags])
     assert settings.without_effect(list(given)) == {}
     stage = build_second_stage(settings)

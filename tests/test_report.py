@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,14 @@ def test_a_checkpoint_alone_can_be_evaluated(runs, tmp_path):
     assert 'nbn-report --evaluate evaluates its network' in page
 
 
+@pytest.mark.parametrize(('file', 'said'), [
+    ('test.json', "is no checkpoint: give the folder"), ('args.yaml', 'is no checkpoint'),
+    ('test_predictions.npz', 'is no checkpoint'), ('last.pth.tar', 'are of model_best.pth.tar, and this is last')])
+def test_of_files_only_the_checkpoint_of_the_results_is_taken(runs, file, said):
+    with pytest.raises(InputError, match=said):
+        report.main([str(runs / 'plain' / file)])
+
+
 @pytest.mark.usefixtures('undrawn')
 def test_pictures_that_are_gone_are_told(runs, tmp_path):
     page = page_of(runs / 'plain', '--data-dir', tmp_path, output=tmp_path / 'x.html')
@@ -213,6 +222,42 @@ def test_a_damaged_file_is_named(runs, tmp_path, file, content, said):
     (tmp_path / 'x' / file).write_text(content)
     with pytest.raises(InputError, match=said):
         report.main([str(tmp_path / 'x')])
+
+
+@pytest.mark.parametrize(('file', 'change', 'said'), [
+    ('summary.csv', lambda text: text.replace('epoch', 'epoci', 1), 'it has no column epoch'),
+    ('summary.csv', lambda text: text + '1' * 200_000 + ',2\n', 'field larger'),
+    ('summary.csv', lambda text: f'{text[:-1]},1\n', 'cannot be read'),
+    ('args.yaml', lambda text: text + '? 1\n: 2\n', 'a name of a setting is none'),
+    ('args.yaml', lambda text: text + 'aug_splits: [' + '[' * 5000, 'cannot be read'),
+    ('args.yaml', lambda text: f"{text}a: &a [{', '.join('x' * 9)}]\n" + ''.join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip('abcdef', 'bcdefg', strict=True)),
+     'more than 100,000 values'),
+    ('args.yaml', lambda text: text.replace('val_split: null', 'val_split: 3'), "what is recorded of 'val_split' is 3"),
+    ('test.json', lambda text: text.replace('"num_samples": ', '"num_samples": "x" '), 'cannot be read'),
+    ('test.json', lambda text: text.replace('"num_classes"', '"classes"'), "no 'num_classes'"),
+    ('test.json', lambda text: re.sub('"top5": .*,', '"top5": NaN,', text), 'top5 is no number'),
+    ('test.json', lambda text: re.sub('"ece": .*,', '"ece": [1],', text), 'ece is no number'),
+    ('test.json', lambda text: re.sub('"top1": .*,', '"top1": 1.5,', text), 'do not add up'),
+    ('test.json', lambda text: text.replace('"few_below"', '"few_bilow"'), 'few_below'),
+    ('test_per_class.csv', lambda text: re.sub(',(many|medium|few),', ',most,', text, count=1), 'impossible values'),
+    ('test_per_class.csv', lambda text: text.rpartition('\n')[0].rpartition('\n')[0] + '\n', 'different evaluations')])
+def test_impossible_values_in_the_files_of_a_run_are_named(runs, tmp_path, file, change, said):
+    shutil.copytree(runs / 'plain', tmp_path / 'x', ignore=shutil.ignore_patterns('*.tar'))
+    text = (tmp_path / 'x' / file).read_text()
+    (tmp_path / 'x' / file).write_text(change(text))
+    assert change(text) != text
+    with pytest.raises(InputError, match=said):
+        report.main([str(tmp_path / 'x'), '--data-dir', str(tmp_path)])
+
+
+def test_predictions_of_another_evaluation_are_left_out(runs, tmp_path):
+    shutil.copytree(runs / 'plain', tmp_path / 'x', ignore=shutil.ignore_patterns('*.tar'))
+    kept = Predictions.read(tmp_path / 'x' / 'test_predictions.npz')
+    other = (kept.top + 1) % len(read_run(runs / 'plain').classes)
+    replace(kept, top=other).write(tmp_path / 'x' / 'test_predictions.npz')
+    run = read_run(tmp_path / 'x')
+    assert run.predictions is None and run.notes[0].startswith('test_predictions.npz has other hits than test.json')
 
 
 def test_what_is_no_run_is_refused(tmp_path):

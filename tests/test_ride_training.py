@@ -312,6 +312,32 @@ def test_distillation_is_the_written_out_sum(target):
     torch.testing.assert_close(task(x, labels)['loss'], expected, rtol=1e-4, atol=1e-4)
 
 
+def wave(rows: int, columns: int, phase: float) -> torch.Tensor:
+    """sin(phase + 1.7 i) of the entries i in order, float32 of values in float64."""
+    entries = torch.arange(rows * columns, dtype=torch.float64)
+    return torch.sin(phase + 1.7 * entries).reshape(rows, columns).float()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('temperature, power, alpha, value, norm, first', [
+    (2.0, 0.5, 0.5, 3.1251973471533594, 0.2963383135119483,
+     [-0.056580365, 0.05766741, -0.001566455, -0.013823225, 0.002694442, 0.011608193]),
+    (3.0, 1.0, 0.7, 2.702052180719166, 0.26672864177237504,
+     [-0.070721841, 0.063776244, 0.009815242, -0.0150504, -0.022273119, 0.034453874])])
+def test_dive_is_its_authors(temperature, power, alpha, value, norm, first):
+    """Value and gradient of `DiVEKLD` in zhangyongshun/BagofTricks-LT, commit ce7859a, in float64, with balanced
+    softmax; here in float32, to a relative 1e-6."""
+    logits, labels = (3 * wave(7, 6, 0.5)).requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 5, 0])
+    task = DistillationTask(nn.Identity(), nn.Linear(1, 1), create_loss('balanced_softmax', counts_of(
+        (500, 199, 79, 31, 12, 5))), 'mean', alpha, temperature, power, 1 - alpha, device=torch.device('cpu'))
+    task.teacher.forward = lambda _: 4 * wave(7, 6, 1.3)
+    loss = task(logits, labels)['loss']
+    loss.backward()
+    assert loss.item() == pytest.approx(value, rel=1e-6)
+    assert logits.grad.norm().item() == pytest.approx(norm, rel=1e-6)
+    assert logits.grad[0].tolist() == pytest.approx(first, abs=1e-7)
+
+
 def test_the_teacher_is_frozen_and_its_mode_is_chosen():
     for train_teacher in (False, True):
         task, _, teacher = distillation(train_teacher_statistics=train_teacher)

@@ -1,4 +1,5 @@
 """Tar shards: exact draws and evaluations over processes and workers, the index, and what is refused."""
+import base64
 import io
 import json
 import tarfile
@@ -228,13 +229,20 @@ def test_timms_reader_reads_the_same(folder):
     ('no picture', "'000037' of shard .* has no picture"),
     ('apart', "the files of picture '000001' of shard .* do not follow each other"),
     ('no tar', "train-0009.tar' cannot be read"),
+    ('id', r"label 20000000 of picture '000037' of shard .* looks like an id"),
+    ('cut', r"train-0009.tar' cannot be read \(\w+ header at byte"),
+    ('wrong bit', r"train-0009.tar' cannot be read \(bad checksum at byte"),
 ])
 def test_malformed_shards_are_one_sentence(folder, fault, message):
     with tarfile.open(folder / 'train-0009.tar', 'w') as tar:
-        if fault in ('no label', 'words'):
+        if fault in ('no label', 'words', 'id'):
             add(tar, '000037.png', picture(0))
-        if fault == 'words':
-            add(tar, '000037.cls', b'cat')
+        if fault in ('words', 'id'):
+            add(tar, '000037.cls', b'cat' if fault == 'words' else b'20000000')
+        if fault in ('cut', 'wrong bit'):
+            for name in ('000037', '000038'):
+                add(tar, f'{name}.png', picture(0))
+                add(tar, f'{name}.cls', b'0')
         if fault == 'no picture':
             add(tar, '000037.cls', b'0')
         if fault == 'apart':
@@ -243,9 +251,36 @@ def test_malformed_shards_are_one_sentence(folder, fault, message):
                 add(tar, f'{name}.cls', b'0')
     if fault == 'no tar':
         (folder / 'train-0009.tar').write_bytes(b'nothing' * 500)
+    if fault in ('cut', 'wrong bit'):  # of which tarfile makes an end, behind the first picture
+        content = bytearray((folder / 'train-0009.tar').read_bytes())
+        second = content.index(b'000038.png')
+        content[second] ^= fault == 'wrong bit'
+        (folder / 'train-0009.tar').write_bytes(content[:second] if fault == 'cut' else content)
     with pytest.raises(InputError, match=message) as caught:
         opened(folder)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('before', 'after'), [
+    ('"form": 1', '"form": [[1]]'), ('"images": ', '"images": 1'), ('"images": ', '"images": -'),
+    ('"images": ', f'"images": {"9" * 40}'), ('"label_type": "<u2"', '"label_type": "<u4"'),
+    ('"labels": "', '"labels": "////'), ('"counts": [', '"counts": [1, '), ('{', '[' * 100_000)])
+def test_a_damaged_index_is_one_sentence(folder, before, after):
+    opened(folder)
+    index = folder / 'train.index.json'
+    index.write_text(index.read_text().replace(before, after, 1))
+    with pytest.raises(InputError, match="train.index.json' is no index of shards .*: remove it, and it is made anew"):
+        opened(folder)
+
+
+def test_no_memory_is_taken_for_a_label_of_a_damaged_index(tmp_path):
+    index = ShardIndex(('a',), (1,), np.int64([2]), np.int64([0, 70_000]))
+    index.write(tmp_path / 'x.json')
+    text = json.loads((tmp_path / 'x.json').read_text())
+    text['labels'] = base64.b64encode(np.array([0, 2 ** 32 - 1], '<u4').tobytes()).decode()  # 32 GiB of counts
+    (tmp_path / 'x.json').write_text(json.dumps(text))
+    with pytest.raises(InputError, match='its numbers disagree'):
+        ShardIndex.read(tmp_path / 'x.json')
 
 
 def test_shards_that_are_not_as_their_index_says_are_refused(folder):

@@ -304,10 +304,11 @@ def test_a_rectified_head_needs_two_images():
 
 def test_nbn_goes_into_any_model_and_only_once():
     assert len(nbn_layers(create_model('resnet18', num_classes=3, nbn=True))) == 5
+    assert len(nbn_layers(create_model('test_vit', num_classes=3, nbn=True))) == 2
     with pytest.raises(InputError, match='has NBN already'):
         create_model('resnet20_nbn', nbn=True)
     with pytest.raises(InputError, match='no BatchNorm2d layer'):
-        create_model('vit_tiny_patch16_224', nbn=True)
+        create_model('test_nfnet', nbn=True)
 
 
 @pytest.mark.parametrize('name', ['resnet50.a1_in1k', 'resnet50_nbn', 'resnet18.no_such_tag'])
@@ -490,6 +491,16 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_over(tmp_path, files, g
         assert find_resume(resume, tmp_path) is None
 
 
+def test_a_pipe_in_a_run_folder_is_refused_as_writing_into_it_would_wait(tmp_path):
+    os.mkfifo(tmp_path / 'args.yaml')
+    with (pytest.raises(InputError, match="args.yaml' in the run folder is a pipe or a device: remove it"),
+          checkpoints.exclusive_run(tmp_path, World(torch.device('cpu')))):
+        pass
+    (tmp_path / 'args.yaml').unlink()
+    with checkpoints.exclusive_run(tmp_path, World(torch.device('cpu'))):
+        assert (tmp_path / '.lock').exists()
+
+
 def look_for_a_checkpoint(folder: Path) -> None:
     """A rank that looks into a folder that both see, and into one of its own."""
     world = init_world('cpu')
@@ -552,7 +563,9 @@ def test_weights_that_are_not_finite_never_become_a_checkpoint():
     ({'state_dict': [1]}, "its 'state_dict' is not"), ({'optimizer': {'state': {}}}, 'optimizer state'),
     ({'optimizer': {'state': 3, 'param_groups': [1]}}, 'optimizer state'),
     ({'class_counts': {'counts': 'many'}}, ''), ({'args': [3]}, None), ({'arch': 7}, "of model '7'"),
-    ({'args': {'lr': torch.ones(2)}}, "its 'lr' is a tensor"), ({'args': {'scale': [torch.ones(1)]}}, "'scale' is a t"),
+    ({'args': {'lr': torch.ones(2)}}, "its 'lr' is or holds a Tensor"),
+    ({'args': {'scale': [torch.ones(1)]}}, "'scale' is or holds a T"), ({'args': {'opt': {b'x': 1}}}, 'holds a bytes'),
+    ({'args': {3: 1}}, "'3' is or holds a int"), ({'args': {'interpolation': 1 + 2j}}, 'holds a complex'),
     ({'arch': torch.ones(1)}, ''), ({'state_dict_ema': {'1.weight': torch.ones(2)}}, "'1.weight' is .2. in"),
     ({'state_dict_ema': {'2.weight': torch.ones(2)}}, "the model differ in '2.weight'"),
     ({'state_dict': {3: torch.ones(1)}}, 'has 3 for a name'),
@@ -613,6 +626,24 @@ def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
     assert all('time' in line for line in lines)
     assert (tmp_path / 'summary.csv').read_text().split() == [
         'epoch,train_loss,eval_top1,eval_few,lr', '0,1.5,50.0,,0.1', '1,1.0,60.0,0.0,0.05']
+
+
+@pytest.mark.parametrize(('name', 'before', 'after', 'line'), [
+    ('log.jsonl', b'"epoch": 0', b'"epoch": \xff', 1), ('log.jsonl', b'"epoch": 1', b'"epoch": "1"x', 2),
+    ('log.jsonl', b'{', b'[', 1), ('summary.csv', b'epoch', b'epoci', 1), ('summary.csv', b'1.5,50', b'1.5\x00,50', 2),
+    ('summary.csv', b'1.5,50', b'1.\xff,50', 2)])
+def test_a_damaged_line_of_a_log_is_named_and_nothing_is_taken_out(tmp_path, name, before, after, line):
+    log = RunLog(tmp_path)
+    for epoch in range(3):
+        log.write(epoch, {'loss': 1.5}, {'top1': 50.0}, 0.1)
+    path = tmp_path / name
+    damaged = path.read_bytes().replace(before, after, 1)
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=f"line {line} of the log '.*{name}' is damaged: correct or remove that line"):
+        RunLog(tmp_path, start_epoch=2)
+    assert path.read_bytes() == damaged
+    RunLog(tmp_path)  # begun anew, nothing of it is needed
+    assert path.read_bytes() == b''
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no /dev/full')

@@ -52,6 +52,7 @@ def parts_and_whole(images, folder, *flags: str):  # noqa: F811
     ['--opt', 'muon', '--lr', '0.02'],
     ['--sam-rho', '0.05', '--drop', '0.1', '--grad-accum-steps', '2'],
     ['--progressive-size', '6', '--progressive-epochs', '0.4', '--cutmix', '1'],
+    ['--adversarial', 'trades', '--adv-steps', '2'],
 ], ids=lambda flags: flags[0] + flags[1])
 def test_a_resumed_run_ends_as_the_whole_one(flags, images, tmp_path):  # noqa: F811
     whole, parts = parts_and_whole(images, tmp_path, *flags)

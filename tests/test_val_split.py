@@ -211,6 +211,13 @@ def test_what_cannot_be_divided_is_refused(data, tmp_path):
     (tmp_path / 'a.csv').write_text('file,split\ntrain/ant/0.png,test\n')
     with pytest.raises(InputError, match="line 2 of .* has the split 'test': write train or val"):
         create_splits(DataSettings('folder', str(data), split_file=str(tmp_path / 'a.csv')))
+    (tmp_path / 'a.csv').write_text('file,split\ntrain/ant/0.png,train\ntrain/bee/0.png,val\n'
+                                    './train/ant/0.png,val\n')
+    with pytest.raises(InputError, match="line 4 of .* gives 'train/ant/0.png' the split 'val', and an earlier one '"):
+        create_splits(DataSettings('folder', str(data), split_file=str(tmp_path / 'a.csv')))
+    (tmp_path / 'a.csv').write_text('file,group\ntrain/ant/0.png,1\ntrain/ant/0.png,1\ntrain/ant/0.png,2\n')
+    with pytest.raises(InputError, match="line 4 of .* the group '2', and an earlier one '1': keep one"):
+        draw(DataSettings('folder', str(data), val_groups=str(tmp_path / 'a.csv')), tmp_path / 'b.csv')
     write_pictures(tmp_path / 'single' / 'train', {'ant': 1, 'bee': 1})
     with pytest.raises(InputError, match='no picture that training can spare'):
         draw(DataSettings('folder', str(tmp_path / 'single')), tmp_path / 'b.csv')

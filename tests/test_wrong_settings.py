@@ -38,6 +38,8 @@ def refused(images: Path, tmp_path: Path, *flags: str, model=MODEL) -> str:  # n
     (['--sampler', 'class_aware', '--sampler-kwargs', 'k=2.5'], '--sampler-kwargs k=2.5: give a whole number'),
     (['--stage', 'tau_norm', '--pretrained', '--stage-kwargs', 'tau=x'], '--stage-kwargs tau=x: give a number or None'),
     (['--stage', 'tau_norm', '--pretrained', '--stage-kwargs', 'step=1e-9'], 'step=1e-09: give a number from 0.002 to'),
+    (['--epochs', '3', '--freeze-epochs', '3'], '--freeze-epochs 3 leaves none of the 3 --epochs for the rest of the '
+     'network: give --freeze backbone'),
     (['--torchcompile', 'inductr'], "no backend 'inductr' for --torchcompile"),
     (['--watch-test'], '--watch-test has no effect where there is a validation split: leave it out'),
 ])
@@ -83,9 +85,12 @@ def test_a_metric_without_a_validation_split_is_refused(images, tmp_path):  # no
 
 
 def test_statistics_of_several_processes_are_told_to_have_no_effect_on_one(images, tmp_path, capsys):  # noqa: F811
+    (tmp_path / 'own.yaml').write_text('eval_metric: few\n')
     train.main([*data_flags(images, 'train'), *MODEL, '-b', '10', '--epochs', '1', '--dist-bn', 'broadcast',
-                '--output', str(tmp_path)])
-    assert 'Settings without effect here: dist_bn (has no effect on one process).' in capsys.readouterr().out
+                '--output', str(tmp_path), '--config', str(tmp_path / 'own.yaml')])
+    said = capsys.readouterr().out
+    assert 'Settings without effect here: dist_bn (has no effect on one process); eval_metric (has no effect' in said
+    assert 'eval-metric' not in said  # one line tells it
 
 
 @pytest.mark.parametrize(('settings', 'validated'), [

@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nbn_timm.bars import with_bar_or_lines
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data.grouping import Groups
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.tables import write_table
 from nbn_timm.datasets import dataset_choices, reason_unused
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.files import write_text_atomic
+from nbn_timm.files import prints_beside, write_text_atomic
 from nbn_timm.inspection.collection import collect
 from nbn_timm.inspection.facts import look_at_all
 from nbn_timm.inspection.findings import Inspection, as_data, inspect
 from nbn_timm.inspection.page import write_inspection_page
-from nbn_timm.inspection.progress import shown
 from nbn_timm.inspection.text import as_text
 from nbn_timm.settings import Limits, SettingGroups, Settings, Values, setting
 
@@ -80,14 +80,24 @@ def main(argv: Sequence[str] | None = None) -> bool:
     given = read_given(CheckSettings, create_parser(), argv)
     place = given.positional.get('place')
     settings = given.settings(_named_by(place) if place else None)
-    given.check_effects(settings, print)
+    with prints_beside(settings.checking.json, settings.checking.html, settings.checking.groups_file):
+        given.check_effects(settings, print)
+        return check(settings)
+
+
+def check(settings: CheckSettings) -> bool:
+    """Look at all pictures, and tell; true if nothing stops a training.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
     data = settings.data
     if not data.dataset:
         raise InputError('there is nothing to look at: give a folder of pictures, or --dataset and what it needs')
     collection = collect(data)
     workers = settings.checking.workers
     looks = look_at_all(list(collection.splits.values()), min(4, os.cpu_count() or 1) if workers is None else workers)
-    result = inspect(collection, shown(looks, len(collection), 'pictures'))
+    result = inspect(collection, with_bar_or_lines(looks, len(collection), 'pictures'))
     print(as_text(result), flush=True)
     _write(settings.checking, result)
     return not result.stops

@@ -5,8 +5,9 @@ from pathlib import Path
 import timm
 
 from nbn_timm.errors import run_cli
-from nbn_timm.files import file_sha256
+from nbn_timm.files import file_sha256, prints_beside
 from nbn_timm.models._pretrained import write_zoo_file
+from nbn_timm.models._released import Recognized
 
 
 def create_parser() -> argparse.ArgumentParser:
@@ -25,10 +26,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Convert as the command line says, and tell.
+
+    Raises:
+        InputError: The checkpoint cannot be read, is of no known kind, or the file cannot be written.
+    """
     args = parse_args(argv)
-    recognized, target = write_zoo_file(args.checkpoint, args.target)
+    with prints_beside(args.target):
+        recognized, target = write_zoo_file(args.checkpoint, args.target)
+        tell(recognized, target, args)
+
+
+def tell(recognized: Recognized, target: Path, args: argparse.Namespace) -> None:
+    """Print what was written, and how to load it."""
     print(f"recognised '{args.checkpoint}' as {recognized}")
-    print(f"wrote '{target}' ({target.stat().st_size / 1e6:.1f} MB, SHA-256 {file_sha256(target)})")
+    size = f'{target.stat().st_size / 1e6:.1f} MB, SHA-256 {file_sha256(target)}' if target.is_file() else 'not kept'
+    print(f"wrote '{target}' ({size})")
     print(f"load it after `import nbn_timm` with timm.create_model('{recognized.arch}', "
           f"num_classes={recognized.num_classes}{recognized.arguments}, checkpoint_path='{target}')")
     if recognized.has_router:

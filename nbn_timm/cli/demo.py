@@ -147,7 +147,8 @@ def open_demo(settings: DemoSettings, device: Any) -> Network:
         InputError: None was named, or it cannot be opened.
     """
     if not settings.network.model:
-        raise InputError('there is no --model: give a checkpoint file, a name with pretrained weights (shipped with '
+        raise InputError('there is no --model: give the folder of a run, a checkpoint file, a name with pretrained '
+                         'weights (shipped with '
                          f'this package: {", ".join(shipped_names())}), hf-hub:USER/REPO or local-dir:DIR')
     known = PredictSettings.declared()
     network = Network.open(PredictSettings.of({

@@ -56,8 +56,8 @@ def create_parser() -> argparse.ArgumentParser:
         'Write a network, with NBN folded and experts averaged in one, as a folder for timm (model.safetensors), '
         'TorchScript (.pt), torch.export (.pt2) and ONNX. Each file is read back, compared with the original network '
         'on images, and timed on the CPU.')
-    parser.add_argument('source', metavar='SOURCE', help="a name with pretrained weights, a checkpoint file, "
-                        "'hf-hub:USER/REPO' or 'local-dir:DIR'")
+    parser.add_argument('source', metavar='SOURCE', help='the folder of a run, a checkpoint file, a name with '
+                        "pretrained weights, 'hf-hub:USER/REPO' or 'local-dir:DIR'")
     parser.add_argument('folder', type=Path, metavar='OUT', help='folder to write')
     return parser
 

@@ -33,6 +33,7 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.evaluation.posthoc import logit_offset
 from nbn_timm.evaluation.prediction import TOP_K, TopClasses, predict
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings
+from nbn_timm.evaluation.temperature import temperature_of
 from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.evaluation.told_classes import ToldClasses
 from nbn_timm.files import atomic_write
@@ -81,8 +82,9 @@ class NetworkSettings(Settings):
 
     title = 'network'
 
-    model: str = setting('', "a name with pretrained weights, a checkpoint file, 'hf-hub:USER/REPO' or "
-                         "'local-dir:DIR'; shipped with this package: " + (', '.join(shipped_names()) or 'none'),
+    model: str = setting('', "the folder of a run, a checkpoint file, a name with pretrained weights, "
+                         "'hf-hub:USER/REPO' or 'local-dir:DIR'; shipped with this package: "
+                         + (', '.join(shipped_names()) or 'none'),
                          short='-m', metavar='SOURCE', unset='none, it must be given')
 
 
@@ -124,8 +126,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given.check_effects(settings, tell)
     if not settings.network.model:
         shipped = ', '.join(shipped_names()) or 'none'
-        raise InputError('there is no --model: give a name with pretrained weights (shipped with this package: '
-                         f'{shipped}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')
+        raise InputError('there is no --model: give the folder of a run, a name with pretrained weights (shipped with '
+                         f'this package: {shipped}), a checkpoint file, hf-hub:USER/REPO or local-dir:DIR')
     watched = settings.output.watch
     if watched and images:
         raise InputError(f"--watch looks at one folder, and '{images[0]}' is beside it: leave it out, or copy it there")
@@ -296,7 +298,8 @@ def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, t
     if trained.classes is not None and trained.classes.label_sets:
         top_classes, about = told_classes(settings, trained)
     else:
-        temperature, about = temperature_of(trained, settings.answer.temperature, bool(tau))
+        temperature, about = temperature_of(trained.record.calibration, settings.answer.temperature,
+                                            '--logit-adjustment' if tau else None)
         top_classes = TopClasses(class_names(trained), counts, settings.answer.topk,
                                  logit_offset(counts, tau) if counts else None, temperature)
     height, width = trained.input.input_size[1:]
@@ -326,20 +329,6 @@ def told_classes(settings: PredictSettings, trained: TrainedModel) -> tuple[TopC
         raise InputError(f"the thresholds that '{settings.network.model}' records are for {len(thresholds.values)} "
                          f'classes and it has {trained.model.num_classes}: give --threshold')
     return ToldClasses(class_names(trained), thresholds, trained.class_counts), thresholds.in_words()
-
-
-def temperature_of(trained: TrainedModel, asked: float | None, adjusted: bool) -> tuple[float, str]:
-    """The temperature of the softmax, and a sentence on it."""
-    fitted = trained.record.calibration
-    if asked is not None:
-        return asked, f'probabilities by temperature {asked:g}, as asked for'
-    if fitted is None:
-        return 1.0, ('probabilities are not calibrated: the model records no temperature (nbn-validate --split val '
-                     '--fit-temperature fits one)')
-    if adjusted:
-        return 1.0, 'probabilities are not calibrated: the temperature was fitted without --logit-adjustment'
-    return fitted.temperature, (f'probabilities by temperature {fitted.temperature:.3f}, fitted on {fitted.images:,} '
-                                f'images of the {"validation" if fitted.split == "val" else fitted.split} split')
 
 
 def class_names(trained: TrainedModel) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from nbn_timm.trained.opening import (
     SourceSettings,
     TrainedModel,
     open_trained,
+    opened_source,
 )
 from nbn_timm.trained.results import ResultsFile, results_beside, results_of
 
@@ -74,8 +75,8 @@ def create_parser() -> argparse.ArgumentParser:
         PushCommand, 'nbn-push', 'Push a trained model to the Hugging Face Hub: config.json and model.safetensors, '
         "which timm loads by 'hf-hub:USER/NAME', and a model card. The token is that of HF_TOKEN or of a login; "
         'HF_ENDPOINT names a mirror.')
-    parser.add_argument('source', metavar='SOURCE', help='checkpoint file of train.py, folder with config.json, name '
-                        "with pretrained weights, or 'hf-hub:user/name'")
+    parser.add_argument('source', metavar='SOURCE', help='folder of a run, checkpoint file of train.py, folder with '
+                        "config.json, name with pretrained weights, or 'hf-hub:user/name'")
     parser.add_argument('repo_id', nargs='?', metavar='USER/NAME', help='repository, created if need be')
     return parser
 
@@ -87,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong, or the Hub refuses.
     """
     given = read_given(PushCommand, create_parser(), argv)
-    settings, source, repo_id = given.settings(), given.positional['source'], given.positional.get('repo_id')
+    settings, repo_id = given.settings(), given.positional.get('repo_id')
+    source = opened_source(given.positional['source'])
     push = settings.push
     if push.output is None and repo_id is None:
         raise InputError('give USER/NAME to push to, or --output DIR to write the folder only')

@@ -18,7 +18,10 @@ from nbn_timm.data import Classes
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
-from nbn_timm.errors import InputError, run_cli
+from nbn_timm.errors import InputError, quoted, run_cli
+from nbn_timm.files import prints_beside
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RESULTS, source_file
+from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.report import (
     FinishedRun,
@@ -79,8 +82,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         InputError: Something given is wrong, or a run cannot be read.
     """
     given = read_given(ReportCommand, create_parser(), argv)
-    settings, places = given.settings().report, [Path(run) for run in given.positional['runs']]
-    given.check_effects(given.settings(), print)
+    settings = given.settings().report
+    with prints_beside(settings.output):
+        given.check_effects(given.settings(), print)
+        report(settings, [Path(run) for run in given.positional['runs']])
+
+
+def report(settings: ReportSettings, places: Sequence[Path]) -> None:
+    """Write the page of some runs.
+
+    Raises:
+        InputError: Something given is wrong, or a run cannot be read.
+    """
     world = init_world(settings.device if settings.evaluate else 'cpu')
     if world.distributed:
         raise InputError('nbn-report is one process: leave out torchrun')
@@ -98,7 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
         write_comparison(path, runs, dataset, norms, tuple(notes))
-    print(f"wrote '{path}' ({path.stat().st_size / 1e6:.1f} MB)")
+    for note in notes:
+        print(note)
+    size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
+    print(f"wrote '{path}'{size}")
 
 
 def names_of(places: Sequence[Path], names: Sequence[str] | None) -> list[str]:
@@ -125,8 +141,32 @@ def _groups_of(run: FinishedRun) -> type[SettingGroups]:
                 TrainSettings)
 
 
+def _check_file(place: Path, evaluate: bool) -> None:
+    """Refuse a file that is no checkpoint, or is not the one that the results in its folder are of.
+
+    Raises:
+        InputError: It is such a file.
+    """
+    folder = quoted(str(place.parent))
+    try:
+        read_checkpoint(place)
+    except InputError as error:
+        if not is_run(place.parent) or place.name in (BEST, LAST, ADJUSTED):
+            raise
+        raise InputError(f'{quoted(str(place))} is no checkpoint: give the folder {folder} of the run, or a checkpoint '
+                         'in it') from error
+    if evaluate or not any((place.parent / name).is_file() for name in RESULTS):
+        return
+    evaluated = source_file(place.parent, finished=True)
+    if not evaluated.samefile(place):
+        raise InputError(f'the results in {folder} are of {evaluated.name}, and this is {place.name}: give the folder, '
+                         'or add --evaluate')
+
+
 def read(place: Path, name: str, settings: ReportSettings, world: World, work: Path) -> FinishedRun:
     """Read a run, and evaluate its network again if that is asked for."""
+    if place.is_file():
+        _check_file(place, settings.evaluate)
     if place.is_file() and not is_run(place.parent):  # a checkpoint alone
         run = FinishedRun(name, place.parent, checkpoint_record(str(place)).arguments, (), 'test', {}, (), None)
     else:
@@ -141,6 +181,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
         'checkpoint': str(checkpoint), 'split': run.split, 'results_file': str(work / f'{run.split}.json'),
         'per_class_file': str(work / f'{run.split}_per_class.csv'), 'workers': 0,
         'save_predictions': str(work / f'{run.split}_predictions.npz'), 'use_ema': bool(run.results.get('use_ema')),
+        'temperature': 1.0,  # as the numbers of a run are
         **({'data_dir': settings.data_dir} if settings.data_dir else {}),
         **({'device': settings.device} if settings.device else {})}
     print(f"evaluating '{checkpoint}' on {world.device.type}", flush=True)

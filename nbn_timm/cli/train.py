@@ -10,7 +10,7 @@ from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.models.transfer import source_file
+from nbn_timm.models.run_folder import source_file
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import run_cli
+from nbn_timm.files import prints_beside
 from nbn_timm.training.distributed import close_world, init_world
 from nbn_timm.validation import ValidateSettings, validate, validation_settings
 
@@ -18,10 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(ValidateSettings, build_parser(ValidateSettings, 'nbn-validate', DESCRIPTION), argv)
     settings = validation_settings(given.settings(), given.values())
-    world = init_world(settings.precision.device)
+    world, asked = init_world(settings.precision.device), settings.evaluation
+    files = (asked.results_file, asked.per_class_file, asked.save_predictions, asked.logits_file)
     try:
-        given.check_effects(settings, print if world.is_primary else _nothing)
-        with settings.precision.compiling():
+        with prints_beside(*files), settings.precision.compiling():
+            given.check_effects(settings, print if world.is_primary else _nothing)
             validate(settings, world)
         world.barrier()  # see train.py
     finally:

@@ -400,12 +400,16 @@ class GivenCounts:
         return Classes(counts, known.names if known else label_names(size), self.source), notes
 
 
-def read_counts(path: str | Path) -> GivenCounts:
+def read_counts(path: str | Path, shares: bool = False) -> GivenCounts:
     """Read training images per class from a file.
 
     Known forms are JSON as `{"counts": [...], "names": [...]}` (names may be missing), as a list of counts, as
     `{"0": count, "1": count, ...}` (labels, of which some may be missing) or `{name: count}` in any order, and a list
     file of `path label` lines, which is counted.
+
+    Args:
+        path: The file.
+        shares: The numbers may be fractions, of which the proportions matter alone. They come as whole numbers.
 
     Raises:
         InputError: The file is missing or of none of these forms.
@@ -416,7 +420,7 @@ def read_counts(path: str | Path) -> GivenCounts:
         with open_regular(path) as file:
             content = file.read()
         if path.suffix == '.json' or content.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'{', b'['):
-            return _from_json(content.decode('utf-8-sig'), source)
+            return _from_json(content.decode('utf-8-sig'), source, shares)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f'the class counts {source} cannot be read ({getattr(error, "strerror", None) or error}): '
@@ -424,7 +428,7 @@ def read_counts(path: str | Path) -> GivenCounts:
     return _from_list(read_image_list(path), source)
 
 
-def _from_json(text: str, source: str) -> GivenCounts:
+def _from_json(text: str, source: str, shares: bool) -> GivenCounts:
     try:
         data = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, source))
     except InputError:
@@ -432,6 +436,8 @@ def _from_json(text: str, source: str) -> GivenCounts:
     except (ValueError, RecursionError) as error:
         reason = 'it is nested too deeply' if isinstance(error, RecursionError) else str(error)
         raise InputError(f'{source} is no valid JSON ({reason}): give class counts as a list or an object') from error
+    if shares:
+        data = _whole_shares(data)
     if isinstance(data, dict) and not isinstance(data.get('counts'), list):
         data, names = {'counts': list(data.values()), 'names': list(data)}, set(data)
         classes = _from_record(data, source)
@@ -444,6 +450,19 @@ def _from_json(text: str, source: str) -> GivenCounts:
         return GivenCounts(source, by_label=dict(enumerate(classes.train_images)))
     by_name = _unique(list(zip(classes.names, classes.train_images, strict=True)), source)
     return GivenCounts(source, by_name)
+
+
+def _whole_shares(data: Any) -> Any:
+    """What a file of shares holds, fractions in it as whole numbers of the same proportions."""
+    if isinstance(data, dict) and isinstance(data.get('counts'), list):
+        return {**data, 'counts': _whole_shares(data['counts'])}
+    values = list(data.values()) if isinstance(data, dict) else data
+    numbers = isinstance(values, list) and all(
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_COUNT for value in values)
+    if not numbers or not any(values) or all(value == int(value) for value in values):
+        return data
+    whole = [max(round(value / max(values) * _SHARES), 1) if value else 0 for value in values]
+    return dict(zip(data, whole, strict=True)) if isinstance(data, dict) else whole
 
 
 def _from_list(rows: ImageList, source: str) -> GivenCounts:
@@ -462,6 +481,9 @@ def _from_record(data: Any, source: str) -> Classes:
             raise KeyError('counts')
         if isinstance(names, str):
             raise TypeError('names are no list')
+        strange = [type(name).__name__ for name in names or () if not isinstance(name, str | int | float)]
+        if strange:
+            raise TypeError(f'a {strange[0]} is no name of a class')
         numbers = None if counts is None else _whole_numbers(counts)
         images = data.get('images')
         of_sets = data.get('label_sets') is True
@@ -473,6 +495,7 @@ def _from_record(data: Any, source: str) -> Classes:
             '{"counts": [...], "names": [...]}') from error
 
 
+_SHARES = 10 ** 12  # the largest of shares as a whole number
 _LABEL = re.compile('0|[1-9][0-9]{0,999}')
 
 

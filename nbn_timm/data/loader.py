@@ -138,12 +138,14 @@ def create_eval_loader(
         world_size: int = 1,
         pin_memory: bool = False,
         dtype: torch.dtype | None = None,
+        transform: Callable[[Any], Any] | None = None,
+        views: int = 1,
 ) -> PrefetchLoader:
     """Build an evaluation loader over all images in order; sets `dataset.transform`.
 
     With several processes timm's `OrderedDistributedSampler` pads the ranks to equal length;
     `timm.task.evaluation_sample_limit(loader)` says how many samples of this rank are not padding. A `ShardStream` is
-    divided without padding.
+    divided without padding; other streams are refused there, see `check_divisible`.
 
     Args:
         dataset: Images to evaluate.
@@ -155,8 +157,14 @@ def create_eval_loader(
         world_size: Number of processes.
         pin_memory: For faster copies to a GPU.
         dtype: Of the images; None is float32.
+        transform: PIL image to uint8 tensor, in the place of the evaluation's own.
+        views: That it gives of an image, one behind the other in the channels.
+
+    Raises:
+        InputError: The images cannot be divided among so many processes.
     """
-    set_transform(dataset, create_transform(defaults), defaults)
+    check_divisible(dataset, world_size)
+    set_transform(dataset, transform or create_transform(defaults), defaults)
     if isinstance(dataset, ShardStream):
         dataset = EvalReading(dataset, batch_size, num_workers, rank, world_size)
     distributed = world_size > 1 and not isinstance(dataset, IterableDataset)
@@ -164,11 +172,27 @@ def create_eval_loader(
     batches = _batches(sampler, batch_size)
     size = defaults.input_size[1:]
     loader: DataLoader
-    if isinstance(dataset, MemoryImages) and defaults.crop_pct == 1 and dataset.images.shape[1:3] == size:
+    whole = transform is None and defaults.crop_pct == 1
+    if isinstance(dataset, MemoryImages) and whole and dataset.images.shape[1:3] == size:
         loader = MemoryLoader(BatchedImages(dataset, device=device), **batches)
     else:
         loader = DataLoader(dataset, **batches, **_loading(dataset, num_workers, pin_memory, fast_collate))
-    return PrefetchLoader(loader, **_on_device(defaults, device, dtype))
+    return PrefetchLoader(loader, **_on_device(defaults, device, dtype, views))
+
+
+def check_divisible(dataset: Dataset, world_size: int) -> None:
+    """Refuse to evaluate what several processes cannot divide so that each image is counted once.
+
+    timm's readers of streams repeat images there until all processes have equally many, and which ones is not told.
+
+    Raises:
+        InputError: It is such a stream.
+    """
+    if world_size > 1 and isinstance(dataset, IterableDataset) and not isinstance(dataset, ShardStream):
+        raise InputError(
+            f'{world_size} processes cannot evaluate a stream of timm (hfids/, tfds/) exactly, as its reader repeats '
+            "images: evaluate with one process (in a training: give --val-split '' --test-split ''), or write "
+            'the images as tar shards and give --dataset wds/')
 
 
 def _train_transform(
@@ -215,10 +239,15 @@ def _batches(sampler: Sampler | None, batch_size: int, drop_last: bool = False) 
     return dict(sampler=sampler, batch_size=batch_size, drop_last=drop_last, generator=torch.Generator())
 
 
-def _on_device(defaults: DataDefaults, device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Any]:
+def _on_device(
+        defaults: DataDefaults,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+        views: int = 1,
+) -> dict[str, Any]:
     """What timm's `PrefetchLoader` does with the uint8 batches."""
-    return dict(mean=defaults.mean, std=defaults.std, channels=defaults.input_size[0], device=torch.device(device),
-                img_dtype=dtype)
+    return dict(mean=defaults.mean * views, std=defaults.std * views, channels=defaults.input_size[0] * views,
+                device=torch.device(device), img_dtype=dtype)
 
 
 def _loading(

@@ -39,7 +39,8 @@ class DataSettings(Settings):
         train_csv, val_csv, test_csv: CSV files with a header; looked for as given and in `data_dir`.
         file_column, label_column: Names of their columns.
         label_separator: What stands between the labels of a picture that can have several; None takes the cell for one.
-        split_column: Column of the training CSV that says which split a row belongs to.
+        split_column: Column of the training CSV that says which split a row belongs to; 'none' if no column does, None
+            for the one whose cells say nothing else.
         group_column: Column of the training CSV by whose cells `val_fraction` keeps pictures together.
         val_fraction: Share of the training pictures that becomes the validation split.
         val_seed: Of that draw.
@@ -81,8 +82,8 @@ class DataSettings(Settings):
     label_separator: str | None = setting(
         None, 'what stands between labels in that column, such as ";", where a picture can be of several classes or of '
         'none', metavar='TEXT', inherited=True, unset='a picture has one label')
-    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test', metavar='NAME',
-                                       inherited=True)
+    split_column: str | None = setting(None, 'column of --train-csv that says train, val or test; none: no column does',
+                                       metavar='NAME', inherited=True, unset='the one whose cells are such words')
     group_column: str | None = setting(
         None, 'column of --train-csv, such as the patient; --val-fraction keeps what is equal there together',
         metavar='NAME', inherited=True, effect=only_with('val_fraction'))

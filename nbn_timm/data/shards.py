@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import torch.hub
 
+from nbn_timm.data.lists import MAX_CLASSES, too_many
 from nbn_timm.errors import InputError, quoted
-from nbn_timm.files import write_text_atomic
+from nbn_timm.files import open_regular, write_text_atomic
 
 PICTURES = ('jpg', 'jpeg', 'png', 'webp')
 LABEL = 'cls'
@@ -71,16 +72,19 @@ class ShardIndex:
             InputError: The file is not of that form.
         """
         try:
-            data = json.loads(path.read_text(encoding='utf-8'))
+            with open_regular(path) as file:
+                data = json.load(file)
             if data['form'] != _FORM or data['label_type'] not in ('<u2', '<u4'):
                 raise ValueError('another form')
             labels = np.frombuffer(base64.b64decode(data['labels'], validate=True), data['label_type'])
             images = np.array([shard['images'] for shard in data['shards']], dtype=np.int64)
-            if images.sum() != len(labels) or np.bincount(labels).tolist() != data['counts']:
+            if images.min(initial=0) < 0 or images.sum() != len(labels) or (
+                    labels.max(initial=0) >= max(len(data['counts']), 1)  # else a wrong bit is an array of gigabytes
+                    or np.bincount(labels).tolist() != data['counts']):
                 raise ValueError('its numbers disagree')
             return cls(tuple(str(shard['file']) for shard in data['shards']),
                        tuple(shard['bytes'] for shard in data['shards']), images, labels.astype(np.int64))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f'{quoted(str(path))} is no index of shards ({error}): remove it, and it is made anew'
                              ) from error
 
@@ -148,7 +152,7 @@ def read_samples(path: str, wanted: np.ndarray | None) -> Iterator[tuple[int, st
     chosen = False
     try:
         with closing(_open(path)) as file, tarfile.open(
-                fileobj=file, mode='r|' if is_remote(path) else 'r:') as tar:
+                fileobj=file, mode='r|' if is_remote(path) else 'r:', tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else it remembers all
                 folder, slash, base = member.name.rpartition('/')
@@ -172,6 +176,20 @@ def read_samples(path: str, wanted: np.ndarray | None) -> Iterator[tuple[int, st
                          '--data-dir') from error
     if chosen:
         yield number, str(current), files
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a shard; of a damaged header or a missing end, after a first member, tarfile would make an end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> '_Member':
+        """Read the next one."""
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the blocks of zeros at the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f'{error} at byte {tar.offset:,}') from error
 
 
 def _open(path: str) -> Any:
@@ -226,7 +244,9 @@ def label_of(path: str, name: str, files: dict[str, bytes]) -> int:
         InputError: It has none.
     """
     text = files.get(LABEL, b'').strip()
-    if not text.isdigit() or int(text) >= 2 ** 32:
+    if not text.isdigit() or len(text) > 20:
         raise InputError(f'picture {quoted(name)} of shard {quoted(path)} has no .cls file with a label from 0: write '
                          'the shard anew')
+    if int(text) >= MAX_CLASSES:
+        raise InputError(too_many(int(text), f'picture {quoted(name)} of shard {quoted(path)}'))
     return int(text)

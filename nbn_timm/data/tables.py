@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbn_timm.errors import InputError, nearest, quoted
-from nbn_timm.files import atomic_write, open_regular
+from nbn_timm.files import open_regular, write_bytes_atomic
 
 DELIMITERS = (',', ';', '\t', '|')  # Excel writes ';' where ',' is the decimal sign
 _SEPARATOR_LINE = 'sep='  # Excel's own line before the header
@@ -21,11 +21,13 @@ class Table:
         what: The file, in words for people.
         columns: Cells by column, without blanks around them.
         lines: Number of the line that each row ends in, from 1.
+        others: The columns that nobody asked for, likewise.
     """
 
     what: str
     columns: dict[str, list[str]]
     lines: list[int]
+    others: dict[str, list[str]]
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -77,8 +79,10 @@ def read_table(path: str | Path, wanted: Iterable[str], flag_of: Callable[[str],
         if len(row) != len(header):
             raise InputError(f'line {line + skipped} of {what} has {len(row)} fields and the header {len(header)}: '
                              'correct it, and put fields with a delimiter in them in quotes')
-    return Table(what, {column: [row[place] for _, row in rows[1:]] for column, place in places.items()},
-                 [line + skipped for line, _ in rows[1:]])
+    unasked = {name: place for place, name in enumerate(header) if place not in places.values()}
+    columns, others = ({name: [row[place] for _, row in rows[1:]] for name, place in chosen.items()}
+                       for chosen in (places, unasked))
+    return Table(what, columns, [line + skipped for line, _ in rows[1:]], others)
 
 
 def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -91,12 +95,7 @@ def write_table(path: str | Path, header: Sequence[str], rows: Iterable[Sequence
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(header)
     writer.writerows(rows)
-    content = text.getvalue().encode('utf-8', errors='surrogateescape')
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    atomic_write(path, write)
+    write_bytes_atomic(path, text.getvalue().encode('utf-8', errors='surrogateescape'))
 
 
 def _content(path: str | Path, what: str) -> bytes:

@@ -68,3 +68,10 @@ class SelectedSamples(Subset):
     @transform.setter
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform  # type: ignore[attr-defined]
+
+
+def part_of(dataset: Any, indices: np.ndarray) -> Any:
+    """Some images of a dataset, this package's or another's, in the order of the indices."""
+    if isinstance(dataset, LabelledImages):
+        return dataset.select(indices)
+    return SelectedSamples(dataset, indices, np.asarray(dataset_targets(dataset)))

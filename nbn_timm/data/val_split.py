@@ -12,7 +12,7 @@ from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.grouping import Groups, same_files
 from nbn_timm.data.label_sets import images_per_class, is_label_sets
 from nbn_timm.data.splits import Source
-from nbn_timm.data.tables import read_table, write_table
+from nbn_timm.data.tables import Table, read_table, write_table
 from nbn_timm.errors import InputError, quoted
 
 SPLIT_FILE = 'split.csv'  # in the folder of a run
@@ -165,10 +165,23 @@ def read_groups(path: str | Path, root: str) -> dict[str, str]:
     """The groups of a CSV file with the columns 'file' and 'group', by `picture_key`.
 
     Raises:
-        InputError: It cannot be read or has no such columns.
+        InputError: It cannot be read, has no such columns, or gives a picture two groups.
     """
-    table = read_table(path, ('file', 'group'))
-    return dict(zip(_listed(table.columns['file'], root), table.columns['group'], strict=True))
+    return _by_file(read_table(path, ('file', 'group')), 'group', root)
+
+
+def _by_file(table: Table, column: str, root: str) -> dict[str, str]:
+    """A column of a table by `picture_key` of the column 'file'.
+
+    Raises:
+        InputError: It says two things of one picture.
+    """
+    found: dict[str, str] = {}
+    for line, key, said in zip(table.lines, _listed(table.columns['file'], root), table.columns[column], strict=True):
+        if found.setdefault(key, said) != said:
+            raise InputError(f'line {line} of {table.what} gives {quoted(key)} the {column} {quoted(said)}, and an '
+                             f'earlier one {quoted(found[key])}: keep one of them')
+    return found
 
 
 def write_split(
@@ -203,13 +216,13 @@ class SplitFile:
         """Read a CSV file with the columns 'file' and 'split'.
 
         Raises:
-            InputError: It cannot be read, or says something else of a picture than train or val.
+            InputError: It cannot be read, or says something else of a picture than train or val, or both.
         """
         table = read_table(path, ('file', 'split'))
         for line, part in zip(table.lines, table.columns['split'], strict=True):
             if part not in _PARTS:
                 raise InputError(f'line {line} of {table.what} has the split {quoted(part)}: write train or val')
-        return cls(str(path), dict(zip(_listed(table.columns['file'], root), table.columns['split'], strict=True)))
+        return cls(str(path), _by_file(table, 'split', root))
 
     def divide(self, source: Source, data_dir: str | None) -> None:
         """Divide the training pictures of `source`; what the file does not name is left out, and told.

@@ -3,7 +3,8 @@
 A cell of the column of labels is one label, or with a separator any number of them.
 """
 import os
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,14 @@ from nbn_timm.errors import InputError, nearest, quoted
 from nbn_timm.settings import flag
 
 _PART_OF = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
+
+NO_COLUMN = 'none'  # for --split-column
+
+# What shows that a column is about splits, though its cells are no names of splits that are known.
+_WORDS = re.compile(r'[a-z]+')
+_SPLIT_WORDS = {'split', 'splits', 'set', 'subset', 'fold', 'folds', 'part', 'partition', 'phase', 'usage'}
+_SPLIT_BEGINNINGS = ('train', 'trn', 'val', 'dev', 'test', 'tst', 'eval', 'hold')
+_YES_NO = {'', '0', '1', '0.0', '1.0', 'true', 'false', 'yes', 'no', 'y', 'n', 't', 'f', 'x'}
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,9 @@ class CsvFiles(NamedDataset):
         return True
 
     def validates(self, settings: DataSettings) -> bool | None:
-        return True if settings.val_csv else None if settings.split_column else False
+        if settings.val_csv:
+            return True
+        return None if settings.train_csv and settings.split_column != NO_COLUMN else False
 
 
 def read_csv_files(settings: DataSettings, parts: Collection[str], names: Sequence[str] | None = None) -> Source:
@@ -96,11 +107,13 @@ def read_csv_files(settings: DataSettings, parts: Collection[str], names: Sequen
     data_dir = csv_root(settings)
     if settings.label_separator == '':
         raise InputError('--label-separator is empty: give what stands between two labels, such as ";"')
-    tables = _read_tables(settings, data_dir, {*parts, 'train'})
+    tables, notes = _read_tables(settings, data_dir, {*parts, 'train'})
     for rows in tables.values():
         _refuse_missing(rows, data_dir, settings.file_column)
     if 'train' in parts and 'train' not in tables:
-        raise InputError('the dataset csv needs training pictures: give --train-csv')
+        raise InputError('the dataset csv needs training pictures: ' + (
+            f'no row of {quoted(settings.train_csv)} is of the split train, so correct it, or give --split-column '
+            f'{NO_COLUMN} if all are' if settings.train_csv else 'give --train-csv'))
     naming = [tables['train']] if 'train' in tables else list(tables.values())
     if names is None:
         labels = {label for rows in naming for cell in rows.labels for label in rows.labels_of(cell)}
@@ -111,7 +124,7 @@ def read_csv_files(settings: DataSettings, parts: Collection[str], names: Sequen
     if len(names) > MAX_CLASSES:
         raise InputError(f'{naming[0].table.what} has {len(names):,} different labels: name the column of the '
                          'classes with --label-column')
-    source = Source(names=tuple(names) or None)
+    source = Source(names=tuple(names) or None, notes=notes)
     for part, rows in tables.items():
         source.datasets[part] = ImageSamples(rows.files, rows.targets(names), root=data_dir)
         source.notes += _notes(rows)
@@ -149,29 +162,32 @@ def find_csv(settings: DataSettings, data_dir: Path, part: str) -> Path | None:
     return found
 
 
-def _read_tables(settings: DataSettings, data_dir: Path, parts: Collection[str]) -> dict[str, _Rows]:
-    """The rows of the splits that are needed, the training split first."""
-    file, label, split = settings.file_column, settings.label_column, settings.split_column
+def _read_tables(settings: DataSettings, data_dir: Path, parts: Collection[str]) -> tuple[dict[str, _Rows], list[str]]:
+    """The rows of the splits that are needed, the training split first; and what a person should know."""
+    file, label = settings.file_column, settings.label_column
     found: dict[str, _Rows] = {}
+    notes: list[str] = []
     for part in PARTS:
-        divided = split is not None and part == 'train'  # the file may hold all splits
-        if part not in parts and not divided or (path := find_csv(settings, data_dir, part)) is None:
+        of_all = part == 'train' and settings.split_column != NO_COLUMN  # it may hold all splits
+        if part not in parts and not of_all or (path := find_csv(settings, data_dir, part)) is None:
             continue
-        more = [name for name in (split, settings.group_column) if name and part == 'train']
+        given = settings.split_column if of_all else None
+        more = [name for name in (given, settings.group_column) if name and part == 'train']
         table = read_table(path, [file, label, *more], _flag_of(settings))
         table.require(file, f'name the picture, or remove the row (--file-column is {quoted(file)})')
         if settings.label_separator is None:
             table.require(label, f'label the picture, or remove the row (--label-column is {quoted(label)})')
         if not len(table):
             raise InputError(f'{table.what} has a header and no row: give one picture per line')
-        rows = _divided(table, settings) if divided else {part: _rows(table, settings, range(len(table)))}
+        cells = table.columns[given] if given else _found_splits(table, part, settings, notes)
+        rows = _divided(table, settings, cells) if cells else {part: _rows(table, settings, range(len(table)))}
         for inner, of_part in rows.items():
             if inner in found or (inner != part and inner in settings.csvs):
                 raise InputError(f'{table.what} has pictures of the {inner} split, and so has --{inner}-csv: leave out '
                                  'that flag, or these rows')
             if inner in parts:
                 found[inner] = of_part
-    return found
+    return found, notes
 
 
 def _flag_of(settings: DataSettings) -> Callable[[str], str]:
@@ -188,17 +204,68 @@ def _rows(table: Table, settings: DataSettings, chosen: Sequence[int]) -> _Rows:
                  settings.label_separator)
 
 
-def _divided(table: Table, settings: DataSettings) -> dict[str, _Rows]:
-    """The rows by split, as the split column says."""
-    assert settings.split_column is not None
+def _divided(table: Table, settings: DataSettings, cells: Sequence[str]) -> dict[str, _Rows]:
+    """The rows by split, as the cells of the split column say."""
     chosen: dict[str, list[int]] = defaultdict(list)
-    for row, cell in enumerate(table.columns[settings.split_column]):
+    for row, cell in enumerate(cells):
         part = _PART_OF.get(cell.lower())
         if part is None:
             raise InputError(f'line {table.lines[row]} of {table.what} has the split {quoted(cell)}: write '
                              f'{", ".join(_PART_OF)}')
         chosen[part].append(row)
     return {part: _rows(table, settings, rows) for part, rows in chosen.items()}
+
+
+def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[str]) -> list[str] | None:
+    """Cells of a column that says of which split a picture is, though nobody has named it; None if there is none.
+
+    Whoever overlooks such a column trains on test pictures.
+
+    Args:
+        table: With a picture per row.
+        part: The split that the file is given for.
+        settings: What is read.
+        notes: Get a sentence on what was found.
+
+    Raises:
+        InputError: A column seems to say so, and it cannot be told what.
+    """
+    if settings.split_column == NO_COLUMN:
+        return None
+    found = {}
+    for name, cells in table.others.items():
+        said = {cell.lower() for cell in cells}
+        words = set(_WORDS.findall(name.lower()))
+        if said <= _PART_OF.keys():
+            found[name] = cells
+        elif (words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
+              or words & _PART_OF.keys() and said <= _YES_NO):
+            raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, '
+                             f'in words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '
+                             f'--split-column {NO_COLUMN} if it says something else')
+    if not found:
+        return None
+    if len(found) > 1:
+        raise InputError(f'{table.what} has the columns {" and ".join(map(quoted, found))} of splits: name one with '
+                         f'--split-column, or give {NO_COLUMN}')
+    name, cells = next(iter(found.items()))
+    number = Counter(_PART_OF[cell.lower()] for cell in cells)
+    if part != 'train':
+        if len(number) == 1:
+            return None
+        raise InputError(f'{table.what} is given as --{part}-csv, and its column {quoted(name)} has {_some(cells)}: '
+                         f'give it as --train-csv alone, or the {part} pictures in a file of their own, or '
+                         f'--split-column {NO_COLUMN}')
+    counted = ', '.join(f'{number[part]:,} {part}' for part in PARTS if part in number)
+    notes.append(f'the column {quoted(name)} of {table.what} says which split a picture is of: {counted} '
+                 f'(--split-column {NO_COLUMN} would train on all)')
+    return cells
+
+
+def _some(cells: Sequence[str]) -> str:
+    """The first different cells, for a sentence."""
+    different = list(dict.fromkeys(cells))
+    return ', '.join(map(quoted, different[:4])) + (', ...' if len(different) > 4 else '')
 
 
 def _refuse_missing(rows: _Rows, data_dir: Path, column: str) -> None:

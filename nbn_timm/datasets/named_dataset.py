@@ -10,13 +10,12 @@ import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data.classes import ClassCounts, read_counts
-from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
 from nbn_timm.data.label_sets import is_label_sets
 from nbn_timm.data.settings import OF_THE_DRAW, OF_THE_SPLIT, DataSettings
 from nbn_timm.data.shift import ClassShift, shifted_indices
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Known, Source, Splits, assemble
-from nbn_timm.data.timm_datasets import SelectedSamples, dataset_targets
+from nbn_timm.data.timm_datasets import dataset_targets, part_of
 from nbn_timm.data.val_split import SplitFile
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
@@ -220,8 +219,7 @@ def with_shifted_test(settings: DataSettings, splits: Splits, class_counts: Clas
         raise InputError(f'{settings.dataset} is a stream, of which no part can be taken: leave out '
                          '--test-distribution (--test-agnostic of nbn-validate needs no part)')
     indices, source = shifted_test(settings, test, class_counts, shift)
-    part: Any = test.select(indices) if isinstance(test, LabelledImages) else SelectedSamples(
-        test, indices, np.asarray(dataset_targets(test)))
+    part = part_of(test, indices)
     note = f'the test is {len(indices):,} of the {len(test):,} test images, {shift}, {source}'  # type: ignore[arg-type]
     return replace(splits, test=part, notes=[*splits.notes, note])
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from nbn_timm.layers import ExpertHead, NormalizedBatchNorm2d, RectifiedLinear, fold_nbn, merge_experts
+from nbn_timm.layers import ExpertHead, NormalizedAffine, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
+from nbn_timm.models.tuning.lora import merge_lora
 from nbn_timm.settings import Settings, setting
 
 __all__ = ['FoldSettings', 'Preprocessed', 'deployed']
@@ -18,7 +19,7 @@ class FoldSettings(Settings):
 
     title = 'form'
 
-    fuse: bool = setting(False, 'fold NBN into plain BatchNorm, and the heads of experts into one, first (exact)',
+    fuse: bool = setting(False, 'fold NBN into plain normalisation, and the heads of experts into one, first (exact)',
                          also=('--reparam',))
 
 
@@ -27,12 +28,14 @@ NOTHING_TO_FOLD = '--fuse has no effect here: there is nothing to fold.'
 
 def foldable(model: nn.Module) -> bool:
     """Whether there is anything that `deployed` would change."""
-    return any(isinstance(module, NormalizedBatchNorm2d | RectifiedLinear | ExpertHead) for module in model.modules())
+    foldable_layers = NormalizedAffine | RectifiedLinear | ExpertHead
+    return any(isinstance(module, foldable_layers) for module in model.modules()) or (
+        any('.base_layer.' in name for name, _ in model.named_parameters()))
 
 
 def deployed(model: nn.Module) -> nn.Module:
-    """A copy with NBN and rectification folded, and the heads of experts in one where that is possible."""
-    model = fold_nbn(model)
+    """A copy with NBN and rectification folded, LoRA merged, and the heads of experts in one where that is possible."""
+    model = merge_lora(fold_nbn(model))
     heads = [module for module in model.modules() if isinstance(module, ExpertHead)]
     linear = all(type(part) in (nn.Linear, RectifiedLinear) for head in heads for part in head)
     mergeable = heads and linear and not isinstance(model, RoutedExperts)

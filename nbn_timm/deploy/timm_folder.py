@@ -10,6 +10,8 @@ import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
 from nbn_timm.layers import fold_nbn
+from nbn_timm.models.tuning import has_adapters
+from nbn_timm.models.tuning.lora import merge_lora
 from nbn_timm.models.weight_files import save_weights, weights_digest
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 
@@ -57,12 +59,13 @@ def plain_model(trained: TrainedModel) -> nn.Module:
     Raises:
         FormatUnavailable: No registered architecture is of the folded form.
     """
-    weights = fold_nbn(trained.model).state_dict()
+    weights = merge_lora(fold_nbn(trained.model)).state_dict()
     plain = fresh_model(trained)
     if plain is None or _shapes(weights) != _shapes(plain.state_dict()):
+        cause = 'adapters or prompts' if has_adapters(weights) else _classifier(trained.model)
         raise FormatUnavailable(
             f"'{trained.name}' folds to no architecture that timm could build by name, because of its "
-            f'{_classifier(trained.model)}, so there is no folder for timm: choose other --formats')
+            f'{cause}, so there is no folder for timm: choose other --formats')
     plain.load_state_dict(weights)
     return plain
 

@@ -84,6 +84,7 @@ class LongTailEvaluator(ClassificationEvaluator):
             self.group_of_class[list(labels)] = group
         self.logit_offset = None if logit_offset is None else logit_offset.to(device, torch.float32)
         self.keeps_logits = self.keeps_hits = self.keeps_predictions = False
+        self.temperature = 1.0
         self.feature_lengths = FeatureLengths()
         super().__init__(device, max_samples=max_samples)
 
@@ -119,9 +120,9 @@ class LongTailEvaluator(ClassificationEvaluator):
         """Whether the largest logit of each image of this process is its label's, bool [N], on the CPU."""
         return torch.cat(self.kept_hits)
 
-    def keep_predictions(self) -> None:
-        """Remember what is said of every image from now on, see `predictions`."""
-        self.keeps_predictions = True
+    def keep_predictions(self, temperature: float = 1.0) -> None:
+        """Remember what is said of every image from now on, with logits divided by a temperature; see `predictions`."""
+        self.keeps_predictions, self.temperature = True, temperature
 
     def predictions(self) -> Predictions:
         """What was said of this process's images."""
@@ -164,7 +165,8 @@ class LongTailEvaluator(ClassificationEvaluator):
         if self.keeps_predictions:
             lengths = self.feature_lengths.last
             self.kept_predictions.append(
-                Predictions.of_logits(output, target, None if lengths is None else lengths[:len(output)]))
+                Predictions.of_logits(output / self.temperature, target,
+                                      None if lengths is None else lengths[:len(output)]))
 
         rank = _rank_of_target(output, target)
         top1, top5 = rank < 1, rank < 5

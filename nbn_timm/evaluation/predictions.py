@@ -15,6 +15,7 @@ import torch
 from timm.utils import unwrap_model
 from torch import nn
 
+from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.files import atomic_write
@@ -119,13 +120,34 @@ class Predictions:
                 found = cls(arrays['labels'].astype(np.int64), arrays['top5'].astype(np.int64),
                             probabilities.astype(np.float32), arrays['label_log_probability'].astype(np.float32),
                             arrays['feature_length'] if 'feature_length' in arrays else None)
-            lengths = {len(array) for array in vars(found).values() if array is not None}
-            if len(lengths) != 1 or not len(found):
-                raise ValueError('its arrays have different lengths')
-        except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, IndexError) as error:
-            raise InputError(f"the predictions '{path}' cannot be read ({error}): evaluate again with "
-                             'nbn-validate --save-predictions') from error
+                if fault := _of_labels(arrays['labels'], arrays['top5']) or found._fault():
+                    raise ValueError(fault)
+        except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
+            reason = ' '.join(str(error).split())
+            raise InputError(f"the predictions '{path}' cannot be read ({reason}): evaluate again with nbn-validate "
+                             '--save-predictions') from error
         return found
+
+    def _fault(self) -> str | None:
+        """What no evaluation gives, None if there is nothing of the kind."""
+        if len({len(array) for array in vars(self).values() if array is not None}) != 1 or not len(self):
+            return 'its arrays have different lengths'
+        if self.labels.ndim != 1 or self.top.ndim != 2 or self.label_log_probability.ndim != 1 or (
+                self.probabilities.ndim != 2 or self.probabilities.shape[1] not in (1, self.top.shape[1])):
+            return 'its arrays have other dimensions'
+        if self.feature_length is not None and (self.feature_length.ndim != 1 or not (self.feature_length >= 0).all()):
+            return 'the length of a vector is none'
+        # NaN is in no range.
+        whole = ((self.probabilities >= 0) & (self.probabilities <= 1.001)).all() and (
+            self.label_log_probability <= 0.001).all()
+        return None if whole else 'a probability is none'
+
+
+def _of_labels(*labels: np.ndarray) -> str | None:
+    """What labels in a file cannot be."""
+    wrong = any(array.dtype.kind not in 'iu' or (array.size and not 0 <= array.min() <= array.max() < MAX_CLASSES)
+                for array in labels)
+    return 'a label is none' if wrong else None
 
 
 def order_of_split(numbers: Sequence[int], in_turn: bool = True) -> np.ndarray:

@@ -47,6 +47,29 @@ class FittedTemperature:
             return None
 
 
+def temperature_of(
+        fitted: FittedTemperature | None,
+        asked: float | None = None,
+        changed: str | None = None,
+) -> tuple[float, str]:
+    """The temperature that makes probabilities of a network's logits, and what a person should know of it.
+
+    Args:
+        fitted: What the network records.
+        asked: Takes its place.
+        changed: The flag that has changed the logits since it was fitted.
+    """
+    if asked is not None:
+        return asked, f'probabilities by temperature {asked:g}, as asked for'
+    if fitted is None:
+        return 1.0, ('probabilities are not calibrated: the model records no temperature (nbn-validate --split val '
+                     '--fit-temperature fits one)')
+    if changed is not None:
+        return 1.0, f'probabilities are not calibrated: the temperature was fitted without {changed}'
+    return fitted.temperature, (f'probabilities by temperature {fitted.temperature:.3f}, fitted on {fitted.images:,} '
+                                f'images of the {"validation" if fitted.split == "val" else fitted.split} split')
+
+
 def calibrate(
         logits: torch.Tensor,
         labels: torch.Tensor,

@@ -51,7 +51,7 @@ def write_model_folder(trained: TrainedModel, folder: str | Path, card: str, ove
     def fill(temporary: Path) -> None:
         _save(trained, temporary)
         _compare(trained, temporary)
-        (temporary / FOLDER_FILES[2]).write_text(card, encoding='utf-8')
+        (temporary / FOLDER_FILES[2]).write_text(card, encoding='utf-8', errors='backslashreplace')
 
     write_folder(folder, fill, replaceable=FOLDER_FILES if overwrite else ())
 

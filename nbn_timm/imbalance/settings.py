@@ -17,7 +17,7 @@ class ImbalanceSettings(Settings):
         'adjustment on the validation split', choices=('auto',))
     target: str = setting(
         BALANCED, 'what the network is to be good at: balanced (all classes count alike), natural (as often as in '
-        'training), or a file of a whole number per class', metavar='TARGET', is_file=True,
+        'training), or a file of a share or number per class', metavar='TARGET', is_file=True,
         effect=only_with('imbalance'))
     allowed_drop: float | None = setting(
         None, 'percentage points of overall accuracy that may be given up for the target', limits=Limits(0, 100),

@@ -14,7 +14,7 @@ def target_shares(target: str, classes: Classes) -> torch.Tensor:
 
     Args:
         target: 'balanced' for equal shares, 'natural' for those of the training images, or a file of numbers per class
-            in a form of `read_counts`: of pictures that were met, say, or of how much each class matters.
+            in a form of `read_counts`: of pictures that were met, say, or fractions of how much each class matters.
         classes: The training set's. A class without training images counts as having one where shares are natural.
 
     Raises:
@@ -26,9 +26,9 @@ def target_shares(target: str, classes: Classes) -> torch.Tensor:
         numbers = classes.tensor().clamp(min=1)
         return numbers / numbers.sum()
     if not Path(target).exists():
-        raise InputError(f"there is no target '{target}': give {BALANCED}, {NATURAL}, or a file of a whole number per "
+        raise InputError(f"there is no target '{target}': give {BALANCED}, {NATURAL}, or a file of a number per "
                          f'class{nearest(target, (BALANCED, NATURAL))}')
-    given, _ = read_counts(target).of(classes)
+    given, _ = read_counts(target, shares=True).of(classes)
     numbers = given.tensor()
     if not bool((numbers > 0).all()):
         name = given.names[int((numbers <= 0).nonzero()[0])]

@@ -124,7 +124,7 @@ def collect(settings: DataSettings) -> Collection:
 def _parts(settings: DataSettings) -> tuple[str, ...]:
     """The splits that can be read; of lists only those that were given."""
     given = {**settings.lists, **settings.csvs}
-    if not given or settings.split_column or settings.split_file:
+    if not given or settings.train_csv or settings.split_file:  # a training file may hold all splits
         return PARTS
     return tuple(part for part in PARTS if part in given)
 

@@ -1,7 +1,8 @@
 """NBN into any model, out of it again, and across processes."""
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -12,24 +13,25 @@ from timm.layers import convert_sync_batchnorm as convert_plain_sync_batchnorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbn_timm.errors import InputError
+from nbn_timm.layers.affine import CAPPED, NormalizedAffine, share_scale
 from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.layers.guard import forbid_lossy_conversions
 from nbn_timm.layers.head import RectifiedLinear
+from nbn_timm.layers.layer_norm import is_stateless, stateless_kind
 from nbn_timm.layers.norm import (
-    CAPPED,
     NormalizedBatchNorm2d,
     NormalizedBatchNormAct2d,
     SyncNormalizedBatchNorm2d,
     SyncNormalizedBatchNormAct2d,
-    share_scale,
 )
+from nbn_timm.layers.readers import Reader, linear_readers
 
 __all__ = ['add_nbn', 'fold_nbn', 'nbn_layers', 'convert_sync_batchnorm']
 
 
-def nbn_layers(model: nn.Module) -> dict[str, NormalizedBatchNorm2d]:
-    """All NBN layers of a model by name, in module order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, NormalizedBatchNorm2d)}
+def nbn_layers(model: nn.Module) -> dict[str, Any]:
+    """All NBN layers of a model by name, in module order; each is a `NormalizedAffine`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, NormalizedAffine)}
 
 
 def add_nbn(
@@ -41,72 +43,111 @@ def add_nbn(
         alpha: float = 1.0,
         keep_function: bool = False,
 ) -> nn.Module:
-    """Turn BatchNorm layers of a model into NBN layers, in place; their weights and biases stay.
+    """Turn normalisation layers of a model into NBN layers, in place; their weights and biases stay.
+
+    In a stage with `nn.BatchNorm2d` or timm's `BatchNormAct2d` these are taken, as in the paper. In any other stage it
+    is the LayerNorm, GroupNorm and RmsNorm layers, torch's and timm's, for maps and with an activation too.
 
     The function of the model changes, as the affine vectors get length `alpha`, unless it is to be kept. Weights that
     are all zero, as timm's `zero_init_last` leaves them, are set to one, since zero has no direction.
 
     Args:
-        model: Any model with `nn.BatchNorm2d` or timm `BatchNormAct2d` layers, such as timm's ResNets, RegNets,
-            EfficientNets and MobileNets.
+        model: Any model with normalisation layers that have a weight, such as timm's convolutional networks and
+            transformers.
         stages: Names of the submodules to treat; by default the last stage of `model.feature_info`.
-        layers: Regular expression; inside the stages, BatchNorm2d layers whose name it finds are taken, by default
-            all. BatchNorm1d layers stay as they are.
+        layers: Regular expression; inside the stages, layers whose name it finds are taken, by default all.
+            BatchNorm1d layers stay as they are.
         share_alpha: One alpha for all layers of a stage, else one for each layer.
         gradient: See `NormalizedBatchNorm2d`.
         alpha: Initial alpha.
         keep_function: In evaluation the model computes what it did, up to rounding. Alpha is then the length of the
-            longest weight, and the running statistics, which are else left as they are, take up what differs. In
-            training, where batch statistics take their place, the vectors have that length.
+            longest weight. What differs is taken up by the running statistics of a BatchNorm, which are else left as
+            they are (in training, where batch statistics take their place, the vectors have that length), and after
+            a layer without such statistics by the linear layers and convolutions that read what it gives.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: A stage does not exist, has no BatchNorm layer that matches, or has a kind that would be lost.
+        InputError: A stage does not exist, has no layer that matches, or has one of a kind that would be lost; or the
+            function cannot be kept. The model has not been changed then.
     """
     stages = stages or _last_stage(model)
-    for stage in [stages] if isinstance(stages, str) else stages:
-        converted: dict[nn.Module, NormalizedBatchNorm2d] = {}  # a layer may stand in several places
-        for name in _batch_norms(model, stage, layers):
+    found = {stage: _norms(model, stage, layers) for stage in ([stages] if isinstance(stages, str) else stages)}
+    names = list(dict.fromkeys(name for of_stage in found.values() for name in of_stage))
+    for name in names:
+        _check_kind(model, name)
+    once = {model.get_submodule(name): name for name in reversed(names)}  # a layer may stand in several places
+    stateless = [name for norm, name in once.items() if is_stateless(norm)]
+    readers = linear_readers(model, stateless) if keep_function and stateless else {}
+    for of_stage in found.values():
+        converted: dict[nn.Module, NormalizedAffine] = {}
+        read_by: dict[nn.Module, list[Reader]] = {}
+        for name in of_stage:
             norm = model.get_submodule(name)
             if norm not in converted:
-                converted[norm] = _to_nbn(norm, name, gradient, alpha)
+                converted[norm] = _to_nbn(norm, gradient, alpha)
+                read_by[converted[norm]] = readers.get(once[norm], [])
             _set_submodule(model, name, converted[norm])
             _guard_fusion(model, name)
         if share_alpha:
             share_scale(converted.values())
         if keep_function:
-            _keep_function(list(converted.values()), share_alpha)
+            _keep_function(read_by, share_alpha)
     return model
 
 
 @torch.no_grad()
-def _keep_function(layers: Sequence[NormalizedBatchNorm2d], share_alpha: bool) -> None:
-    """Choose alpha and running statistics so that NBN layers compute in evaluation what plain BatchNorm would.
+def _keep_function(layers: Mapping[Any, Sequence[Reader]], share_alpha: bool) -> None:
+    """Choose alpha, and what takes up the rest, so that NBN layers compute in evaluation what plain ones would.
 
-    With G and B the effective weight and bias, G (x - m') / s' + B = g (x - m) / s + b holds for s' = s G / g and
-    m' = m - s (b - B) / g. No s' is smaller than s if no G is smaller than g.
+    Args:
+        layers: With the layers that read what each of them gives.
+        share_alpha: All layers have the longest weight's length.
     """
     lengths = [layer.weight.double().norm() for layer in layers]
-    for layer, length in zip(layers, lengths, strict=True):
-        if layer.running_mean is None or layer.running_var is None:
-            continue
-        g = layer.weight.double()
-        # A weight of zero could not be divided by; this one is lost in rounding.
-        floor = 1e-7 * g.abs().max()
-        g = torch.where(g.abs() < floor, floor, g)
-        layer.weight.copy_(g)
-        layer.scale.alpha.fill_(float(max(lengths) if share_alpha else length))
-        weight, bias = (value.double() for value in layer.effective_affine())
-        variance = layer.running_var.double() + layer.eps
-        mean = layer.running_mean.double() - variance.sqrt() * (layer.bias.double() - bias) / g
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_((variance * (weight / g).square() - layer.eps).clamp(min=0))
+    for (layer, readers), length in zip(layers.items(), lengths, strict=True):
+        alpha = float(max(lengths) if share_alpha else length)
+        if isinstance(layer, NormalizedBatchNorm2d):
+            _move_to_statistics(layer, alpha)
+        else:
+            _move_to_readers(layer, alpha, readers)
+
+
+def _move_to_statistics(layer: NormalizedBatchNorm2d, alpha: float) -> None:
+    """With G and B the effective weight and bias, G (x - m') / s' + B = g (x - m) / s + b holds for s' = s G / g and
+    m' = m - s (b - B) / g. No s' is smaller than s if no G is smaller than g.
+    """
+    if layer.running_mean is None or layer.running_var is None:
+        return
+    g = layer.weight.double()
+    # A weight of zero could not be divided by; this one is lost in rounding.
+    floor = 1e-7 * g.abs().max()
+    g = torch.where(g.abs() < floor, floor, g)
+    layer.weight.copy_(g)
+    layer.scale.alpha.fill_(alpha)
+    weight, bias = (value.double() for value in layer.effective_affine())
+    variance = layer.running_var.double() + layer.eps
+    mean = layer.running_mean.double() - variance.sqrt() * (layer.bias.double() - bias) / g
+    layer.running_mean.copy_(mean)
+    layer.running_var.copy_((variance * (weight / g).square() - layer.eps).clamp(min=0))
+
+
+def _move_to_readers(layer: NormalizedAffine, alpha: float, readers: Sequence[Reader]) -> None:
+    """The effective weight is that of before times a number, by which the readers divide theirs; theirs also take up
+    what the bias lacks or has too much.
+    """
+    weight, bias = layer.weight.double(), layer.bias
+    layer.scale.alpha.fill_(alpha)
+    applied, applied_bias = layer.effective_affine()
+    factor = float(applied.double().norm() / weight.norm())
+    missing = None if bias is None or applied_bias is None else bias.double() - applied_bias.double() / factor
+    for reader in readers:
+        reader.take_up(factor, missing)
 
 
 def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Fold every NBN layer into a plain BatchNorm and every rectified head into a plain Linear.
+    """Fold every NBN layer into a plain layer of its kind and every rectified head into a plain Linear.
 
     In eval mode the result computes the same function, up to rounding, and its state dict has exactly the keys of the
     plain model, so timm loads it strictly without this package. Fold before anything that merges BatchNorm into other
@@ -116,13 +157,13 @@ def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
         model: A model with NBN layers or rectified heads; others pass unchanged.
         inplace: Change the model given, else a copy.
     """
-    if isinstance(model, NormalizedBatchNorm2d | RectifiedLinear):
+    if isinstance(model, NormalizedAffine | RectifiedLinear):
         return model.fuse()
     model = model if inplace else deepcopy(model)
     _lift_guards(model)
     folded: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, NormalizedBatchNorm2d | RectifiedLinear):
+        if isinstance(module, NormalizedAffine | RectifiedLinear):
             folded.setdefault(module, module.fuse())
             _set_submodule(model, name, folded[module])
     return model
@@ -183,14 +224,17 @@ def _get_stage(model: nn.Module, name: str) -> nn.Module:
         raise InputError(f"{type(model).__name__} has no stage '{name}': choose among {known}") from None
 
 
-def _batch_norms(model: nn.Module, stage: str, layers: str) -> list[str]:
-    """Full names of the layers of a stage to convert; a stage may be a BatchNorm layer itself."""
-    found = [name for name, module in _get_stage(model, stage).named_modules(remove_duplicate=False)
-             if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and re.search(layers, name)]
+def _norms(model: nn.Module, stage: str, layers: str) -> list[str]:
+    """Full names of the layers of a stage to convert; a stage may be a layer itself."""
+    there = {name: module for name, module in _get_stage(model, stage).named_modules(remove_duplicate=False)
+             if re.search(layers, name)}
+    found = [name for name, module in there.items() if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    found = found or [name for name, module in there.items()
+                      if isinstance(module, NormalizedAffine) or is_stateless(module)]
     if not found:
         wanted = f' that matches {layers!r}' if layers else ''
-        raise InputError(f"'{stage}' of {type(model).__name__} has no BatchNorm2d layer{wanted}: name other stages, or "
-                         'use a model with BatchNorm')
+        raise InputError(f"'{stage}' of {type(model).__name__} has no BatchNorm2d layer{wanted}, and no LayerNorm, "
+                         'GroupNorm or RmsNorm with a weight: name other stages, or use a model that has some')
     return [f'{stage}.{name}' if name else stage for name in found]
 
 
@@ -228,17 +272,39 @@ class _RefusedFusion:
                          'the model first')
 
 
-def _to_nbn(norm: nn.Module, name: str, gradient: str, alpha: float) -> NormalizedBatchNorm2d:
+def _check_kind(model: nn.Module, name: str) -> None:
+    """Refuse a layer that cannot become NBN, before anything has changed.
+
+    Raises:
+        InputError: It is one.
+    """
+    norm = model.get_submodule(name)
+    if isinstance(norm, NormalizedAffine):
+        raise InputError(f"'{name}' has NBN already: add it once, or name other stages")
+    if _kind(norm) is None:
+        lacks = '' if getattr(norm, 'affine', True) else ' without affine parameters'
+        raise InputError(f"'{name}' is a {type(norm).__name__}{lacks}, which cannot become NBN: add NBN first and "
+                         'convert afterwards, or leave this layer out with `layers`')
+    parent = model.get_submodule(name.rpartition('.')[0])
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        raise InputError(f"'{name}' is a part of torch's TransformerEncoderLayer, which reads its raw weight in "
+                         'evaluation: leave this layer out with `layers`')
+
+
+def _kind(norm: nn.Module) -> Callable[[str, float], NormalizedAffine] | None:
+    """What makes an NBN layer of a plain one, by gradient and alpha; None if nothing does."""
     # By exact type: a subclass would lose what it adds.
     if type(norm) is nn.BatchNorm2d and norm.affine:
-        return NormalizedBatchNorm2d.from_batch_norm(norm, gradient, alpha)
+        return partial(NormalizedBatchNorm2d.from_batch_norm, norm)
     if type(norm) is BatchNormAct2d and norm.affine:
-        return NormalizedBatchNormAct2d.from_batch_norm(norm, gradient, alpha)
-    if isinstance(norm, NormalizedBatchNorm2d):
-        raise InputError(f"'{name}' has NBN already: add it once, or name other stages")
-    raise InputError(
-        f"'{name}' is a {type(norm).__name__}{'' if getattr(norm, 'affine', True) else ' without affine parameters'},"
-        ' which cannot become NBN: add NBN first and convert afterwards, or leave this layer out with `layers`')
+        return partial(NormalizedBatchNormAct2d.from_batch_norm, norm)
+    return stateless_kind(norm)
+
+
+def _to_nbn(norm: nn.Module, gradient: str, alpha: float) -> NormalizedAffine:
+    make = _kind(norm)
+    assert make is not None  # `_check_kind` was asked
+    return make(gradient, alpha)
 
 
 def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:

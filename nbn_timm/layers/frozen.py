@@ -6,6 +6,7 @@ import torch.nn as nn
 from timm.layers import BatchNormAct2d
 
 from nbn_timm.errors import InputError
+from nbn_timm.layers.layer_norm import StatelessNbn
 from nbn_timm.layers.norm import NormalizedBatchNorm2d, NormalizedBatchNormAct2d
 
 __all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm2d',
@@ -35,7 +36,7 @@ class FrozenNormalizedBatchNorm2d(_FrozenStatistics, NormalizedBatchNorm2d):
 
     def effective_affine(self) -> tuple[torch.Tensor, torch.Tensor]:
         """As in `NormalizedBatchNorm2d`, with a gradient for alpha alone."""
-        return self._scaled(self.weight.detach(), self.bias.detach())
+        return self._scaled(self.weight.detach()), self._scaled(self.bias.detach())
 
 
 class FrozenNormalizedBatchNormAct2d(FrozenNormalizedBatchNorm2d, NormalizedBatchNormAct2d):
@@ -52,11 +53,13 @@ _FROZEN: dict[type[nn.Module], type[nn.Module]] = {
 
 def is_frozen(module: nn.Module) -> bool:
     """Whether `freeze_nbn` froze this layer."""
-    return isinstance(module, _FrozenStatistics)
+    return isinstance(module, _FrozenStatistics) or isinstance(module, StatelessNbn) and module.frozen
 
 
 def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
     """Freeze all NBN and BatchNorm2d layers of a model, or of a part of it, in place; NBN layers stay NBN.
+
+    A plain LayerNorm, GroupNorm or RmsNorm has no statistics, so `requires_grad_(False)` is all that it needs.
 
     Statistics, weights and biases are fixed, in training mode too; keys, values and the function in evaluation stay as
     they are. timm's `freeze_batch_norm_2d` and others of its kind would replace NBN by a plain layer, and are refused.
@@ -85,7 +88,11 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(False)
     for module in model.modules():
-        if isinstance(module, FrozenNormalizedBatchNorm2d):
+        if isinstance(module, StatelessNbn):
+            module.frozen = True
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        if isinstance(module, FrozenNormalizedBatchNorm2d | StatelessNbn):
             module.scale.alpha.requires_grad_(alpha_trainable)
     return model
 
@@ -99,7 +106,10 @@ def unfreeze_nbn(model: nn.Module) -> nn.Module:
     thawed = {frozen: plain for plain, frozen in _FROZEN.items()}
     for module in model.modules():
         if is_frozen(module):
-            module.__class__ = thawed[type(module)]  # type: ignore[assignment]
+            if isinstance(module, StatelessNbn):
+                module.frozen = False
+            else:
+                module.__class__ = thawed[type(module)]  # type: ignore[assignment]
             for parameter in module.parameters():
                 parameter.requires_grad_(True)
     return model

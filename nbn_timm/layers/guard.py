@@ -4,6 +4,9 @@ A converter of torch, timm, transformers, detectron2 or apex asks for `BatchNorm
 same size and copies the raw weight and bias, which without their normalisation give garbage. All of them build a layer
 with running statistics from within a function that walks the model, so that is where they are stopped: at the first
 layer, before anything of the model has changed. What cannot be seen is written in docs/freezing.md.
+
+NBN in the place of a LayerNorm, GroupNorm or RmsNorm is of none of these kinds, so that what asks for them passes over
+it. What puts a layer with the raw weight in its place by name is stopped there.
 """
 import sys
 from types import FrameType
@@ -16,6 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import register_module_buffer_registration_hook, register_module_module_registration_hook
 
 from nbn_timm.errors import InputError
+from nbn_timm.layers.affine import NormalizedAffine
+from nbn_timm.layers.layer_norm import StatelessNbn
 from nbn_timm.layers.norm import NormalizedBatchNorm2d
 
 __all__ = ['forbid_lossy_conversions']
@@ -42,9 +47,25 @@ def _refuse_to_build(module: nn.Module, name: str, buffer: torch.Tensor | None) 
 
 
 def _refuse_to_replace(parent: nn.Module, name: str, module: nn.Module | None) -> None:
-    replaces = isinstance(parent._modules.get(name), NormalizedBatchNorm2d)
-    if replaces and hasattr(module, 'running_var') and _is_foreign(module):
+    there = parent._modules.get(name)
+    if isinstance(there, NormalizedBatchNorm2d) and hasattr(module, 'running_var') and _is_foreign(module):
         raise _refusal(type(module).__name__, name)
+    if isinstance(there, StatelessNbn) and _has_raw_weight(module, there):
+        raise _refusal(type(module).__name__, name)
+
+
+def _has_raw_weight(module: nn.Module | None, nbn: StatelessNbn) -> bool:
+    """Whether a layer of another kind has the vector of an NBN layer without its normalisation."""
+    weight = getattr(module, 'weight', None)
+    if isinstance(module, NormalizedAffine) or not isinstance(weight, torch.Tensor) or weight.shape != nbn.weight.shape:
+        return False
+    if weight is nbn.weight:
+        return True
+    if weight.is_meta or nbn.weight.is_meta:
+        return False
+    raw, applied = nbn.weight.detach(), nbn.effective_affine()[0].detach()
+    like_raw, like_applied = (torch.dist(weight.detach().to(vector), vector) for vector in (raw, applied))
+    return bool(like_raw < like_applied)
 
 
 def _refusal(kind: str, lost: str) -> InputError:

@@ -11,11 +11,12 @@ from nbn_timm.losses.loss import (
     takes_features,
     takes_label_sets,
     takes_soft_targets,
+    takes_streams,
 )
 from nbn_timm.registry import import_modules
 
 import_modules(__name__, __path__)
 
 __all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views',
-           'register_loss', 'takes_experts', 'takes_features', 'takes_label_sets',
-           'takes_soft_targets']
+           'register_loss', 'takes_experts', 'takes_features', 'takes_label_sets', 'takes_soft_targets',
+           'takes_streams']

@@ -24,6 +24,7 @@ class _Traits(NamedTuple):
     slow_views: int
     balances: bool
     label_sets: bool
+    streams: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -40,6 +41,7 @@ def register_loss(
         slow_views: int = 0,
         balances: bool = False,
         label_sets: bool = False,
+        streams: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -66,12 +68,14 @@ def register_loss(
         balances: It makes classes count alike, by weights or by the prior, so that a balanced sampler beside it would
             do so twice.
         label_sets: It takes images of several classes too, with targets uint8 [B, C], see `nbn_timm.data.label_sets`.
+        streams: It is called with the logits of each branch [B, 2, C], of two streams of images, and the labels [B, 2]
+            of both. `train.py` asks for `--second-stream` and a network of two branches.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
-        deferrable_here = deferrable and not experts and views == 1 and not hasattr(loss_class, 'prepare')
+        deferrable_here = deferrable and not (experts or streams) and views == 1 and not hasattr(loss_class, 'prepare')
         _TRAITS[name] = _Traits(
-            experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets)
+            experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets, streams)
         return loss_class
     return register
 
@@ -109,6 +113,11 @@ def balances_classes(name: str) -> bool:
 def takes_label_sets(name: str) -> bool:
     """Whether the loss of that name takes images of several classes."""
     return _TRAITS[name].label_sets
+
+
+def takes_streams(name: str) -> bool:
+    """Whether the loss of that name is called with the logits of two branches on two streams, [B, 2, C]."""
+    return _TRAITS[name].streams
 
 
 def is_deferrable(name: str) -> bool:

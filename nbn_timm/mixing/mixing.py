@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
@@ -108,11 +109,13 @@ class Mixing(ABC):
     Attributes:
         settings: The group with the method's settings.
         switches: Those of its settings that turn it on by being above 0.
+        soft: It gives soft targets [B, C]; else labels [B, 2], of two streams.
         uses: Of the settings that several methods have in common, those that have an effect on this one.
     """
 
     settings: ClassVar[type[Settings]]
     switches: ClassVar[tuple[str, ...]]
+    soft: ClassVar[bool] = True
     uses: ClassVar[tuple[str, ...]] = ('mixup_prob', 'mixup_off_epoch')
 
     def __init__(
@@ -145,6 +148,9 @@ class Mixing(ABC):
     @abstractmethod
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mix a batch."""
+
+    def connect(self, network: nn.Module) -> None:  # noqa: B027  # most methods change what the network is given
+        """Get to know the network, on its device, before it is compiled or spread over processes."""
 
     def set_epoch(self, epoch: int) -> None:
         """Begin `epoch` (0-based); the generators must have been reseeded."""

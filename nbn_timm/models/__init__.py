@@ -2,6 +2,7 @@
 import importlib
 import pkgutil
 
+from .bbn import ResNetCifarBbn
 from .resnet_cifar import ResNetCifar
 from .resnet_nbn import ResNetNbn
 from .ride import MultiExpert, ResNetCifarRide, ResNetRide
@@ -11,5 +12,5 @@ from .shike import ResNetCifarShike
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarRide', 'ResNetCifarShike', 'ResNetNbn', 'ResNetRide',
-           'RoutedExperts']
+__all__ = ['MultiExpert', 'ResNetCifar', 'ResNetCifarBbn', 'ResNetCifarRide', 'ResNetCifarShike', 'ResNetNbn',
+           'ResNetRide', 'RoutedExperts']

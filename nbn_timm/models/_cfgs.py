@@ -17,9 +17,9 @@ def imagenet_cfgs(arch: str, classifier: Classifier = 'fc', url: str = '') -> di
                  origin_url='https://github.com/yuxiangbao/NBN', paper_ids='arXiv:2501.03122')
 
 
-def cifar_cfgs(arch: str, classifier: Classifier = 'fc') -> dict[str, dict[str, Any]]:
+def cifar_cfgs(arch: str, classifier: Classifier = 'fc', stride: int = 4) -> dict[str, dict[str, Any]]:
     """Cfgs of one architecture for 32 pixels, a tag per benchmark, with the weights that come with the package."""
-    cfgs = _cfgs('cifar', arch, 4, '', classifier=classifier)
+    cfgs = _cfgs('cifar', arch, stride, '', classifier=classifier)
     return {key: dict(cfg, file=shipped_file(key.removesuffix('*'))) for key, cfg in cfgs.items()}
 
 

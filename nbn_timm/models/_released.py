@@ -19,6 +19,7 @@ from timm.models import clean_state_dict, create_model, is_model
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
+from ._released_robust import COSPLUS_MARK, robust_form, without_robust_names
 from ._tags import tag_of_classes
 
 __all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format',
@@ -49,7 +50,7 @@ class Recognized:
 
     arch: str  # a name in timm's registry, unless no model fits
     num_classes: int
-    form: str = ''  # 'NBN' or 'RIDE' if it is in their released format and needs conversion
+    form: str = ''  # 'NBN', 'RIDE', 'RoBal' or 'TRADES' if it is in their released format and needs conversion
     model_args: dict[str, Any] = field(default_factory=dict)  # of the constructor, what the name does not say
     has_router: bool = False  # RIDE's assignment module is in it
 
@@ -78,7 +79,7 @@ class Recognized:
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     """Tell which ResNet of this package, of timm or of the released codes a bare state dict belongs to, if any."""
     renamed = rename_experts(state_dict)
-    form = _released_form(state_dict)
+    form = robust_form(state_dict) or _released_form(state_dict)
     state_dict = renamed
     experts = sum(re.fullmatch(r'fc\.\d+\.weight', key) is not None for key in state_dict)
     classifier = 'fc.0' if experts else 'fc'
@@ -104,9 +105,9 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
 
 
 def rename_experts(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
-    """Released names and shapes of experts' parts to this package's; other entries stay as they are."""
+    """Released names and shapes to this package's, of experts' parts above all; other entries stay as they are."""
     renamed = {}
-    for key, value in state_dict.items():
+    for key, value in without_robust_names(state_dict).items():
         name = key.removeprefix(_RIDE_PREFIX).removeprefix(ROUTED_PREFIX)
         if re.fullmatch(r'linears\.\d+\.weight', name) and f'{key.removesuffix("weight")}bias' not in state_dict:
             value = value.T
@@ -198,6 +199,7 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
         for key in alphas:
             expert = _expert_of(key)
             state_dict[key] = scale[expert:expert + 1].clone()
+    state_dict.pop(COSPLUS_MARK, None)
     if network is model:  # an assignment module is no part of it
         return {key: value for key, value in state_dict.items() if not key.startswith('router.')}
     return {key if key.startswith('router.') else f'{ROUTED_PREFIX}{key}': value for key, value in state_dict.items()}
@@ -219,6 +221,8 @@ def _head(state_dict: Mapping[str, torch.Tensor], classifier: str) -> str:
     """Kind of a classifier."""
     if f'{classifier}.bn.running_mean' in state_dict:
         return 'rectified'
+    if COSPLUS_MARK in state_dict:
+        return 'cosplus'
     return 'linear' if f'{classifier}.bias' in state_dict else 'cosine'
 
 
@@ -234,6 +238,10 @@ def _expert_args(state_dict: Mapping[str, torch.Tensor], experts: int) -> dict[s
 
 def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
     """Name of a ResNet by its depth, width and grouping."""
+    if 'block1.layer.0.conv1.weight' in state_dict:
+        wide = {key.split('.')[2] for key in state_dict if key.startswith('block1.layer.')}
+        return f'wrn_{6 * len(wide) + 4}_{state_dict["block1.layer.0.conv1.weight"].shape[0] // 16}'
+
     def blocks(stage: int) -> int:
         return len({key.split('.')[1] for key in state_dict if key.startswith(f'layer{stage}.')})
 
@@ -243,7 +251,8 @@ def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
         return f'resnet{6 * depths[0] + 2}' if same and state_dict['conv1.weight'].shape[0] == 16 else None
     if 'layer1.0.conv3.weight' not in state_dict:
         depth = _BASIC_DEPTHS.get(depths)
-        return f'resnet{depth}' if depth else None
+        small = state_dict['conv1.weight'].shape[-1] == 3
+        return f'resnet{depth}{"_cifar" * small}' if depth else None
     depth = _BOTTLENECK_DEPTHS.get(depths)
     family = _FAMILIES.get(tuple(state_dict['layer1.0.conv2.weight'].shape[:2]))
     return f'{family}{depth}' if depth and family else None

@@ -70,7 +70,7 @@ def create_model(
 
     Raises:
         InputError: Unknown model, tag or argument, or a value that the model cannot take; no pretrained weights to be
-            had; no BatchNorm for NBN.
+            had; no normalisation for NBN.
     """
     name = name.removeprefix('timm/')  # as on the Hub
     recorded = _check_name(name, pretrained, flags[0])

@@ -21,7 +21,8 @@ class ModelSettings(Settings):
 
     model: str = setting('', 'any timm model, or one of nbn_timm', metavar='NAME', short='-m',
                          unset='that of the finished network, if there is one', inherited=True)
-    add_nbn: bool = setting(False, 'put NBN into the last stage of a timm model with BatchNorm', inherited=True)
+    add_nbn: bool = setting(False, 'put NBN into the last stage of a timm model: into its BatchNorm, or where it has '
+                            'none into its LayerNorm, GroupNorm and RmsNorm', inherited=True)
     model_kwargs: Mapping[str, Any] = setting({}, 'for the constructor', inherited=True)
 
 

@@ -4,40 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
+from timm.models import adapt_input_conv, get_model_input_config
 from torch import nn
 
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError
 from nbn_timm.layers import add_nbn
 
 from ._released import StateDict, to_model_format
 from .create import create_model
 from .model_folder import FOLDER, HUB, is_model_folder, read_weights
+from .run_folder import source_file
 from .weight_files import read_state_dict
 
-__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'source_file',
-           'start_model']
-
-# What a folder with weights may hold, in the order of preference: a run's best and last, timm's and the Hub's.
-_FILES = ('model_best.pth.tar', 'last.pth.tar', 'model.safetensors', 'pytorch_model.bin', 'model.pth')
-
-
-def source_file(source: str | Path) -> Path:
-    """The file of weights that a path names: itself, or that of the run or the model which a folder holds.
-
-    Raises:
-        InputError: There is none.
-    """
-    path = Path(source)
-    if not path.is_dir():
-        if not path.is_file():
-            raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
-        return path
-    found = next((path / name for name in _FILES if (path / name).is_file()), None)
-    if found is None:
-        raise InputError(f'the folder {quoted(str(source))} has no weights: give a file, or a folder with one of '
-                         f'{", ".join(_FILES)}')
-    return found
+__all__ = ['add_nbn_to_trained', 'classifier_names', 'find_weights', 'has_nbn', 'load_pretrained_file', 'start_model']
 
 
 def find_weights(source: str | Path, use_ema: bool = True) -> StateDict:
@@ -86,7 +65,7 @@ def load_pretrained_file(
         use_ema: Take averaged weights where there are some.
 
     Returns:
-        What became of the classifier, in words; empty if it was loaded.
+        What became of the classifier and of the first convolution, in words; empty if all was loaded as it is.
 
     Raises:
         InputError: There are no weights, or they differ from the model outside of the classifier.
@@ -96,6 +75,7 @@ def load_pretrained_file(
         weights = to_model_format(weights, model)
     except InputError as error:
         raise InputError(f"the weights in '{source}' do not fit: {error}") from error
+    weights, told = adapt_stem(weights, model)
     here, of_classifier = model.state_dict(), tuple(f'{name}.' for name in classifier_names(model))
     mine, theirs = ({key for key in state if not key.startswith(of_classifier)} for state in (here, weights))
     wrong = sorted(mine ^ theirs) + sorted(key for key in mine & theirs if here[key].shape != weights[key].shape)
@@ -106,12 +86,52 @@ def load_pretrained_file(
     same = here.keys() == weights.keys() and all(here[key].shape == weights[key].shape for key in here)
     if same and rows is None:
         model.load_state_dict(weights)
-        return ''
+        return told and f'all weights{told}'
     model.load_state_dict({**here, **{key: weights[key] for key in mine}})
+    begin_classifier(model)
     kept = _copy_rows(model, weights, of_classifier, rows or ())
     if kept:
-        return f'all but the classifier, of which {kept} classes of the same name keep their rows'
-    return 'all but the classifier, which begins anew'
+        return f'all but the classifier, of which {kept} classes of the same name keep their rows{told}'
+    return f'all but the classifier, which begins anew{told}'
+
+
+def adapt_stem(weights: StateDict, model: nn.Module) -> tuple[StateDict, str]:
+    """Weights whose first convolution takes RGB, for a model that takes other channels, by timm's rule.
+
+    Of one channel that is the sum over RGB; of n channels RGB in turn, times 3 / n.
+
+    Returns:
+        The weights, and in words what was done, for the end of a sentence; empty if nothing was.
+    """
+    named = getattr(model, 'pretrained_cfg', {}).get('first_conv') or ()
+    here, adapted = model.state_dict(), dict(weights)
+    for name in (named,) if isinstance(named, str) else named:
+        key = f'{name}.weight'
+        old, new = weights.get(key), here.get(key)
+        if old is None or new is None or old.ndim != 4 or old.shape[1] != 3 or old.shape[1] == new.shape[1]:
+            continue
+        adapted[key] = adapt_input_conv(new.shape[1], old)
+    changed = [key for key in adapted if adapted[key] is not weights[key]]
+    channels = here[changed[0]].shape[1] if changed else 0
+    return adapted, _adapted(channels) if changed else ''
+
+
+def _adapted(channels: int) -> str:
+    return f'; the first convolution was adapted from RGB to {channels} channel{"s" * (channels > 1)} as in timm'
+
+
+@torch.no_grad()
+def begin_classifier(model: nn.Module) -> None:
+    """Let a linear classifier on trained features begin at zero, where all classes are equally likely.
+
+    What the models of timm begin with is for features that are to be trained as well. EfficientNets have weights so
+    large that on 20 classes the loss begins at 14, not at log 20 = 3, and epochs go by until that noise is unlearned.
+    """
+    for name in classifier_names(model):
+        for module in model.get_submodule(name).modules():
+            if type(module) in (nn.Linear, nn.Conv2d):  # others normalise, and zero has no direction
+                for parameter in module.parameters():
+                    nn.init.zeros_(parameter)
 
 
 @torch.no_grad()
@@ -125,7 +145,7 @@ def add_nbn_to_trained(model: Any) -> str:
         By how much its outputs differ on a batch of noise, in words.
 
     Raises:
-        InputError: It has no BatchNorm for NBN.
+        InputError: It has no normalisation for NBN.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(8, *get_model_input_config(model)['input_size'], generator=generator)
@@ -163,9 +183,14 @@ def start_model(
         InputError: As these.
     """
     later = nbn and (pretrained if file is None else not has_nbn(find_weights(file)))
-    model = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
+    model: Any = create_model(name, num_classes, pretrained and file is None, nbn=nbn and not later, **settings)
     told = load_pretrained_file(model, file, rows) if file is not None else ''
+    if file is None and pretrained and model.num_classes != model.pretrained_cfg.get('num_classes'):
+        begin_classifier(model)
     notes = [f"'{file}' gives {told}"] if told and rows != () else []  # else the caller has said so
+    channels = settings.get('in_chans')
+    if file is None and pretrained and channels not in (None, 3):
+        notes.append(f'the pretrained weights:{_adapted(channels)[1:]}')
     return model, [*notes, *([add_nbn_to_trained(model)] if later else [])]
 
 

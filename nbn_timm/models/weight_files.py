@@ -135,7 +135,11 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
     """
     content = read_checkpoint(path)
     keys = (('state_dict_ema', 'model_ema') if use_ema else ()) + ('state_dict', 'model')
-    state_dict = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
+    state_dict = next((content[key] for key in keys if isinstance(content.get(key), dict)
+                       or (key != 'model' and content.get(key) is not None)), content)  # a name may stand there
+    if not isinstance(state_dict, dict):
+        raise InputError(f"'{path}' holds a {type(state_dict).__name__} in the place of weights: it is damaged, so "
+                         'take an earlier checkpoint')
     check_weights(state_dict, path)
     return clean_state_dict(state_dict)
 

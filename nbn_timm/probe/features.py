@@ -1,5 +1,6 @@
 """Features of all images of a split: a pass through the network, kept in a file that no other pass can be taken for."""
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -222,7 +223,7 @@ class FeatureFolder:
             InputError: They cannot be computed, or not be written.
         """
         path = self.folder / f'{name}-{(key or "")[:32]}.safetensors'
-        found = self._read(path) if key is not None else None
+        found = self._read(path, key) if key is not None else None
         if all(self.world.gather(found is not None)):
             assert found is not None
             self.tell(f"features  {name}: those of {len(found):,} images in '{path}', made of the same weights, images "
@@ -237,19 +238,31 @@ class FeatureFolder:
             self.tell(f'{line}, not kept, since this data set does not tell its images by their files')
             return features
         if self.world.is_primary:
-            contents = {'vectors': features.vectors.contiguous(), 'labels': features.labels}
+            contents = {'vectors': features.vectors.contiguous(), 'labels': features.labels, 'key': _as_tensor(key)}
             atomic_write(path, lambda temporary: save_weights(contents, temporary))
         self.tell(f"{line}, kept in '{path}'")
         self.world.barrier()
         return features
 
-    def _read(self, path: Path) -> Features | None:
-        """What a file holds; None if it is not there or damaged, which is told."""
-        if not path.exists():
+    def _read(self, path: Path, key: str) -> Features | None:
+        """What a file holds; None if it is not there, or damaged or of another key, which is told."""
+        if not os.path.exists(path):
             return None
         try:
             contents = read_checkpoint(path)
-            return Features(contents['vectors'], contents['labels'])
-        except (InputError, KeyError) as error:
+        except InputError as error:
             self.tell(f'{str(error).partition(": get it again")[0]}, so the features are computed again')
             return None
+        vectors, labels = contents.get('vectors'), contents.get('labels')
+        if (isinstance(vectors, torch.Tensor) and isinstance(labels, torch.Tensor) and vectors.ndim == 3
+                and vectors.dtype == torch.float32 and labels.dtype == torch.int64
+                and labels.shape == vectors.shape[1:2]
+                and torch.equal(contents.get('key', _as_tensor(key)), _as_tensor(key))):  # earlier versions kept none
+            return Features(vectors.clone(), labels.clone())  # in memory as torch aligns it, which sums depend on
+        self.tell(f"'{path}' holds other things than these features, so they are computed again")
+        return None
+
+
+def _as_tensor(key: str) -> torch.Tensor:
+    """A key in hexadecimal as its bytes, to be kept beside what it is of."""
+    return torch.tensor(list(bytes.fromhex(key)), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from typing import Any
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.layers.head import LINEAR
-from nbn_timm.losses import LOSSES, number_of_views, takes_experts
+from nbn_timm.losses import LOSSES, number_of_views, takes_experts, takes_streams
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def head_method(name: str) -> HeadMethod:
     if name not in LOSSES:
         raise InputError(f"unknown head '{name}' (there are {', '.join(METHODS)}, and any loss for a linear head)"
                          f'{nearest(name, [*METHODS, *LOSSES])}')
-    if takes_experts(name) or number_of_views(name) > 1:
+    if takes_experts(name) or takes_streams(name) or number_of_views(name) > 1:
         raise InputError(f"loss '{name}' takes several experts or views of an image, which cached features have not: "
                          'leave it out of --heads')
     return HeadMethod(f'linear head, {name}', loss=name)

@@ -23,6 +23,7 @@ from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.run_folder import source_file
 from nbn_timm.models.transfer import start_model
 from nbn_timm.probe.auto import auto_head
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
@@ -54,7 +55,8 @@ def probe_settings(settings: ProbeSettings, given: Mapping[str, Any]) -> ProbeSe
     """
     weights, values = settings.weights, dict(given)
     if weights.checkpoint:
-        record = checkpoint_record(weights.checkpoint)
+        values['checkpoint'] = str(source_file(weights.checkpoint))
+        record = checkpoint_record(values['checkpoint'])
         values = {**record.inherited_by_training(ProbeSettings, values), **values}
     elif not (weights.pretrained or weights.pretrained_path):
         raise InputError('features of untrained weights are of no use: give --pretrained, --pretrained-path PATH or '

@@ -49,8 +49,8 @@ class BackboneSettings(Settings):
         None, 'weights in a file or a folder, whose classifier may be for other classes', metavar='PATH', is_file=True,
         effect=not_with('checkpoint'))
     checkpoint: str | None = setting(
-        None, 'of a finished run, which also tells model, data and input format where they are not given',
-        metavar='FILE', is_file=True)
+        None, 'of a finished run, a file or its folder, which also tells model, data and input format where they are '
+        'not given', metavar='PATH', is_file=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What the files of a run tell: of this package, of earlier versions of it, or of timm's training script."""
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,12 +12,14 @@ import numpy as np
 import yaml
 
 from nbn_timm.data.classes import label_names
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.models.run_folder import source_file
 
 SHOTS = ('many', 'medium', 'few')
 _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
-_WEIGHTS = ('model_best.pth.tar', 'last.pth.tar')
+_MOST_VALUES = 100_000  # of args.yaml
 
 T = TypeVar('T')
 
@@ -118,23 +121,23 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
                          'train.py has written')
     place = evaluated or folder
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
-    results: dict[str, Any] = _read(place / f'{split}.json', lambda text: dict(json.loads(text)), {})
+    results: dict[str, Any] = _read(place / f'{split}.json', _results, {})
     if results.get('label_sets'):
         raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at "
                          f'{split}.json and {split}_per_class.csv')
-    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, [])
-    predictions, notes = _predictions(place, split, results)
-    if not classes and results:
-        classes = _rows_of_results(results)
-    if predictions is not None and len(classes) <= max(predictions.labels.max(), predictions.top.max()):
-        raise InputError(f"the predictions in '{place}' are of more classes than its results: evaluate again")
+    counted = _rows_of_results(results) if results else []
+    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, []) or counted
+    if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
+        raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
+                         'damaged: evaluate again')
+    predictions, notes = _predictions(place, split, results, classes)
     if predictions is not None:
         told = np.bincount(predictions.predicted, minlength=len(classes)).tolist()
         classes = [row if row.predicted is not None else replace(row, predicted=number)
                    for row, number in zip(classes, told, strict=True)]
     return FinishedRun(
         name or folder.resolve().name, folder,
-        _read(folder / 'args.yaml', lambda text: dict(yaml.safe_load(text)), {}),
+        _read(folder / 'args.yaml', _settings, {}),
         _read(folder / 'summary.csv', _summary, []), split, results, classes, predictions, tuple(notes))
 
 
@@ -145,9 +148,10 @@ def is_run(folder: Path) -> bool:
 
 def find_checkpoint(run: FinishedRun) -> Path | None:
     """The file of the weights that were evaluated, if it is there."""
-    weights = run.results.get('weights')
-    named = [str(weights['file'])] if isinstance(weights, dict) and weights.get('file') else []
-    return next((path for file in (*named, *_WEIGHTS) if (path := run.folder / file).is_file()), None)
+    try:
+        return source_file(run.folder, finished=True)
+    except InputError:
+        return None
 
 
 def _read(path: Path, parse: Callable[[str], T], otherwise: T) -> T:
@@ -155,18 +159,75 @@ def _read(path: Path, parse: Callable[[str], T], otherwise: T) -> T:
         return otherwise
     try:
         return parse(path.read_text(encoding='utf-8', errors='surrogateescape'))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"'{path}' cannot be read ({' '.join(str(error).split())}): replace it by an intact copy"
-                         ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error, yaml.YAMLError) as error:
+        reason = f'no {error}' if isinstance(error, KeyError) else ' '.join(str(error).split())
+        raise InputError(f"'{path}' cannot be read ({reason}): replace it by an intact copy") from error
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Of args.yaml; timm's has aliases, which may amount to more than a file could hold."""
+    settings = dict(yaml.safe_load(text))
+    left = _MOST_VALUES
+
+    def count(value: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f'it has more than {_MOST_VALUES:,} values')
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            count(part)
+
+    count(settings)
+    if not all(isinstance(name, str) for name in settings):
+        raise ValueError('a name of a setting is none')
+    return settings
+
+
+def _results(text: str) -> dict[str, Any]:
+    """Of test.json, in which every number is one and those of the classes add up."""
+    results = dict(json.loads(text))
+    if results.get('label_sets'):  # which is refused by what it is
+        return results
+    if not all(_is_count(results[name]) for name in ('num_samples', 'num_classes')):
+        raise ValueError('num_samples or num_classes is no number')
+    for name in (*METRICS, *FURTHER_METRICS):
+        if results.get(name) is not None and not _is_finite(results[name]):
+            raise ValueError(f'{name} is no number')
+    splits = results.get('splits')
+    if splits and not all(_is_count(number) for number in (
+            splits['many_above'], splits['few_below'], *(splits[shot]['images'] for shot in SHOTS))):
+        raise ValueError('splits are no numbers')
+    classes = results.get('per_class')
+    if classes is not None:
+        columns = [classes[name] for name in ('correct', 'total', 'predicted') if name in classes]
+        if not all(_is_count(number) for column in columns for number in column) or (
+                {len(column) for column in columns} != {results['num_classes']}):
+            raise ValueError('the numbers of the classes are none')
+        correct, total = sum(classes['correct']), sum(classes['total'])
+        if total != results['num_samples'] or not abs(results['top1'] * total - 100 * correct) <= 0.001 * total:
+            raise ValueError('the numbers of the classes do not add up')
+    return results
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2 ** 53
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _summary(text: str) -> list[dict[str, float]]:
     """Rows of numbers; what is empty is left out, and so is a last line that a kill cut short."""
-    rows = []
-    for row in csv.DictReader(text.splitlines()):
-        if None in row or not row.get('epoch'):
-            continue
-        rows.append({name: float(value) for name, value in row.items() if value not in (None, '')})
+    table = csv.DictReader(text.splitlines())
+    if 'epoch' not in (table.fieldnames or ()):
+        raise ValueError('it has no column epoch')
+    read = list(table)
+    if read and not text.endswith('\n'):
+        read.pop()
+    rows = [{name: float(value) for name, value in row.items() if value not in (None, '')} for row in read]
+    if not all(_is_finite(row['epoch']) for row in rows):
+        raise ValueError('an epoch is no number')
     return rows
 
 
@@ -174,9 +235,19 @@ def _class_rows(text: str) -> list[ClassRow]:
     def number(text: str | None) -> int | None:
         return int(text) if text else None
 
-    return [ClassRow(row['name'] or row['class'], number(row['train_images']), row['shot'] or None,
+    rows = [ClassRow(row['name'] or row['class'], number(row['train_images']), row['shot'] or None,
                      int(row['test_images']), int(row['correct']), number(row.get('predicted')))
             for row in csv.DictReader(text.splitlines())]
+    for row in rows:
+        counts = (row.train_images, row.test_images, row.correct, row.predicted)
+        if row.shot not in (None, *SHOTS) or not all(one is None or _is_count(one) for one in counts) or (
+                row.correct > row.test_images):
+            raise ValueError(f'its row of {quoted(str(row.name))} has impossible values')
+    return rows
+
+
+def _numbers(row: ClassRow) -> tuple[int, int]:
+    return row.correct, row.test_images
 
 
 def _rows_of_results(results: Mapping[str, Any]) -> list[ClassRow]:
@@ -187,12 +258,23 @@ def _rows_of_results(results: Mapping[str, Any]) -> list[ClassRow]:
             zip(label_names(len(total)), total, correct, predicted, strict=True)]
 
 
-def _predictions(place: Path, split: str, results: Mapping[str, Any]) -> tuple[Predictions | None, list[str]]:
+def _predictions(
+        place: Path,
+        split: str,
+        results: Mapping[str, Any],
+        classes: Sequence[ClassRow],
+) -> tuple[Predictions | None, list[str]]:
     files = [path for name in (f'{split}_predictions.npz', 'predictions.npz') if (path := place / name).is_file()]
     if not files:
         return None, []
     found = Predictions.read(files[0])
+    if len(classes) <= max(found.labels.max(), found.top.max()):
+        raise InputError(f"the predictions in '{place}' are of more classes than its results: evaluate again")
     if len(found) != results.get('num_samples'):
         return None, [f'{files[0].name} is of {len(found):,} pictures and {split}.json of another number, so it is '
                       'left out: evaluate again']
+    counted = [np.bincount(labels, minlength=len(classes)).tolist()
+               for labels in (found.labels[found.correct], found.labels)]
+    if list(zip(*counted, strict=True)) != [_numbers(row) for row in classes]:
+        return None, [f'{files[0].name} has other hits than {split}.json, so it is left out: evaluate again']
     return found, []

@@ -2,7 +2,7 @@
 ICLR 2020, section 4.4).
 """
 from copy import deepcopy
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -56,12 +56,19 @@ class LearnableWeightScaling(TrainedSecondStage):
     The result is an ordinary model of the same architecture, with the scales folded into weight and bias. Each of
     several experts has scales of its own. The rectification of a rectified classifier, which scaled weights could not
     pass, is folded into weight and bias first, and its BatchNorm becomes the identity.
+
+    Attributes:
+        name: Of the stage, for messages.
+        scaled: What is put around each classifier.
     """
+
+    name: ClassVar[str] = 'lws'
+    scaled: ClassVar[type[ScaledClassifier]] = ScaledClassifier
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model with scales behind its classifiers."""
-        for name, classifier in linear_classifiers(model, 'lws').items():
-            replace_module(model, name, ScaledClassifier(classifier))
+        for name, classifier in linear_classifiers(model, self.name).items():
+            replace_module(model, name, self.scaled(classifier))
         return model
 
     def trained(self, model: nn.Module) -> nn.Module:

@@ -27,6 +27,7 @@ class MiSLAS(LearnableWeightScaling):
         InputError: A setting out of range.
     """
 
+    name = 'mislas'
     needs = {'loss': 'label_aware_smoothing'}
 
     def __init__(self, classifier_rate: float = 0.2) -> None:

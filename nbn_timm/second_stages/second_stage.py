@@ -5,7 +5,7 @@ training loop (`TrainedSecondStage`); others look at the data once and compute w
 """
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -180,6 +180,7 @@ class FitReport:
 
     lines: list[str]  # for people
     files: dict[str, str] = field(default_factory=dict)  # text by file name, for the run's folder
+    pictures: Iterable[tuple[str, bytes]] = ()  # names and contents of others, made one by one where they are written
 
 
 class FittedSecondStage(SecondStage, ABC):

@@ -19,7 +19,9 @@ from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.tuning import AdapterFile, TuneSettings, apply_tuning, load_adapter, read_adapter, with_head
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_second_stages
 from nbn_timm.settings import Settings, setting
@@ -112,7 +114,8 @@ def open_trained(
     """Open a trained model.
 
     Args:
-        source: A checkpoint file of this package, of timm or of the released code; a folder with timm's config.json,
+        source: A checkpoint file of this package, of timm or of the released code; an adapter file of this package,
+            which goes onto the published weights of its model; the folder of a run; a folder with timm's config.json,
             also as 'local-dir:FOLDER'; 'hf-hub:user/repo'; or a name with pretrained weights, of this package's or of
             timm's.
         use_ema: Take the averaged weights of a checkpoint.
@@ -127,7 +130,11 @@ def open_trained(
         InputError: It is not there, or its parts do not fit.
     """
     asked = _Asked(model or None, add_nbn, dict(model_kwargs or {}), num_classes)
-    if Path(source).is_file():
+    source = opened_source(source)
+    adapter = read_adapter(source) if Path(source).is_file() else None
+    if adapter is not None and not (use_ema or all_experts):
+        opened = _from_adapter(source, adapter)
+    elif Path(source).is_file():
         opened = _from_checkpoint(source, use_ema, asked, all_experts)
     elif use_ema or model or all_experts:
         raise InputError(f"'{source}' is no checkpoint file, so there are no averaged weights, no router and no "
@@ -136,7 +143,8 @@ def open_trained(
     elif Path(source, 'config.json').is_file():
         opened = _from_name(f'{FOLDER}{source}', asked)
     elif os.sep in source and ':' not in source and not source.startswith('timm/'):
-        raise InputError(f"there is no file '{source}' and no folder of that name with a config.json: correct the path")
+        raise InputError(f"there is no file '{source}' and no folder of that name with a run or a config.json: correct "
+                         'the path')
     else:
         opened = _from_name(source, asked)
     if class_counts_file is None:
@@ -144,6 +152,15 @@ def open_trained(
     known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
     classes, notes = read_counts(class_counts_file).of(known)
     return replace(opened, record=replace(opened.record, classes=classes), notes=(*opened.notes, *notes))
+
+
+def opened_source(source: str) -> str:
+    """What `open_trained` takes a source for: of the folder of a run its checkpoint, anything else as it is.
+
+    Raises:
+        InputError: It is a folder without weights.
+    """
+    return source if Path(source, 'config.json').is_file() else finished_file(source)
 
 
 @dataclass(frozen=True)
@@ -207,7 +224,12 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         'the architecture with it')
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = restore_second_stages(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), weights)
+    network: Any = create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs)
+    if record.model == name:
+        tuning = record.told(TuneSettings)
+        network = with_head(network, tuning.head, tuning.head_kwargs)
+        network = apply_tuning(network, tuning.tune, tuning.tune_kwargs)
+    network = restore_second_stages(network, weights)
     load_weights(network, path, use_ema)
     if all_experts:
         if not isinstance(network, RoutedExperts):
@@ -220,6 +242,13 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
+
+
+def _from_adapter(path: str, about: AdapterFile) -> TrainedModel:
+    network: Any = create_model(about.model, about.num_classes, pretrained=True, model_kwargs=about.model_kwargs)
+    load_adapter(network, path)
+    record = NetworkRecord(arguments={'model': about.model, 'model_kwargs': about.model_kwargs})
+    return TrainedModel(network.eval(), about.model, about.model_kwargs, False, _input(network, record), record)
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:

@@ -12,10 +12,11 @@ import torch
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
 from nbn_timm.datasets import CSVS, LISTS, prescribes_format
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.settings import ModelSettings
+from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.settings import SettingGroups, fields_of
 from nbn_timm.trained.results import Results
@@ -84,7 +85,7 @@ class NetworkRecord:
         timm keeps a Namespace, in which a flag that was not given may be None, '' or {}; these are left out.
 
         Raises:
-            InputError: A setting is a tensor, or what is said of the classes is malformed.
+            InputError: A setting is a tensor or the like, or what is said of the classes is malformed.
         """
         arguments, classes, epoch = (checkpoint.get(key) for key in ('args', 'class_counts', 'epoch'))
         if isinstance(arguments, argparse.Namespace):
@@ -92,12 +93,15 @@ class NetworkRecord:
                          if value is not None and (isinstance(value, torch.Tensor) or value not in ('', {}))}
         arguments = arguments if isinstance(arguments, dict) else {}
         for name, value in {**arguments, 'arch': checkpoint.get('arch')}.items():
-            if _holds_tensor(value):
-                raise InputError(f"the checkpoint's record is malformed, as its '{name}' is a tensor: take an earlier "
-                                 'checkpoint')
+            strange = _no_data(value) if isinstance(name, str) else name
+            if strange is not None:
+                raise InputError(f"the checkpoint's record is malformed, as its {quoted(str(name))} is or holds a "
+                                 f'{type(strange).__name__}: take an earlier checkpoint')
+        if classes is not None and not isinstance(classes, dict):
+            raise InputError(f"the checkpoint's record is malformed, as its 'class_counts' is a "
+                             f'{type(classes).__name__}: take an earlier checkpoint')
         return cls(
-            arguments, checkpoint.get('arch'),
-            classes=Classes.from_dict(classes) if isinstance(classes, dict) else None,
+            arguments, checkpoint.get('arch'), classes=None if classes is None else Classes.from_dict(classes),
             epoch=epoch + 1 if isinstance(epoch, int) else None,
             calibration=FittedTemperature.from_dict(checkpoint.get(CALIBRATION)),
             thresholds=Thresholds.from_dict(checkpoint.get(THRESHOLDS)))
@@ -218,7 +222,7 @@ class NetworkRecord:
         if given.get('dataset') not in (None, self.dataset):
             left_out |= of_data
         if given.get('model') not in (None, self.model):
-            left_out |= of_model
+            left_out |= of_model | {declared.name for declared in fields_of(TuneSettings)}
         if not same_format:
             left_out |= of_format
         size = self.input.input_size
@@ -226,6 +230,10 @@ class NetworkRecord:
             left_out.add('input_size')
             if size:
                 recorded |= {'in_chans': size[0], 'img_size': size[1]}
+        channels = given.get('in_chans') or (given.get('input_size') or [None])[0]
+        if channels:  # of other channels the mean over them, as `DataDefaults.as_trained` has it
+            recorded |= {name: [sum(values) / len(values)] * channels for name in ('mean', 'std')
+                         if (values := recorded.get(name)) and len(values) not in (1, channels)}
         elif given.get('input_size') or size:
             left_out |= {'img_size', 'in_chans'}  # the recorded size in full says the same
         return {name: recorded[name] for name, declared in groups.declared().items()
@@ -271,10 +279,14 @@ class NetworkRecord:
             classes=None if self.classes is None else public_counts(self.classes), facts=without_paths(self.facts))
 
 
-def _holds_tensor(value: Any) -> bool:
+def _no_data(value: Any) -> Any:
+    """What in a value no setting can be; None where there is nothing of the kind."""
     if isinstance(value, Mapping):
-        return any(map(_holds_tensor, value.values()))
-    return isinstance(value, torch.Tensor) or isinstance(value, list | tuple) and any(map(_holds_tensor, value))
+        keys = (key for key in value if not isinstance(key, str | int | float | None))
+        return next(keys, None) or _no_data(list(value.values()))
+    if isinstance(value, list | tuple):
+        return next((strange for part in value if (strange := _no_data(part)) is not None), None)
+    return value if isinstance(value, torch.Tensor | complex | bytes | bytearray | set | frozenset) else None
 
 
 def public_counts(counts: ClassCounts) -> ClassCounts:

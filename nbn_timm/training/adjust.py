@@ -9,11 +9,12 @@ from torch import nn
 from nbn_timm.data import Splits
 from nbn_timm.errors import InputError
 from nbn_timm.imbalance import choose_training, target_shares
+from nbn_timm.models.run_folder import ADJUSTED
 from nbn_timm.second_stages.logit_adjustment import LogitAdjustment, why_not_adjustable
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.classifier_inputs import fit_data
 from nbn_timm.training.plan import Plan
-from nbn_timm.training.run_checkpoint import ADJUSTED, fitted_state, save_file
+from nbn_timm.training.run_checkpoint import fitted_state, save_file
 from nbn_timm.training.settings import TrainSettings
 
 STAGE = 'logit_adjustment'

@@ -14,18 +14,27 @@ from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
-from nbn_timm.losses import create_loss, number_of_slow_views, number_of_views, takes_experts, takes_features
+from nbn_timm.losses import (
+    create_loss,
+    number_of_slow_views,
+    number_of_views,
+    takes_experts,
+    takes_features,
+    takes_streams,
+)
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
-from nbn_timm.models import MultiExpert
+from nbn_timm.models import MultiExpert, ResNetCifarBbn
 from nbn_timm.models.create import init_by_torch
 from nbn_timm.models.settings import StartSettings
-from nbn_timm.models.transfer import start_model
+from nbn_timm.models.transfer import find_weights, load_pretrained_file, start_model
+from nbn_timm.models.tuning import TuneSettings, apply_tuning, has_adapters, learn_only_tuned, with_head
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondStage, create_second_stage
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.training.adversarial import AdversarialTask, build_attack
 from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
@@ -74,15 +83,21 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     own_run = start.initial_checkpoint
     goes_on = own_run if stage is not None else None  # with the very network
     file = None if goes_on else own_run or start.pretrained_path
+    rows = _rows_kept(own_run, splits) if own_run and not goes_on else None
+    tuned = file is not None and (own_run is not None and _is_tuned(own_run) or has_adapters(find_weights(file)))
     with world.primary_first():
         model, notes = start_model(
-            of_model.model, num_classes, file, _rows_kept(own_run, splits) if own_run and not goes_on else None,
+            of_model.model, num_classes, None if tuned else file, rows,
             pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
             drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
     splits.notes.extend(notes)
     if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
         init_by_torch(model, classifier_alone=start.init == 'torch_classifier')
+    tuning = settings.tuning
+    model = apply_tuning(with_head(model, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
+    if tuned and file is not None and (told := load_pretrained_file(model, file, rows)) and rows != ():
+        splits.notes.append(f"'{file}' gives {told}")
     if goes_on:
         load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):
@@ -92,14 +107,27 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
             raise InputError(f"loss '{loss}' is for the experts of a network, and '{of_model.model}' has none: "
                              "give --model with _ride or _shike in its name, or another --loss")
         model.set_expert_logits()
+    if takes_streams(loss):
+        if not isinstance(model, ResNetCifarBbn):
+            raise InputError(f"loss '{loss}' is for a network of two branches, and '{of_model.model}' is none: give "
+                             '--model resnet32_bbn, or another --loss')
+        model.set_branch_logits()
     if settings.processes.sync_bn:
         if world.device.type == 'cpu':
             raise InputError('--sync-bn needs GPUs: torch has no synchronised BatchNorm on the CPU')
         model = convert_sync_batchnorm(model)
     if start.grad_checkpointing:
         checkpoint_gradients(model, of_model.model)
+    if tuning.tune and stage is None:
+        learn_only_tuned(model, tuning.tune, tuning.tune_kwargs)
     model.to(world.device, settings.precision.dtype)
     return model.to(memory_format=torch.channels_last) if settings.precision.channels_last else model
+
+
+def _is_tuned(file: str) -> bool:
+    """Whether a checkpoint is of a network into which parameters or another classifier were put."""
+    record = checkpoint_record(file).told(TuneSettings)
+    return bool(record.tune or record.head)
 
 
 def _rows_kept(file: str, splits: Splits) -> list[tuple[int, int]] | None:
@@ -180,7 +208,7 @@ def build_task(
         mixing: Mixing | None,
         stage: TrainedSecondStage | None,
 ) -> ClassificationTask:
-    """The model and its loss, and a teacher or a second stage if there is one."""
+    """The model and its loss, and an attack, a teacher or a second stage if there is one."""
     settings, device = plan.settings, plan.world.device
     loss = (stage and stage.loss()) or build_loss(settings, plan.splits, mixing)
     teacher_file, name = settings.distillation.kd_checkpoint, settings.loss.loss
@@ -194,6 +222,9 @@ def build_task(
     if loss.state_dict():
         check_lone_loss(settings, plan.world)
         return LearningLossTask(model, loss, device=device, verbose=False)
+    if settings.adversarial.adversarial:
+        attack = build_attack(settings.adversarial, plan.input, settings.run.seed, plan.world)
+        return AdversarialTask(model, loss, attack, device)
     if stage is not None:
         return SecondStageTask(model, loss, stage, settings.second_stage.freeze_bn, device)
     if not teacher_file:
@@ -204,7 +235,7 @@ def build_task(
     teacher.to(settings.precision.dtype)
     return DistillationTask(
         model, teacher, loss, distillation.kd_target, distillation.distill_loss_weight, distillation.kd_temperature,
-        distillation.kd_teacher_mode == 'train', device)
+        distillation.kd_power, distillation.kd_label_weight, distillation.kd_teacher_mode == 'train', device)
 
 
 def prepare_loss(loss: nn.Module, network: nn.Module) -> None:
@@ -237,7 +268,8 @@ def check_lone_loss(settings: TrainSettings, world: World) -> None:
 def build_loss(settings: TrainSettings, splits: Splits, mixing: Mixing | None) -> nn.Module:
     """The loss; where targets are mixed, they come smoothed."""
     name = settings.loss.loss
-    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixing is not None))
+    mixed = mixing is not None and mixing.soft
+    loss = create_loss(name, splits.class_counts, **loss_settings(settings, mixed))
     if isinstance(loss, DeferredLoss) and loss.start_epoch >= settings.schedule.epochs:
         _logger.info("loss '%s' starts after %d epochs, and this run ends after %d: it will never be used",
                      name, loss.start_epoch, settings.schedule.epochs)

@@ -3,8 +3,16 @@ from typing import Any
 
 import torch
 
+from nbn_timm.adversarial import ADVERSARIAL
 from nbn_timm.errors import InputError
-from nbn_timm.losses import balances_classes, number_of_views, takes_features, takes_soft_targets
+from nbn_timm.losses import (
+    balances_classes,
+    number_of_views,
+    takes_experts,
+    takes_features,
+    takes_soft_targets,
+    takes_streams,
+)
 from nbn_timm.losses.loss import check_loss_settings
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
@@ -31,12 +39,22 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     assert stage is None or isinstance(stage, TrainedSecondStage)
     check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
     mixing = chosen_mixing(settings, stage)
-    name = settings.loss.loss
+    name, frozen, epochs = settings.loss.loss, settings.start.freeze_epochs, settings.schedule.epochs
+    if stage is None and frozen >= epochs:
+        raise InputError(f'--freeze-epochs {frozen} leaves none of the {epochs} --epochs for the rest of the network: '
+                         'give --freeze backbone if the classifier alone is to learn, else fewer, such as '
+                         '--freeze-epochs 0, or more --epochs')
     if stage is None or stage.loss() is None:
-        check_loss_settings(name, loss_settings(settings, mixing is not None))
+        check_loss_settings(name, loss_settings(settings, mixing is not None and MIXINGS[mixing].soft))
     if settings.optimizer.sam_rho and settings.precision.autocast is torch.float16:
         raise InputError('--sam-rho does not go with float16, whose scaled gradients have another length: give '
                          '--amp-dtype bfloat16, or leave it out')
+    if mixing == 'manifold_mixup':
+        for other, given in (('--sam-rho', settings.optimizer.sam_rho), ('--cuda-graphs', settings.gpu.cuda_graphs),
+                             ('--torchcompile', settings.precision.torchcompile)):
+            if given:
+                raise InputError(f'--manifold-mixup mixes within the network, once for a batch, which {other} does not '
+                                 'allow: leave one of them out')
     if settings.average.swa_epochs > settings.schedule.epochs:
         raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
                          '--epochs of the run: give fewer')
@@ -46,26 +64,52 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')
-    features, views = takes_features(name), number_of_views(name) > 1
-    for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
-        if given and (features or views):
-            raise InputError(f"loss '{name}' takes {'features' if features else 'several views of an image'}, which "
-                             f'training with {other} does not hand on: leave out {other}, or give another --loss')
+    if settings.adversarial.adversarial:
+        check_adversarial(settings, stage, mixing)
+    taken = ('features' if takes_features(name) else 'several views of an image' if number_of_views(name) > 1 else
+             'two streams of images' if takes_streams(name) else None)
+    for other, there in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint)):
+        if there and taken:
+            raise InputError(f"loss '{name}' takes {taken}, which training with {other} does not hand on: leave out "
+                             f'{other}, or give another --loss')
+
+
+def check_adversarial(settings: TrainSettings, stage: SecondStage | None, mixing: str | None) -> None:
+    """Refuse what --adversarial does not go with.
+
+    Raises:
+        InputError: There is something.
+    """
+    method, loss = settings.adversarial.adversarial, settings.loss.loss
+    assert method is not None
+    if mixing is not None:
+        raise InputError(f'--adversarial {method} attacks the label of a picture, and {flag(mixing)} mixes labels: '
+                         'leave one of them out')
+    if number_of_views(loss) > 1 or takes_streams(loss):
+        taken = 'two streams of images' if takes_streams(loss) else 'several views of an image'
+        raise InputError(f"loss '{loss}' takes {taken}, and --adversarial {method} attacks one: give another --loss")
+    if takes_experts(loss) and ADVERSARIAL[method].usual_weight is not None:
+        raise InputError(f"--adversarial {method} compares the logits of a network, and loss '{loss}' takes those of "
+                         'each expert: give --adversarial pgd, or another --loss')
+    for other, given in (('--stage', stage), ('--kd-checkpoint', settings.distillation.kd_checkpoint),
+                         ('--sam-rho', settings.optimizer.sam_rho), ('--cuda-graphs', settings.gpu.cuda_graphs),
+                         ('--swa-epochs', settings.average.swa_epochs)):
+        if given:
+            raise InputError(f'--adversarial {method} is a training of its own, which has no place for {other}: leave '
+                             'one of them out')
+    if settings.precision.autocast is torch.float16:
+        raise InputError(f'--adversarial {method} in float16 would lose the small gradients of pictures: give '
+                         '--amp-dtype bfloat16')
 
 
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
     loss, sampler = settings.loss.loss, settings.sampler.sampler
-    start, epochs = settings.start, settings.schedule.epochs
-    told = []
-    if start.freeze_epochs >= epochs:
-        told = [f'--freeze-epochs {start.freeze_epochs} lasts as long as --epochs {epochs}, so the classifier alone '
-                'will learn.']
     if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
-        return told
+        return []
     if not (balances_classes(loss) and SAMPLERS[sampler].balances):
-        return told
-    return [*told, f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
+        return []
+    return [f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
             'twice and frequent ones may be lost: leave out one of the two.']
 
 
@@ -77,16 +121,25 @@ def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = No
     """
     chosen = {name: method.switched_on(settings.methods[name]) for name, method in MIXINGS.items()}
     chosen = {name: switches for name, switches in chosen.items() if switches}
+    loss = settings.loss.loss
+    if takes_streams(loss) and 'second_stream' not in chosen:
+        raise InputError(f"loss '{loss}' takes two streams of images: give the sampler of the second one, as "
+                         '--second-stream reverse')
     if not chosen or (stage is not None and not stage.takes_mixing):
         return None
     switches = [flag(on[0]) for on in chosen.values()]
     if len(chosen) > 1:
         raise InputError(f'{switches[0]} and {switches[1]} cannot mix the same batch: leave one of them out')
-    if not takes_soft_targets(settings.loss.loss):
-        raise InputError(f"loss '{settings.loss.loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
+    if 'second_stream' in chosen:
+        if not takes_streams(loss):
+            raise InputError(f"--second-stream is for a loss that takes two streams of images, and '{loss}' takes one: "
+                             'leave it out, or give --loss bbn')
+        return 'second_stream'
+    if not takes_soft_targets(loss):
+        raise InputError(f"loss '{loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
                          'give another --loss')
-    if number_of_views(settings.loss.loss) > 1:
-        raise InputError(f"loss '{settings.loss.loss}' takes several views of an image, which are not mixed: leave out "
+    if number_of_views(loss) > 1:
+        raise InputError(f"loss '{loss}' takes several views of an image, which are not mixed: leave out "
                          f'{switches[0]}, or give another --loss')
     return next(iter(chosen))
 

@@ -12,6 +12,7 @@ from torch import nn
 from nbn_timm.data import Classes, DataDefaults
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
+from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
 from nbn_timm.trained.opening import checkpoint_record
@@ -26,14 +27,19 @@ class DistillationSettings(Settings):
     title = 'distillation'
     of_training = True
 
-    kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, trained on the same classes',
-                                        metavar='FILE', is_file=True)
+    kd_checkpoint: str | None = setting(None, 'a finished teacher to distil from, a file or the folder of a run, '
+                                        'trained on the same classes', metavar='PATH', is_file=True)
     kd_model_name: str | None = setting(None, "the teacher's model", metavar='NAME', unset='as its checkpoint records',
                                         effect=only_with('kd_checkpoint'))
     kd_model_kwargs: Mapping[str, Any] = setting({}, "for the teacher's constructor", effect=only_with('kd_checkpoint'))
     kd_temperature: float = setting(1.5, 'of both softmaxes', limits=POSITIVE, effect=only_with('kd_checkpoint'))
+    kd_power: float = setting(
+        1.0, "to which the teacher's probabilities are raised after its softmax; below 1 they are flatter (DiVE)",
+        limits=POSITIVE, effect=only_with('kd_checkpoint'))
     distill_loss_weight: float = setting(1.0, 'of the divergence from the teacher', limits=NOT_NEGATIVE,
                                          effect=only_with('kd_checkpoint'))
+    kd_label_weight: float = setting(1.0, 'of the loss on the labels', limits=NOT_NEGATIVE,
+                                     effect=only_with('kd_checkpoint'))
     kd_target: str = setting(
         'mean', "what learns from the teacher: the experts' mean, once per expert, as in RIDE's code, or each expert",
         choices=('mean', 'experts'), effect=only_with('kd_checkpoint'))
@@ -45,13 +51,18 @@ class DistillationSettings(Settings):
 class DistillationTask(ClassificationTask):
     """Train a network, of several experts or one, with the help of a finished teacher.
 
-    With the loss L on the labels, weight w, temperature T and D(z) = T^2 KL(softmax(teacher / T) || softmax(z / T)),
+    With the loss L on the labels, weights u and w, temperature T and D(z) = T^2 KL(q || softmax(z / T)), where q
+    are the teacher's probabilities softmax(teacher / T) to the power p, scaled to a sum of 1,
 
-    - target 'mean': E (L + w D(mean of the experts' logits)), as RIDE's code has it: its loss is added once for each
+    - target 'mean': E (u L + w D(mean of the experts' logits)), as RIDE's code has it: its loss is added once for each
       expert, and every time with the mean;
-    - target 'experts': L + w times the sum over experts of D(their logits).
+    - target 'experts': u L + w times the sum over experts of D(their logits).
 
-    For a single network both are L + w D. Source: frank-xwang/RIDE-LongTailRecognition, commit ab8be5c.
+    For a single network both are u L + w D. Source: frank-xwang/RIDE-LongTailRecognition, commit ab8be5c.
+
+    DiVE (He et al., "Distilling Virtual Examples for Long-tailed Recognition", ICCV 2021) takes the teacher's
+    probabilities for examples of all classes, of which a power below 1 gives rare ones more: balanced softmax for L, a
+    teacher trained by it, u = 1 - alpha, w = alpha and p = 1/2. Source: zhangyongshun/BagofTricks-LT, commit ce7859a.
 
     Args:
         student: The network to train.
@@ -60,6 +71,8 @@ class DistillationTask(ClassificationTask):
         target: 'mean' or 'experts'.
         weight: w.
         temperature: T.
+        power: p.
+        label_weight: u.
         train_teacher_statistics: Keep the teacher in training mode, as RIDE's code does by oversight: it then
             normalises by batch statistics. By default it is in eval mode.
         device: Of everything.
@@ -73,6 +86,8 @@ class DistillationTask(ClassificationTask):
             target: str = DistillationSettings.kd_target,
             weight: float = DistillationSettings.distill_loss_weight,
             temperature: float = DistillationSettings.kd_temperature,
+            power: float = DistillationSettings.kd_power,
+            label_weight: float = DistillationSettings.kd_label_weight,
             train_teacher_statistics: bool = False,
             device: torch.device | None = None,
     ) -> None:
@@ -81,6 +96,8 @@ class DistillationTask(ClassificationTask):
         self.target = target
         self.weight = weight
         self.temperature = temperature
+        self.power = power
+        self.label_weight = label_weight
         self.train_teacher_statistics = train_teacher_statistics
 
     def train(self, mode: bool = True) -> 'DistillationTask':
@@ -108,13 +125,14 @@ class DistillationTask(ClassificationTask):
         else:
             parts = [self._divergence(experts[:, expert], teacher_logits) for expert in range(num_experts)]
             distill_loss = torch.stack(parts).sum()
-        return {'loss': task_loss + self.weight * distill_loss, 'output': output, 'task_loss': task_loss,
-                'distill_loss': distill_loss}
+        loss = self.label_weight * task_loss + self.weight * distill_loss
+        return {'loss': loss, 'output': output, 'task_loss': task_loss, 'distill_loss': distill_loss}
 
     def _divergence(self, logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
         """D, the mean over the batch."""
         student = F.log_softmax(logits.float() / self.temperature, dim=1)
-        teacher = F.log_softmax(teacher_logits.float() / self.temperature, dim=1)
+        # A power of a softmax, scaled to a sum of 1, is the softmax of the logits times that power.
+        teacher = F.log_softmax(teacher_logits.float() * (self.power / self.temperature), dim=1)
         return self.temperature ** 2 * F.kl_div(student, teacher, reduction='batchmean', log_target=True)
 
 
@@ -157,13 +175,14 @@ def build_teacher(
         InputError: It cannot be had, or was trained on other images or classes.
     """
     assert settings.kd_checkpoint is not None
-    record = checkpoint_record(settings.kd_checkpoint)
+    file = finished_file(settings.kd_checkpoint)
+    record = checkpoint_record(file)
     name, nbn, kwargs = record.model_settings(
         settings.kd_model_name, None, dict(settings.kd_model_kwargs), '--kd-model-name')
     theirs = record.classes
     teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs,
                            flags=('--kd-model-name', '--kd-model-kwargs'))
-    load_weights(teacher, settings.kd_checkpoint)
+    load_weights(teacher, file)
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")
         matching.require_theirs()

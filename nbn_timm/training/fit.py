@@ -3,7 +3,7 @@ import logging
 from typing import Any
 
 from nbn_timm.errors import InputError
-from nbn_timm.files import write_text_atomic
+from nbn_timm.files import write_bytes_atomic, write_text_atomic
 from nbn_timm.second_stages import FittedSecondStage
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.classifier_inputs import fit_data
@@ -31,6 +31,8 @@ def fit(plan: Plan, stage: FittedSecondStage, model: Any) -> None:
 
     found = stage.fit(model.eval(), fit_data(plan))
     if world.is_primary:
+        for file, content in found.pictures:
+            write_bytes_atomic(plan.folder / file, content)
         for file, text in found.files.items():
             write_text_atomic(plan.folder / file, text)
         save_checkpoint(plan.folder, fitted_state(

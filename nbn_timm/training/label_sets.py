@@ -43,7 +43,9 @@ def for_label_sets(settings: TrainSettings, stage: SecondStage | None) -> TrainS
     for given, what in (
             (stage, f'--stage {settings.second_stage.stage}'),
             (settings.imbalance.imbalance, f'--imbalance {settings.imbalance.imbalance}'),
-            (settings.distillation.kd_checkpoint, '--kd-checkpoint'), (switched_on, ', '.join(switched_on))):
+            (settings.distillation.kd_checkpoint, '--kd-checkpoint'),
+            (settings.adversarial.adversarial, f'--adversarial {settings.adversarial.adversarial}'),
+            (switched_on, ', '.join(switched_on))):
         if given:
             raise InputError(f'{what} is not for {several}: leave it out')
     loss, sampler = settings.loss.loss, settings.sampler.sampler

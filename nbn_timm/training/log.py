@@ -3,16 +3,16 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from timm.utils import trim_summary, update_summary
+from timm.utils import update_summary
 
 from nbn_timm.errors import InputError, drop_stdout
-from nbn_timm.files import write_text_atomic
+from nbn_timm.files import write_bytes_atomic
 
 Metrics = Mapping[str, float | None]
 
@@ -50,7 +50,8 @@ class RunLog:
         settings: Of the run, for Weights & Biases.
 
     Raises:
-        InputError: TensorBoard or W&B was asked for and is not installed, or the folder cannot be written.
+        InputError: TensorBoard or W&B was asked for and is not installed, a log is damaged, or the folder cannot be
+            written.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class RunLog:
             if path.exists() and not path.is_file():
                 raise InputError(f"the log '{path}' is no file: remove it, or give another --experiment")
         with _writing(folder):
-            trim_summary(str(self.summary), start_epoch)
-            self._trim_lines(start_epoch)
+            _trim(self.summary, start_epoch, _epochs_of_summary)
+            _trim(self.lines, start_epoch, _epochs_of_lines)
 
     def write(
             self,
@@ -123,20 +124,44 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.finish()
 
-    def _trim_lines(self, start_epoch: int) -> None:
-        if self.lines.exists():
-            lines = self.lines.read_text(encoding='utf-8').splitlines()
-            kept = [line for line in lines if _epoch_of(line) < start_epoch]
-            if len(kept) < len(lines):
-                write_text_atomic(self.lines, ''.join(f'{line}\n' for line in kept))
 
+def _trim(path: Path, start_epoch: int, epochs_of: Callable[[list[str]], Iterator[float]]) -> None:
+    """Take the rows of `start_epoch` and later out of a log, and a last line that a kill cut short.
 
-def _epoch_of(line: str) -> float:
-    """Epoch of a log line; infinite for one that a kill cut short, which is thereby dropped."""
+    Raises:
+        InputError: A line of an epoch that stays is damaged; it is named.
+    """
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    lines = [line for line in content.split(b'\n')[:-1] if line.strip()] if start_epoch else []
+    kept: list[bytes] = []
+    good = 0
     try:
-        return json.loads(line)['epoch']
-    except (ValueError, KeyError, TypeError):
-        return float('inf')
+        for epoch in epochs_of([line.decode('utf-8', errors='backslashreplace') for line in lines]):
+            if epoch < start_epoch:
+                kept.append(lines[good])
+            good += 1
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise InputError(f"line {good + 1} of the log '{path}' is damaged: correct or remove that line (a first "
+                         'line of column names is needed), or the whole log') from error
+    new = b''.join(line + b'\n' for line in kept)
+    if new != content:
+        write_bytes_atomic(path, new)
+
+
+def _epochs_of_summary(lines: list[str]) -> Iterator[float]:
+    """The epoch of each line; that of the column names is before all others."""
+    for number, line in enumerate(lines):
+        cells = line.strip().split(',')
+        if not number and cells[0] != 'epoch':
+            raise ValueError('no column names')
+        yield [float(cell) for cell in cells if cell][0] if number else -1
+
+
+def _epochs_of_lines(lines: list[str]) -> Iterator[float]:
+    for line in lines:
+        yield float(json.loads(line)['epoch'])
 
 
 def _import(module: str, package: str, flag: str) -> Any:

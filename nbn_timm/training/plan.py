@@ -21,6 +21,8 @@ from nbn_timm.data import (
     epoch_seed,
     keep_in_memory,
 )
+from nbn_timm.data.loader import check_divisible
+from nbn_timm.data.more_train import with_more_pictures
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.splits import Known, by_position
@@ -223,11 +225,14 @@ def open_training_data(
     with world.primary_first():
         splits = create_splits(replace(settings.data, batch_size=batch.size, seed=settings.run.seed), known=known,
                                label_sets=True)
+    for evaluated in filter(None, (splits.val, splits.test)):
+        check_divisible(evaluated, world.size)  # now, and not when the first epoch has passed
     if initial and known is None:
         splits.notes.extend(by_position(f"checkpoint '{initial}'", splits.classes))
     if world.is_primary:
         splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
+    splits = with_more_pictures(settings.more_train, splits)
     return with_shifted_test(settings.data, splits, splits.class_counts)
 
 

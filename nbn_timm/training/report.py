@@ -10,11 +10,13 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from nbn_timm.data.val_split import SPLIT_FILE
-from nbn_timm.datasets import draws_validation
+from nbn_timm.datasets import draws_validation, has_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import Result
 from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
+from nbn_timm.models.tuning import AdapterFile, save_adapter
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.results import EvaluatedWeights
@@ -24,12 +26,13 @@ from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.label_sets import settle_thresholds
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.profile import NoProfile
-from nbn_timm.training.run_checkpoint import ADJUSTED, BEST, LAST, load_best
+from nbn_timm.training.run_checkpoint import load_best
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
 REPORT = 'report.html'
+ADAPTER_FILE = 'adapter.safetensors'
 
 _logger = logging.getLogger(__name__)
 
@@ -74,15 +77,21 @@ def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more:
     if optimizer.lr_base and start_epoch is not None:
         lines.append(f'Learning rate {optimizer.for_batch(batch.global_size).lr:.6g}, from --lr-base '
                      f'{optimizer.lr_base:g} for {optimizer.lr_base_size} images per update ({optimizer.scale()}).')
-    run, validated = settings.run, plan.splits.val is not None
-    if run.watch_test and validated:
-        lines.append('--watch-test has no effect here, since there is a validation split.')
-    if settings.schedule.patience and not validated and start_epoch is not None:
-        lines.append('--patience has no effect here, since there is no validation split.')
-    if run.eval_metric != type(run).eval_metric and not validated and start_epoch is not None:
-        lines.append('--eval-metric has no effect here, since there is no validation split to choose a checkpoint by.')
+    if has_validation(settings.data) is None:  # else it has been told
+        lines += _unwatched(settings, plan.splits.val is not None, start_epoch is not None)
     lines += filter(None, [settings.precision.advice(plan.world.device)])
     _logger.info('\n'.join(lines))
+
+
+def _unwatched(settings: TrainSettings, validated: bool, trains: bool) -> list[str]:
+    """Settings that have no effect for what the data have shown: there is a validation split, or there is none."""
+    run, none = settings.run, 'since there is no validation split'
+    found = {
+        '--watch-test': run.watch_test and validated and 'since there is a validation split',
+        '--patience': settings.schedule.patience and trains and not validated and none,
+        '--eval-metric': run.eval_metric != type(run).eval_metric and trains and not validated
+        and f'{none} to choose a checkpoint by'}
+    return [f'{name} has no effect here, {reason}.' for name, reason in found.items() if reason]
 
 
 def write_page(
@@ -132,10 +141,24 @@ def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> N
         weights = EvaluatedWeights(LAST, epochs, epochs)
     divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
     files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
+    if keep_adapter(plan, unwrap_model(model)):
+        files.append(ADAPTER_FILE)
     if settings.imbalance.imbalance:
         weights = adjusted(plan, model, weights)
         files += [weights.file] if weights.file == ADJUSTED else []
     report_on(plan, model, weights, files)
+
+
+def keep_adapter(plan: Plan, model: nn.Module) -> bool:
+    """Write what a run with --tune has trained as a file that goes onto the plain network; returns whether it did."""
+    settings, tuning = plan.settings, plan.settings.tuning
+    if tuning.tune is None or settings.model.add_nbn or settings.second_stage.stage:
+        return False
+    if plan.world.is_primary:
+        save_adapter(model, plan.folder / ADAPTER_FILE, AdapterFile(
+            settings.model.model, plan.num_classes, tuning.tune, tuning.tune_kwargs, tuning.head, tuning.head_kwargs,
+            {**settings.input.as_model_kwargs(), **settings.model.model_kwargs}))
+    return True
 
 
 def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Collection[str]) -> None:

@@ -33,6 +33,7 @@ from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.freezing import Freezing
 from nbn_timm.training.gpu import prepare_gpu
+from nbn_timm.training.head_start import start_classifier
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.label_sets import for_label_sets
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
@@ -71,11 +72,15 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         return
     assert stage is None or isinstance(stage, TrainedSecondStage)
 
+    if resume_from is None and stage is None:
+        start_classifier(plan, model)
     plan = plan.with_small_images_in_memory()
     loader = build_train_loader(plan, model)
     drop_last = settings.batch.drop_last
     updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
     mixing = build_mixing(plan, loader, stage)
+    if mixing is not None:
+        mixing.connect(model)
     resize = build_progressive_size(
         settings.progressive, settings.schedule.epochs, plan.input.input_size, model, settings.model.model)
     task = build_task(plan, model, mixing, stage)

@@ -21,6 +21,7 @@ from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.files import atomic_write, file_sha256, open_regular
+from nbn_timm.models.run_folder import BEST, LAST, RESULTS
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.averages import epoch_average
@@ -28,14 +29,9 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
 
-LAST = 'last.pth.tar'
-BEST = 'model_best.pth.tar'
-ADJUSTED = 'model_adjusted.pth.tar'
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
-# What a run leaves when it ends; the logs also tell of one that has not.
-_RESULTS = ('test.json', 'val.json')
 
 _logger = logging.getLogger(__name__)
 
@@ -184,7 +180,8 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     """The checkpoint that a run starts from, None for a fresh start.
 
     Args:
-        resume: None, a file, or 'auto' for the newest whole checkpoint in the folder, if a run has been there.
+        resume: None, a file, the folder of a run for the newest whole checkpoint in it, or 'auto' for that in `folder`,
+            if a run has been there.
         folder: Of the run.
 
     Raises:
@@ -195,8 +192,10 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     if resume == 'auto':
         return _newest_whole(folder, there)
     if resume is not None:
+        if Path(resume).is_dir():
+            resume = str(_newest_whole(Path(resume), _checkpoints(Path(resume))) or resume)
         if not Path(resume).is_file():
-            raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, or auto")
+            raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, the folder of a run, or auto")
         if there and not any(path.samefile(resume) for path in there):
             raise InputError(f"'{folder}' already holds a run ({there[0].name}) that '{resume}' would overwrite: give "
                              'another --experiment')
@@ -300,7 +299,7 @@ def _trace(folder: Path) -> str | None:
 
     The log gets the row of an epoch just before its checkpoint, so that the first row alone is no sign.
     """
-    for name in _RESULTS:
+    for name in RESULTS:
         if (folder / name).exists():
             return f'it has left {name}'
     for name, before in (('log.jsonl', 0), ('summary.csv', 1)):
@@ -416,7 +415,7 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
     """Keep other runs out of a folder, and clear away what a kill in the middle of a save has left there.
 
     Raises:
-        InputError: Another run is at work in the folder, or the folder cannot be written.
+        InputError: Another run is at work in the folder, it holds a pipe or a device, or it cannot be written.
     """
     if not world.is_primary:
         yield
@@ -432,6 +431,11 @@ def exclusive_run(folder: Path, world: World) -> Iterator[None]:
         raise InputError(f"the run folder '{folder}' cannot be written ({error.strerror}): choose another --output"
                          ) from error
     try:
+        strange = next((path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())),
+                       None)
+        if strange is not None:  # writing into a pipe would wait for its reader
+            raise InputError(f"'{strange}' in the run folder is a pipe or a device: remove it, or give another "
+                             '--experiment')
         for leftover in folder.glob('.*.tmp'):  # whoever wrote them had this lock, and is dead
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)

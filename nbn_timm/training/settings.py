@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from nbn_timm import timm_flags
+from nbn_timm.adversarial.settings import AdversarialSettings
 from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data.more_train import MoreTrainSettings
 from nbn_timm.data.settings import (
     AugmentSettings,
     DataSettings,
@@ -23,6 +25,7 @@ from nbn_timm.losses import number_of_views
 from nbn_timm.losses.settings import LossSettings
 from nbn_timm.mixing import MIXINGS, MixingSettings, mixing_settings
 from nbn_timm.models.settings import ModelSettings, StartSettings
+from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.samplers.settings import SamplerSettings
 from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.second_stages.settings import SecondStageSettings
@@ -70,9 +73,9 @@ class RunSettings(Settings):
     output: str = setting('output', 'parent of all run folders', metavar='DIR', kind='place')
     experiment: str | None = setting(
         None, "the run's folder", metavar='NAME', kind='place',
-        unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing and stage if unusual')
-    resume: str | None = setting(None, "a checkpoint to go on from, or 'auto': the folder's last one, if any",
-                                 metavar='FILE', kind='place')
+        unset='<model>-<dataset>-s<seed>, with the loss, sampler, mixing, stage and attack if unusual')
+    resume: str | None = setting(None, "a checkpoint or the folder of a run to go on from, or 'auto': the last one of "
+                                 "this run's own folder, if any", metavar='PATH', kind='place')
     eval_metric: str = setting('top1', 'chooses the best checkpoint; of pictures of several classes map is the default',
                                choices=tuple(dict.fromkeys((*METRICS, *FURTHER_METRICS, *label_sets.METRICS))))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
@@ -108,9 +111,11 @@ class TrainSettings(SettingGroups):
     run: RunSettings = RunSettings()
     keeping: KeepingSettings = KeepingSettings()
     data: DataSettings = DataSettings()
+    more_train: MoreTrainSettings = MoreTrainSettings()
     input: InputSettings = InputSettings()
     model: ModelSettings = ModelSettings()
     start: StartSettings = StartSettings()
+    tuning: TuneSettings = TuneSettings()
     batch: BatchSettings = BatchSettings()
     imbalance: ImbalanceSettings = ImbalanceSettings()
     sampler: SamplerSettings = SamplerSettings()
@@ -118,6 +123,7 @@ class TrainSettings(SettingGroups):
     answers: LabelSetSettings = LabelSetSettings()
     second_stage: SecondStageSettings = SecondStageSettings()
     distillation: DistillationSettings = DistillationSettings()
+    adversarial: AdversarialSettings = AdversarialSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
@@ -206,7 +212,9 @@ class TrainSettings(SettingGroups):
               (name for name in (self.loss.loss, self.sampler.sampler) if name not in _USUAL)),
             *(name for name, method in MIXINGS.items() for name in method.switched_on(self.methods[name])),
             *([self.second_stage.stage] if self.second_stage.stage else []),
+            *([self.tuning.tune] if self.tuning.tune else []),
             *(['distilled'] if self.distillation.kd_checkpoint else []),
+            *([f'adv-{self.adversarial.adversarial}'] if self.adversarial.adversarial else []),
         ]
         parts = [self.model.model, self.data.dataset, *unusual, f's{self.run.seed}']
         return '-'.join(parts).replace('/', '_')

@@ -12,6 +12,7 @@ from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedSecondStage
+from nbn_timm.training.adversarial import AdversarialTask
 from nbn_timm.training.averages import epoch_average, start_average
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
@@ -166,7 +167,7 @@ def begin_epoch(
         epoch: int,
         graphs: GraphedBackward | None = None,
 ) -> None:
-    """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, second stage, mixing and CUDA graphs.
+    """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, stage, attack, mixing and CUDA graphs.
 
     The random generators must have been reseeded.
     """
@@ -176,6 +177,8 @@ def begin_epoch(
         set_epoch(epoch)
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
+    if isinstance(task, AdversarialTask):
+        task.set_epoch(epoch)
     if task.has_ema() and epoch_average(task) is None:  # of bfloat16 weights, whose average is rounded at random
         average: Any = task.get_trainable_module(ema=True)
         average._sr_generator.manual_seed(epoch)

@@ -1,0 +1,84 @@
+"""Several crops of each picture in an evaluation, whose logits are averaged.
+
+Source: the test-time ensembling of LIFT (Shi et al., "Long-Tail Learning with Foundation Model: Heavy Fine-Tuning
+Hurts", ICML 2024; shijxcs/LIFT at 661ead9, `trainer.py`).
+"""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import str_to_interp_mode
+from torch import nn
+from torchvision import transforms
+from torchvision.transforms.functional import pil_to_tensor
+
+from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.pictures import mode_of
+from nbn_timm.data.transforms import ToMode
+from nbn_timm.settings import NOT_NEGATIVE, Settings, only_with, setting
+
+__all__ = ['CROPS', 'MeanOfViews', 'ViewSettings', 'crop_transform']
+
+# By name: what cuts a picture, and into how many.
+CROPS: dict[str, tuple[Callable[[Any], Callable[[Any], Any]], int]] = {
+    'five_crop': (transforms.FiveCrop, 5), 'ten_crop': (transforms.TenCrop, 10)}
+
+
+@dataclass(frozen=True)
+class ViewSettings(Settings):
+    """Several crops of each picture in an evaluation."""
+
+    title = 'views'
+
+    test_views: str | None = setting(
+        None, 'average the logits of several crops: corners and centre, or these and their mirror images',
+        choices=tuple(CROPS), unset='the centre crop alone')
+    test_views_expand: int = setting(
+        24, 'pixels by which the shorter side of a picture is larger than a crop', limits=NOT_NEGATIVE,
+        effect=only_with('test_views'))
+
+    @property
+    def number(self) -> int:
+        """Of views of each picture."""
+        return CROPS[self.test_views][1] if self.test_views else 1
+
+
+def crop_transform(settings: ViewSettings, images: DataDefaults) -> Callable[[Any], torch.Tensor] | None:
+    """PIL image to the views of it, uint8 [views * channels, H, W]; None for the one of any evaluation.
+
+    The shorter side is resized to that of a crop and so many pixels more; --crop-pct has no part in it.
+    """
+    if settings.test_views is None:
+        return None
+    channels, height, width = images.input_size
+    cut, _ = CROPS[settings.test_views]
+    steps = [
+        transforms.Resize(max(height, width) + settings.test_views_expand, str_to_interp_mode(images.interpolation)),
+        cut((height, width)),
+        _in_channels,
+    ]
+    return transforms.Compose([ToMode(mode_of(channels)), *steps])
+
+
+def _in_channels(crops: Sequence[Any]) -> torch.Tensor:
+    """PIL images of one size as uint8 [images * channels, H, W]."""
+    return torch.cat([pil_to_tensor(crop) for crop in crops])
+
+
+class MeanOfViews(nn.Module):
+    """A network on several views of each image, [B, views * channels, H, W] to their mean logits [B, C].
+
+    Args:
+        network: Takes images [B, channels, H, W].
+        views: Their number.
+    """
+
+    def __init__(self, network: nn.Module, views: int) -> None:
+        super().__init__()
+        self.network = network
+        self.views = views
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        single = images.unflatten(1, (self.views, -1)).flatten(0, 1)
+        return self.network(single).unflatten(0, (-1, self.views)).mean(dim=1)

@@ -1,0 +1,107 @@
+"""LoRA and its kind, which peft puts into the layers of a network (the extra `nbn_timm[peft]`)."""
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from nbn_timm.errors import InputError, nearest
+from nbn_timm.key_values import KeyValue, call, key_values, refuse_owned
+
+from .tuning import FLAG, Tuning, register_tuning
+
+__all__ = ['LoraTuning', 'merge_lora']
+
+_OWNERS = {
+    'task_type': 'a classifier is trained in any case, so leave it out',
+    'modules_to_save': 'the classifier is trained in any case, so leave it out',
+    'peft_type': 'give kind',
+    'inference_mode': 'leave it out',
+}
+_LINEAR = r'(qkv|q|k|v)'  # names of the projections of queries, keys and values in timm's attention
+
+
+@register_tuning('lora')
+class LoraTuning(Tuning):
+    """Low-rank updates of weights, or another method of peft.
+
+    Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022, and peft.
+
+    Args:
+        kind: peft's name of a method that changes single layers: lora, adalora, loha, lokr, oft, boft, vera, ia3, ...
+        settings: Of that method, by peft's names, as r, lora_alpha, target_modules, use_dora. By default it goes into
+            the projections of queries, keys and values.
+    """
+
+    traces = ('.lora_', '.base_layer.', '.hada_', '.lokr_', '.oft_', '.boft_', '.vera_', '.ia3_')
+
+    def __init__(self, kind: str = 'lora', **settings: Any) -> None:
+        self.kind, self.settings = str(kind), settings
+
+    def apply(self, model: nn.Module) -> None:
+        """Put it into the layers; the classifier stays as it is."""
+        peft = _peft()
+        types = {one.value.lower(): one for one in peft.PeftType}
+        known = {name: types[name] for name in types if types[name] in peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING}
+        if self.kind not in known:
+            raise InputError(f'--tune lora cannot take {FLAG} kind={self.kind}: give one of peft that changes single '
+                             f'layers, {", ".join(sorted(known))}{nearest(self.kind, sorted(known))}')
+        refuse_owned(key_values(FLAG, self.settings), _OWNERS)
+        targets = self.settings.get('target_modules') or _default_targets(model)
+        own = [KeyValue('target_modules', targets, f'{FLAG} target_modules={targets}'),
+               *(one for one in key_values(FLAG, self.settings) if one.key != 'target_modules')]
+        config_type = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[known[self.kind]]
+        config = call(lambda **given: config_type(**given), own, f'peft\'s {self.kind}')
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:  # of targets that are not there, or of a kind that it cannot change
+            reason = ' '.join(str(error).split())
+            raise InputError(f'peft cannot put {self.kind} into {type(model).__name__} ({reason}): '
+                             f'give other {FLAG} target_modules=NAMES') from error
+
+    def learns(self, model: nn.Module) -> set[str]:
+        """What peft has put in, without the weights that it goes onto."""
+        peft = _peft()
+        layers = [(name, module) for name, module in model.named_modules()
+                  if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)]
+        return {f'{name}.{own}' for name, layer in layers for own, _ in layer.named_parameters()
+                if not own.startswith('base_layer.')}
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError(f"--tune lora needs the package 'peft' ({error}): pip install 'nbn_timm[peft]'") from error
+    return peft
+
+
+def _default_targets(model: nn.Module) -> str:
+    pattern = re.compile(rf'.*attn\.{_LINEAR}')
+    if not any(isinstance(module, nn.Linear) and pattern.fullmatch(name) for name, module in model.named_modules()):
+        raise InputError(f'{type(model).__name__} has no attention with the usual names: give '
+                         f"{FLAG} target_modules=NAMES, a list of layers or a regular expression of peft's")
+    return pattern.pattern
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Merge what peft has put into layers into their weights, in place; a network without it stays as it is.
+
+    Raises:
+        InputError: peft cannot merge one, or the weights would not be finite.
+    """
+    if not any('.base_layer.' in name for name, _ in model.named_parameters()):
+        return model
+    layers: Mapping[str, Any] = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)}
+    for name, layer in layers.items():
+        try:
+            layer.merge(safe_merge=True)
+        except (ValueError, NotImplementedError, AttributeError) as error:
+            raise InputError(f"'{name}' cannot be merged ({error}): leave out --fuse") from error
+        parent, _, child = name.rpartition('.')
+        setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    return model

@@ -1,0 +1,72 @@
+"""The folder of a run in place of a file: which checkpoint it stands for, and who takes it."""
+import json
+
+import pytest
+import torch
+
+from nbn_timm.errors import InputError
+from nbn_timm.models.create import create_model
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, finished_file, source_file
+from nbn_timm.probe.probe import probe_settings
+from nbn_timm.probe.settings import ProbeSettings
+from nbn_timm.trained.opening import open_trained, opened_source
+from nbn_timm.training.distillation import DistillationSettings, build_teacher
+from nbn_timm.training.run_checkpoint import find_resume
+from nbn_timm.validation import ValidateSettings, validation_settings
+
+pytestmark = pytest.mark.fast
+MODEL = 'resnet20'
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).touch()
+
+
+def test_a_run_is_its_best_checkpoint_else_its_last(tmp_path):
+    with pytest.raises(InputError, match='has no weights: give a file'):
+        source_file(tmp_path)
+    put(tmp_path, 'model.safetensors')
+    assert source_file(tmp_path).name == 'model.safetensors'
+    put(tmp_path, LAST)
+    assert source_file(tmp_path).name == source_file(tmp_path, finished=True).name == LAST
+    put(tmp_path, BEST)
+    assert source_file(tmp_path).name == source_file(tmp_path, finished=True).name == BEST
+    assert source_file(tmp_path / LAST).name == LAST and finished_file('resnet20_nbn') == 'resnet20_nbn'
+
+
+def test_what_a_run_has_come_to_is_what_its_results_are_of(tmp_path):
+    put(tmp_path, LAST, BEST, ADJUSTED)
+    assert source_file(tmp_path).name == BEST  # what a training goes on from
+    assert source_file(tmp_path, finished=True).name == ADJUSTED
+    (tmp_path / 'test.json').write_text(json.dumps({'weights': {'file': LAST}}))
+    assert source_file(tmp_path, finished=True).name == LAST
+    (tmp_path / 'test.json').write_text(json.dumps({'weights': {'file': '../gone.pth'}}))
+    assert source_file(tmp_path, finished=True).name == ADJUSTED
+    (tmp_path / 'test.json').write_text('[')
+    assert source_file(tmp_path, finished=True).name == ADJUSTED
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run whose best checkpoint has weights of 1 and whose last has weights of 2."""
+    for name, value in ((BEST, 1.0), (LAST, 2.0)):
+        model = create_model(MODEL, 3)
+        torch.nn.init.constant_(model.conv1.weight, value)
+        torch.save({'arch': MODEL, 'epoch': int(value), 'state_dict': model.state_dict(),
+                    'args': {'model': MODEL, 'dataset': 'cifar10_lt', 'num_classes': 3}}, tmp_path / name)
+    return tmp_path
+
+
+def test_commands_take_the_folder(run, tmp_path):
+    assert opened_source(str(run)) == str(run / BEST)
+    assert bool((open_trained(str(run)).model.conv1.weight == 1).all())
+    given = {'checkpoint': str(run)}
+    assert validation_settings(ValidateSettings.of(given), given).weights.checkpoint == str(run / BEST)
+    assert probe_settings(ProbeSettings.of(given), given).weights.checkpoint == str(run / BEST)
+    teacher = build_teacher(DistillationSettings(kd_checkpoint=str(run)), 3, None, open_trained(str(run)).input)
+    assert bool((teacher.conv1.weight == 1).all())
+    assert find_resume(str(run), tmp_path / 'new') == run / LAST
+    with pytest.raises(InputError, match="--resume '.*empty' does not exist: give a checkpoint, the folder"):
+        (tmp_path / 'empty').mkdir()
+        find_resume(str(tmp_path / 'empty'), tmp_path / 'new')

@@ -1,0 +1,331 @@
+"""Fine-tuning of a part: what learns, what is computed, adapter files, and runs of it from the command line."""
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+
+from nbn_timm.cli.train import main as train
+from nbn_timm.cli.train import parse_train
+from nbn_timm.deploy import deployed
+from nbn_timm.errors import InputError
+from nbn_timm.layers import CosineLinear, RectifiedLinear, add_nbn
+from nbn_timm.models.tuning import (
+    AdapterFile,
+    apply_tuning,
+    create_tuning,
+    has_adapters,
+    learn_only_tuned,
+    load_adapter,
+    read_adapter,
+    save_adapter,
+    start_from_vectors,
+    with_head,
+)
+from nbn_timm.models.tuning.adaptformer import AdaptFormer, default_width
+from nbn_timm.models.tuning.prompts import without_prompts
+from nbn_timm.models.weight_files import read_checkpoint, save_weights
+from nbn_timm.trained import opening
+
+WAYS = [('bias', {}), ('norm', {}), ('adaptformer', {'width': 4}), ('vpt', {'length': 3}),
+        ('vpt', {'length': 3, 'deep': False}), ('lora', {'r': 2})]
+
+
+def vit(num_classes: int = 6, **kwargs) -> VisionTransformer:
+    torch.manual_seed(0)
+    return VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=3, num_heads=3, num_classes=num_classes,
+                             **kwargs).eval()
+
+
+def tuned(name: str, kwargs: dict, **of_model) -> nn.Module:
+    """A network whose new parameters are not zero."""
+    model = apply_tuning(with_head(vit(**of_model), 'cosine', {'scale': 25.0}), name, kwargs)
+    learn_only_tuned(model, name, kwargs)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize('name, kwargs', WAYS)
+def test_only_the_classifier_and_what_is_tuned_learn(name, kwargs):
+    model = apply_tuning(vit(), name, kwargs)
+    learn_only_tuned(model, name, kwargs)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    for _ in range(2):  # what begins at zero hides a gradient from its neighbour in the first step
+        optimizer.zero_grad()
+        model.train()(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    learning = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert changed == learning and {'head.weight', 'head.bias'} < learning
+    blocks = learning - {'head.weight', 'head.bias'}
+    assert all(key.startswith('blocks.') for key in blocks)
+    assert has_adapters(model.state_dict()) == (name not in ('bias', 'norm'))
+    if name == 'norm':
+        assert blocks == {f'blocks.{block}.norm{norm}.{part}' for block in range(3) for norm in (1, 2)
+                          for part in ('weight', 'bias')}
+    if name == 'bias':
+        assert blocks == {key for key in before if key.startswith('blocks.') and key.endswith('bias')}
+
+
+def test_norm_tuning_takes_nbn_with_its_alpha_and_frozen_batch_norm_keeps_its_statistics():
+    model = add_nbn(timm.create_model('test_vit', num_classes=3))
+    assert 'blocks.5.norm1.scale.alpha' in create_tuning('norm', {}).learns(model)
+    net = timm.create_model('test_efficientnet', num_classes=3)
+    apply_tuning(net, 'lora', {'target_modules': ['conv_pw'], 'r': 2})
+    learn_only_tuned(net, 'lora', {'target_modules': ['conv_pw'], 'r': 2})
+    before = {key: value.clone() for key, value in net.state_dict().items() if 'running' in key}
+    net.train()(torch.randn(2, 3, 64, 64))
+    assert before and all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+
+
+@torch.no_grad()
+def test_adaptformer_is_a_bottleneck_beside_the_mlp():
+    """Beside LIFT's `Peft_ViT` (661ead9) in float64, with random parameters, class token, with and without a norm in
+    front: logits differ by at most 4.9e-15 of 14.4, gradients of all parameters of the adapters by 5.3e-15 and of the
+    cosine head by 2.7e-15; the start of `down` is bit-identical under one seed.
+    """
+    model, x = tuned('adaptformer', {'width': 4}), torch.randn(5, 17, 24)
+    block = model.blocks[1]
+    adapter: AdaptFormer = block.adaptformer
+    after_attention = x + block.attn(block.norm1(x))
+    normed = F.layer_norm(after_attention, (24,), adapter.norm.weight, adapter.norm.bias)
+    added = adapter.scale * adapter.up(torch.relu(adapter.down(normed)))
+    expected = after_attention + block.mlp(block.norm2(after_attention)) + added
+    torch.testing.assert_close(block(x), expected)
+    fresh = apply_tuning(vit(), 'adaptformer', {})
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(fresh(images), vit()(images))  # it begins as the network
+
+
+def test_the_width_of_an_adapter_follows_the_classes_as_in_lift():
+    """For ImageNet-LT, Places-LT, iNaturalist 2018 and CIFAR-100 on twelve blocks, from LIFT's formula."""
+    assert [default_width(classes, 12) for classes in (1000, 365, 8142, 100, 24, 5)] == [32, 8, 256, 4, 1, 1]
+
+
+@pytest.mark.parametrize('pool', ['token', 'avg'])
+@torch.no_grad()
+def test_prompts_stand_behind_the_tokens_of_each_block(pool):
+    """Beside LIFT's `Peft_ViT` with `vpt_deep` and `vpt_shallow` in float64: logits differ by at most 7.1e-15 of 15.6,
+    gradients of the prompts by 4.4e-16; their start is bit-identical under one seed.
+    """
+    of_model = dict(global_pool=pool, class_token=pool == 'token')
+    images = torch.randn(2, 3, 32, 32)
+    for deep in (True, False):
+        model = tuned('vpt', {'length': 3, 'deep': deep}, **of_model)
+        x = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+        number = x.shape[1]
+        for block in model.blocks:
+            if block.prompts is not None:
+                x = torch.cat([x[:, :number], block.prompts.expand(2, -1, -1)], dim=1)
+            x = Block.forward(block, x)
+        torch.testing.assert_close(model(images), model.forward_head(model.norm(x[:, :number])))
+        assert sum(block.prompts is not None for block in model.blocks) == (3 if deep else 1)
+        plain = with_head(vit(**of_model), 'cosine', {'scale': 25.0})
+        plain.head.weight = model.head.weight
+        with without_prompts(model):
+            assert torch.equal(model(images), plain(images))
+        assert not torch.equal(model(images), plain(images))
+
+
+@pytest.mark.parametrize('head', ['linear', 'cosine', 'rectified'])
+@torch.no_grad()
+def test_lora_merges_into_the_weights_and_leaves_the_head(head):
+    model = apply_tuning(with_head(vit(), head, {}), 'lora', {'r': 2, 'lora_alpha': 2})
+    for name, parameter in model.named_parameters():
+        if 'lora_B' in name:
+            nn.init.normal_(parameter, std=0.3)
+    images, weight = torch.randn(2, 3, 32, 32), model.blocks[0].attn.qkv.base_layer.weight.clone()
+    merged = deployed(model)
+    torch.testing.assert_close(merged(images), model(images), rtol=1e-4, atol=1e-5)
+    plain = vit()
+    if head == 'cosine':
+        assert type(merged.head) is CosineLinear
+        plain = with_head(plain, head, {})
+    plain.load_state_dict(merged.state_dict(), strict=True)  # keys of timm's again
+    lora = model.blocks[0].attn.qkv
+    change = lora.lora_B['default'].weight @ lora.lora_A['default'].weight
+    torch.testing.assert_close(merged.blocks[0].attn.qkv.weight, weight + change)
+
+
+@pytest.mark.parametrize('head', ['cosine', 'rectified', 'cosplus'])
+def test_lora_does_not_take_a_head_that_is_not_linear(head):
+    model = with_head(vit(), head, {})
+    assert not isinstance(model.head, nn.Linear)
+    with pytest.raises(InputError, match='peft cannot put lora into VisionTransformer'):
+        apply_tuning(model, 'lora', {'target_modules': ['head']})
+
+
+@pytest.mark.parametrize('name, kwargs, message', [
+    ('lora', {'kind': 'lorra'}, 'kind=lorra.*lora'),
+    ('lora', {'rank': 4}, 'rank'),
+    ('lora', {'r': 0}, 'peft cannot put lora.*r'),
+    ('lora', {'modules_to_save': ['head']}, 'the classifier is trained in any case'),
+    ('adaptformer', {'width': 0}, 'width=0'),
+    ('adaptformer', {'dim': 3}, "no setting 'dim'|has no .*dim"),
+    ('vpt', {'length': 'many'}, 'length=many'),
+])
+def test_wrong_settings_are_one_sentence(name, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        apply_tuning(vit(), name, kwargs)
+
+
+@pytest.mark.parametrize('name', ['adaptformer', 'vpt'])
+def test_other_networks_are_refused(name):
+    with pytest.raises(InputError, match='plain blocks of timm'):
+        apply_tuning(timm.create_model('test_convnext'), name, {})
+
+
+def test_class_vectors_start_the_classifier_at_unit_length():
+    model, vectors = with_head(vit(), 'cosine', {'scale': 25.0}), torch.randn(6, 24) * 3
+    start_from_vectors(model, vectors)
+    torch.testing.assert_close(model.head.weight.data, F.normalize(vectors, dim=1))
+    with pytest.raises(InputError, match=r'are \[5, 24\], and the classifier is \[6, 24\]'):
+        start_from_vectors(model, vectors[:5])
+    vectors[2] = 0
+    with pytest.raises(InputError, match='label 2 is zero'):
+        start_from_vectors(model, vectors)
+
+
+@pytest.mark.parametrize('name, kwargs', WAYS)
+@torch.no_grad()
+def test_an_adapter_file_goes_onto_the_plain_network(name, kwargs, tmp_path):
+    model, images, file = tuned(name, kwargs), torch.randn(2, 3, 32, 32), tmp_path / 'adapter.safetensors'
+    about = AdapterFile('vit', 6, name, kwargs, 'cosine', {'scale': 25.0})
+    save_adapter(model, file, about)
+    plain = vit()
+    plain.reset_classifier(9)
+    whole = sum(value.nbytes for value in plain.state_dict().values())
+    assert file.stat().st_size < whole / 3
+    assert read_adapter(file).tune == name
+    assert torch.equal(load_adapter(plain, file)(images), model(images))
+
+    other = vit()
+    other.patch_embed.proj.weight[0, 0, 0, 0] += 1
+    with pytest.raises(InputError, match='trained on other weights'):
+        load_adapter(other, file)
+
+
+def test_a_damaged_or_foreign_file_is_no_adapter(tmp_path):
+    file = tmp_path / 'adapter.safetensors'
+    save_adapter(tuned('vpt', {}), file, AdapterFile('vit', 6, 'vpt', {}, 'cosine', {'scale': 25.0}))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(InputError, match='damaged'):
+        load_adapter(vit(), file)
+    save_weights(vit().state_dict(), file)
+    assert read_adapter(file) is None
+    with pytest.raises(InputError, match='is no file of an adapter'):
+        load_adapter(vit(), file)
+
+
+# Runs ----------------------------------------------------------------------------------------------------------------
+
+MODEL = 'test_vit'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    """Class folders of three classes, and `base.safetensors`, weights to begin with."""
+    root, rng = tmp_path_factory.mktemp('data'), np.random.default_rng(0)
+    for split, number in (('train', 4), ('test', 2)):
+        for label, kind in enumerate(('ant', 'bee', 'cat')):
+            (root / 'own' / split / kind).mkdir(parents=True)
+            for index in range(number):
+                pixels = rng.normal(60 + 60 * label, 40, (40, 32, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / 'own' / split / kind / f'{index}.png')
+    torch.manual_seed(0)
+    save_weights(timm.create_model(MODEL, img_size=32, num_classes=5).state_dict(), root / 'base.safetensors')
+    return root
+
+
+def command(folder: Path, output: Path, *more: str) -> list[str]:
+    return ['--dataset', 'folder', '--data-dir', str(folder / 'own'), '--img-size', '32', '--workers', '0', '--device',
+            'cpu', '--batch-size', '6', '--lr', '0.05', '--output', str(output), '--model', MODEL, '--model-kwargs',
+            'img_size=32', '--pretrained-path', str(folder / 'base.safetensors'), '--no-report', '--head', 'cosine',
+            '--head-kwargs', 'scale=25', '--loss', 'logit_adjusted', *more]
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(run / 'last.pth.tar')['state_dict']
+
+
+@pytest.mark.parametrize('name', ['adaptformer', 'lora'])
+def test_a_run_that_is_resumed_ends_with_the_same_weights(name, folder, tmp_path, monkeypatch):
+    def run(experiment: str, epochs: int, *more: str) -> dict[str, torch.Tensor]:
+        train([*command(folder, tmp_path), '--tune', name, '--experiment', experiment, '--epochs', str(epochs),
+               '--sched', 'constant', '--head-start', 'class_means', *more])
+        return state(tmp_path / experiment)
+
+    whole = run('whole', 2)
+    run('half', 1)
+    resumed = run('half', 2, '--resume', 'auto')
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+    base = read_checkpoint(folder / 'base.safetensors')
+    kept = {key: value for key, value in whole.items() if key.replace('.base_layer', '') in base}
+    assert all(torch.equal(value, base[key.replace('.base_layer', '')]) for key, value in kept.items()
+               if not key.startswith('head.'))
+
+    trained = opening.open_trained(str(tmp_path / 'whole' / 'last.pth.tar'))
+    assert type(trained.model.head) is CosineLinear and trained.model.head.scale == 25
+    plain = timm.create_model(MODEL, img_size=32, num_classes=5)
+    plain.load_state_dict(base)
+    monkeypatch.setattr(opening, 'create_model', lambda *args, **kwargs: plain)  # instead of a download
+    again = opening.open_trained(str(tmp_path / 'whole' / 'adapter.safetensors'))
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again.model(images), trained.model(images))
+
+
+def test_the_classifier_starts_with_the_means_of_the_features(folder, tmp_path):
+    """As LIFT's `init_head_class_mean`: shorter side to the size of the input, centre crop, mean, unit length; with
+    --lr 0 the run ends with what it began with.
+    """
+    train([*command(folder, tmp_path), '--tune', 'vpt', '--epochs', '1', '--lr', '0', '--head-start', 'class_means',
+           '--experiment', 'means'])
+    model = timm.create_model(MODEL, img_size=32, num_classes=5)
+    model.load_state_dict(read_checkpoint(folder / 'base.safetensors'))
+    cfg, means = model.eval().pretrained_cfg, []
+    for kind in ('ant', 'bee', 'cat'):
+        pictures = [np.asarray(Image.open(file).crop((0, 4, 32, 36))) for file in
+                    sorted((folder / 'own' / 'train' / kind).iterdir())]
+        images = torch.tensor(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(cfg[part])[:, None, None] for part in ('mean', 'std'))
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features((images - mean) / std), pre_logits=True)
+        means.append(features.mean(dim=0))
+    torch.testing.assert_close(state(tmp_path / 'means')['head.weight'], F.normalize(torch.stack(means), dim=1),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_class_vectors_come_from_a_file(folder, tmp_path):
+    vectors = torch.randn(3, 64)
+    safetensors.torch.save_file({'vectors': vectors}, tmp_path / 'text.safetensors')
+    train([*command(folder, tmp_path), '--tune', 'norm', '--epochs', '1', '--lr', '0', '--head-start', 'file',
+           '--head-file', str(tmp_path / 'text.safetensors'), '--experiment', 'text'])
+    torch.testing.assert_close(state(tmp_path / 'text')['head.weight'], F.normalize(vectors, dim=1))
+    with pytest.raises(InputError, match='give it with --head-file'):
+        train([*command(folder, tmp_path), '--head-start', 'file', '--experiment', 'none', '--epochs', '1'])
+
+
+def test_tuning_is_not_for_second_stages_and_not_beside_freezing():
+    with pytest.raises(InputError, match='--tune has no effect with --freeze'):
+        parse_train(['--dataset', 'digits_lt', '--model', MODEL, '--tune', 'bias', '--freeze', 'blocks.1'])
+
+
+def test_a_rectified_head_can_be_asked_for():
+    assert type(with_head(vit(), 'rectified', {}).head) is RectifiedLinear
+    with pytest.raises(InputError, match="no setting 'scale'"):
+        with_head(vit(), 'rectified', {'scale': 3.0})
+    with pytest.raises(InputError, match='not one linear or cosine classifier'):
+        with_head(timm.create_model('resnet32_ride'), 'cosine', {})
