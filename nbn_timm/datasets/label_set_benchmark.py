@@ -21,7 +21,7 @@ from nbn_timm.data.splits import Source
 from nbn_timm.data.tables import write_table
 from nbn_timm.data.train_transforms import Step, TrainTransform, register_train_transform
 from nbn_timm.datasets.benchmark import Benchmark, Statistics
-from nbn_timm.datasets.csv_files import read_csv_files
+from nbn_timm.datasets.csv_files import NO_COLUMN, read_csv_files
 from nbn_timm.datasets.fetching import fetch, locate, report_missing
 from nbn_timm.errors import InputError
 from nbn_timm.files import git_blob_id
@@ -111,7 +111,7 @@ class LabelSetBenchmark(Benchmark):
         defaults = DataSettings()
         return read_csv_files(settings.with_values(
             files, file_column=defaults.file_column, label_column=defaults.label_column, label_separator=BETWEEN,
-            split_column=None, group_column=None), parts, self.names)
+            split_column=NO_COLUMN, group_column=None), parts, self.names)
 
     def file_of(self, part: str) -> str:
         """Name of the CSV file of a split in the data folder."""
