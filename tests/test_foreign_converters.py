@@ -26,6 +26,14 @@ class Frozen(nn.Module):
             self.register_buffer(name, torch.zeros(size))
 
 
+class FrozenByComprehension(nn.Module):
+    """Whose buffers are made in a frame of its own, before Python 3.12."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        [self.register_buffer(name, torch.zeros(size)) for name in ('weight', 'bias', 'running_mean', 'running_var')]
+
+
 class ForeignSync(nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass
@@ -75,8 +83,16 @@ def flat(model: nn.Module) -> None:
             model.get_submodule(parent)._modules[child] = Frozen(module.num_features)
 
 
+def flat_by_comprehension(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition('.')
+            model.get_submodule(parent)._modules[child] = FrozenByComprehension(module.num_features)
+
+
 CONVERTERS = [nn.SyncBatchNorm.convert_sync_batchnorm, timm_convert_sync_batchnorm, convert_splitbn_model,
-              freeze_batch_norm_2d, write_modules, Converter.frozen, Converter.sync, flat]
+              freeze_batch_norm_2d, write_modules, Converter.frozen, Converter.sync, flat,
+              flat_by_comprehension]
 
 
 class Nested(nn.Module):

@@ -1,6 +1,7 @@
 """The weights that come with the package."""
 import json
 import os
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.validate import main as validate
+from nbn_timm.errors import InputError
 from nbn_timm.models._pretrained import shipped_file, shipped_names, weights_record
-from nbn_timm.models.weight_files import DIGEST, weights_digest
+from nbn_timm.models.weight_files import DIGEST, read_checkpoint, weights_digest
 
 CIFAR_FOLDER = 'NBN_TIMM_CIFAR100_LT'  # a folder with the images and lists that the shipped networks were trained on
 
@@ -32,6 +34,20 @@ def test_each_loads_from_the_package_and_is_what_its_record_says(name):
     assert tuple(record['settings']['input_size']) == model.pretrained_cfg['input_size']
     assert 0 < record['epoch'] <= record['settings']['epochs']
     assert not [value for value in record['settings'].values() if isinstance(value, str) and value.startswith('/')]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('name', shipped_names())
+def test_a_copy_with_a_wrong_bit_is_refused_wherever_it_lies(name, tmp_path, monkeypatch):
+    content = bytearray(Path(shipped_file(name)).read_bytes())
+    content[len(content) // 2] ^= 8
+    copy = tmp_path / Path(shipped_file(name)).name
+    copy.write_bytes(content)
+    with pytest.raises(InputError, match='damaged'):
+        read_checkpoint(copy)
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
+    with pytest.raises(InputError, match='damaged'):
+        timm.create_model(name, pretrained=True)
 
 
 def reproduced(name, tmp_path, *flags):

@@ -112,6 +112,8 @@ def test_a_pushed_folder_with_a_wrong_bit_is_refused(tmp_path):
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": "3"}', "'num_classes'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -3}', 'is negative'),
     ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": -1, "pretrained_cfg": {}}', 'is negative'),
+    ('config.json', b'{"architecture": "resnet20_nbn", "num_classes": 3, "pretrained_cfg": {}, '
+     b'"model_args": {"num_classes": 10}}', "its weights have 3 classes, and asks for 10 in 'model_args'"),
     ('config.json', b'{"architecture": "resnet20_nbn", "pretrained_cfg": {}, "model_args": {"no_such": 1}}', 'no_such'),
     ('config.json', b'{"architecture": "test_vit", "pretrained_cfg": {}}', 'cannot be had .Error.s. in loading'),
     ('config.json', b'{"architecture": "no_such_model", "pretrained_cfg": {}}', 'no_such_model'),
@@ -133,6 +135,14 @@ def test_malformed_folders_are_one_sentence(tmp_path, file, content, said):
     with pytest.raises(InputError, match=said) as error:
         open_trained(str(tmp_path))
     assert '\n' not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_negative_variance_is_refused(tmp_path):
+    weights = timm.create_model('resnet20_nbn', num_classes=3).state_dict()
+    weights['bn1.running_var'][2] = -5
+    torch.save(weights, tmp_path / 'weights.pth')
+    with pytest.raises(InputError, match="'bn1.running_var' is a negative variance"):
+        open_trained(str(tmp_path / 'weights.pth'), model='resnet20_nbn')
 
 
 def test_shipped_weights_bring_their_record(tmp_path, monkeypatch):

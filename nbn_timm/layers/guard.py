@@ -28,6 +28,9 @@ __all__ = ['forbid_lossy_conversions']
 # Of these, models are built, and NBN is folded into them.
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
+# Frames of their own inside of a function, before Python 3.12.
+_INNER = ('<listcomp>', '<dictcomp>', '<setcomp>', '<genexpr>')
+
 
 def forbid_lossy_conversions() -> None:
     """Install the two hooks, the only globals of torch that this package sets."""
@@ -98,7 +101,7 @@ def _frame_outside(made: nn.Module) -> FrameType | None:
     """The frame that called the constructor of `made`; None if that is not running."""
     frame: FrameType | None = sys._getframe(3)
     constructs = False
-    while frame is not None and _first_argument(frame) is made:
+    while frame is not None and (_first_argument(frame) is made or frame.f_code.co_name in _INNER):
         constructs = constructs or frame.f_code.co_name == '__init__'
         frame = frame.f_back
     return frame if constructs else None

@@ -273,6 +273,9 @@ def _from_package(name: str, tried: list[str]) -> Path | None:
     if path is None:
         tried.append('this package ships none')
         return None
+    if os.environ.get(WEIGHTS_VARIABLE):
+        _logger.warning("%s has no weights for '%s', so those that come with the package are taken.", WEIGHTS_VARIABLE,
+                        name)
     recorded = _read_record(Path(path).with_suffix('.json')).get(DIGEST)
     if recorded != weights_digest(read_state_dict(path)):
         raise InputError(f"the weights '{path}', which come with this package, are damaged: install it again")

@@ -46,6 +46,11 @@ def read_folder_config(source: str) -> dict[str, Any]:
             raise InputError(f"'{key}' in the config.json of '{source}' is no {what}: correct it, or get it again")
     if config.get('num_classes', 0) < 0:  # timm would draw a new classifier
         raise InputError(f"'num_classes' in the config.json of '{source}' is negative: correct it, or get it again")
+    of_weights = config.get('num_classes', config.get('pretrained_cfg', {}).get('num_classes'))
+    asked = config.get('model_args', {}).get('num_classes', of_weights)
+    if of_weights is not None and asked != of_weights:  # timm would draw a new classifier
+        raise InputError(f"the config.json of '{source}' says that its weights have {of_weights!r:.40} classes, and "
+                         f"asks for {asked!r:.40} in 'model_args': write the number of the weights in both places")
     return config
 
 

@@ -148,7 +148,8 @@ def check_weights(state_dict: Mapping[Any, Any], path: str | Path) -> None:
     """Refuse what is no state dict, or has weights that nothing can be computed with.
 
     Raises:
-        InputError: A key is no name, or a tensor is sparse, quantised, complex or not finite; it is named.
+        InputError: A key is no name, or a tensor is sparse, quantised, complex, not finite or a negative variance; it
+            is named.
     """
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise InputError(f"'{path}' holds no weights: give a state dict or a training checkpoint")
@@ -170,6 +171,8 @@ def _fault(name: str, value: torch.Tensor) -> str | None:
         return f'is of {_type(value)}: save the weights in float32'
     if value.dtype in _FLOATS and bool(value.isnan().any() if not learned else not value.isfinite().all()):
         return 'is NaN or infinite: the training has diverged, so take an earlier checkpoint'
+    if name.rpartition('.')[2] == 'running_var' and bool((value < 0).any()):
+        return 'is a negative variance: the file is damaged, so get it again or take an earlier checkpoint'
     return None
 
 
