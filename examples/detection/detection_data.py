@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
+from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms.functional import pil_to_tensor
 
 from nbn_timm.data.label_sets import label_sets
 from nbn_timm.errors import InputError
@@ -143,10 +144,9 @@ class DetectionImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         path, objects = self.annotations.image_path(self.folder, index), self.annotations.objects[index]
         try:
-            image = decode_image(str(path), ImageReadMode.RGB).float() / 255
-        except RuntimeError as error:
-            raise InputError(f"the image '{path}' cannot be read ({str(error).splitlines()[0]}): check --image-dir"
-                             ) from error
+            image = pil_to_tensor(Image.open(path).convert('RGB')).float() / 255
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise InputError(f"the image '{path}' cannot be read ({error}): check --image-dir") from error
         left, top, width, height = torch.tensor([one['bbox'] for one in objects]).float().reshape(-1, 4).unbind(1)
         target = {'boxes': torch.stack([left, top, left + width, top + height], 1),
                   'labels': torch.tensor([self.annotations.labels[one['category_id']] for one in objects]).long()}

@@ -57,7 +57,8 @@ class DetectorSettings(Settings):
     max_size: int = setting(1333, 'what the longer side may be at most', limits=AT_LEAST_1)
     anchors: tuple[int, ...] = setting((32, 64, 128, 256, 512), 'sides of the anchors in pixels, one for each level of '
                                        'the pyramid, which has one more than --levels', limits=AT_LEAST_1, nargs=0)
-    proposals: int = setting(1000, 'of an image, that the box head sees', limits=AT_LEAST_1)
+    proposals: int = setting(1000, 'of an image, that the box head sees; twice as many of each level go into '
+                             'non-maximum suppression in training, as many in evaluation', limits=AT_LEAST_1)
     box_batch: int = setting(512, 'of these, how many of an image it learns from', limits=AT_LEAST_1)
     head_channels: int = setting(1024, 'width of the box head', limits=AT_LEAST_1)
     mask_channels: int = setting(256, 'width of the mask head', limits=AT_LEAST_1, effect=only_with('masks'))
@@ -155,6 +156,7 @@ def create_detector(backbone: BackboneSettings, settings: DetectorSettings, imag
         rpn_anchor_generator=AnchorGenerator(tuple((side,) for side in settings.anchors),
                                              (RATIOS,) * len(settings.anchors)),
         rpn_head=RPNHead(channels, len(RATIOS)),
+        rpn_pre_nms_top_n_train=2 * settings.proposals, rpn_pre_nms_top_n_test=settings.proposals,
         rpn_post_nms_top_n_train=settings.proposals, rpn_post_nms_top_n_test=settings.proposals,
         box_roi_pool=MultiScaleRoIAlign(names, output_size=7, sampling_ratio=2),
         box_head=TwoMLPHead(channels * 7 ** 2, settings.head_channels),

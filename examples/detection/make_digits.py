@@ -18,7 +18,7 @@ from nbn_timm.datasets.digits_lt import load_digit_images
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import make_folder, write_text_atomic
 
-SIDE, CELL = 128, 32  # of a picture and of the squares that hold one digit each, in pixels
+SIDE, CELL = 96, 32  # of a picture and of the squares that hold one digit each, in pixels
 SMALLEST = 20  # side of a digit
 MOST, LEAST = 150, 6  # training pictures that the digits 0 and 9 are in
 TRAIN, VAL, VAL_COUNT = 200, 60, 18  # pictures, and how many of the latter each digit is in
@@ -60,7 +60,7 @@ def draw_split(folder: Path, name: str, counts: Sequence[int], pictures: int, po
     for number, digits in enumerate(members, 1):
         canvas = _background(photographs, random)
         cells = random.permutation((SIDE // CELL) ** 2)
-        for cell, (digit, image) in zip(cells, digits, strict=False):
+        for cell, (digit, image) in zip(cells[:len(digits)], digits, strict=True):
             mask = _paste(canvas, image, cell, random)
             annotations.append({'id': len(annotations) + 1, 'image_id': number, 'category_id': digit + 1,
                                 **_shape(mask)})

@@ -79,6 +79,7 @@ class TrainingSettings(Settings):
     batch_size: int = setting(2, 'images per process', limits=AT_LEAST_1)
     lr: float = setting(0.02, 'learning rate, for all processes together', limits=POSITIVE)
     momentum: float = setting(0.9, 'of SGD', limits=PROBABILITY)
+    clip_grad: float | None = setting(None, 'largest norm of the gradient', limits=POSITIVE)
     weight_decay: float = setting(1e-4, 'of SGD', limits=NOT_NEGATIVE)
     warmup_steps: int = setting(1000, f'in which the rate rises from {WARMUP_START:g} of itself', limits=NOT_NEGATIVE)
     decay_epochs: tuple[int, ...] = setting((16, 22), 'epochs after which the rate falls to a tenth',
@@ -231,6 +232,8 @@ class Training:
                 raise InputError(f'the loss is {loss.item()} in step {step} of epoch {epoch + 1}: give a lower --lr')
             self.optimizer.zero_grad()
             loss.backward()
+            if self.settings.training.clip_grad is not None:
+                nn.utils.clip_grad_norm_(self.detector.parameters(), self.settings.training.clip_grad)
             self.optimizer.step()
             shown += len(images)
             if (step + 1) % self.settings.run.log_interval == 0 or step + 1 == len(self.loader):
