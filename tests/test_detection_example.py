@@ -48,7 +48,7 @@ def logits() -> torch.Tensor:
      [0.0, 0.0, 0.0, -0.1625231862718514, 0.042920205981667424, 0.04958210053332933, 0.0]),
 ])
 def test_losses_are_those_of_their_authors(name, settings, value, gradient):
-    """The federated loss can draw class 4 alone, since 1, 3, 5 and the background are there and 2 and 6 have no image."""
+    """Federated, only class 4 can be drawn: 1, 3, 5 and the background are there, and 2 and 6 have no image."""
     scores = logits()
     loss = CLASS_LOSSES[name](COUNTS, 1000, **settings)(scores, LABELS)
     loss.backward()
@@ -180,7 +180,8 @@ def read(folder: Path, *more: str) -> train_detection.DetectionSettings:
     argv = ['--config', str(EXAMPLE / 'digits.yaml'), '--train-json', str(folder / 'train.json'), '--val-json',
             str(folder / 'val.json'), '--image-dir', str(folder), '--no-pretrained', '--model', 'resnet20_nbn',
             '--box-batch', '8', '--proposals', '8', '--head-channels', '8', '--mask-channels', '4',
-            '--fpn-channels', '8', '--detections', '3', '--score-threshold', '0', '--decay-epochs', '1', '--epochs', '2', *more]
+            '--fpn-channels', '8', '--detections', '3', '--score-threshold', '0', '--decay-epochs', '1',
+            '--epochs', '2', *more]
     return read_given(train_detection.DetectionSettings, parser, argv).settings()
 
 
