@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torchvision.models.detection.roi_heads import RoIHeads
 
-from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 from nbn_timm.layers.frozen import is_frozen
@@ -176,13 +176,12 @@ def digits(tmp_path_factory) -> Path:
 
 
 def read(folder: Path, *more: str) -> train_detection.DetectionSettings:
-    parser = build_parser(train_detection.DetectionSettings, 'train_detection.py', '')
     argv = ['--config', str(EXAMPLE / 'digits.yaml'), '--train-json', str(folder / 'train.json'), '--val-json',
             str(folder / 'val.json'), '--image-dir', str(folder), '--no-pretrained', '--model', 'resnet20_nbn',
             '--box-batch', '8', '--proposals', '8', '--head-channels', '8', '--mask-channels', '4',
             '--fpn-channels', '8', '--detections', '3', '--score-threshold', '0', '--decay-epochs', '1',
             '--epochs', '2', *more]
-    return read_given(train_detection.DetectionSettings, parser, argv).settings()
+    return train_detection.read_command(argv).settings()
 
 
 def test_resumed_training_ends_as_an_uninterrupted_one(digits, tmp_path):
@@ -217,6 +216,44 @@ def test_resumed_training_ends_as_an_uninterrupted_one(digits, tmp_path):
     assert json.loads((tmp_path / 'cut' / 'results.json').read_text())['ap'].keys() == {'bbox', 'segm'}
 
 
+def test_softmax_heads_compute_what_torchvisions_do(digits):
+    training = train_detection.Training(read(digits, '--class-loss', 'softmax'),
+                                        World(torch.device('cpu')))
+    network, heads = training.detector, training.detector.roi_heads
+    network.double()
+    images, targets = zip(*(training.loader.dataset[index] for index in range(2)), strict=True)
+    images = [image.double() for image in images]
+
+    def outputs() -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        losses = network.train()(images, targets)
+        with torch.no_grad():
+            return [losses, *network.eval()(images)]
+
+    ours = outputs()
+    heads.__class__ = RoIHeads
+    for own, original in zip(ours, outputs(), strict=True):
+        assert own.keys() == original.keys()
+        for name, value in own.items():
+            torch.testing.assert_close(value, original[name], rtol=1e-12, atol=1e-12)
+    assert len(ours[1]['boxes']) == 3
+
+
+def test_faster_rcnn_on_annotations_of_coco(digits, tmp_path):
+    for name in ('train', 'val'):
+        content = json.loads((digits / f'{name}.json').read_text())
+        for image in content['images']:
+            del image['neg_category_ids'], image['not_exhaustive_category_ids']
+        for category in content['categories']:
+            del category['frequency']
+        (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    figures = train_detection.run(
+        read(digits, '--train-json', str(tmp_path / 'train.json'), '--val-json', str(tmp_path / 'val.json'),
+             '--no-masks', '--class-loss', 'equalization', '--repeat-threshold', '0',
+             '--epochs', '1', '--output', str(tmp_path / 'run')), World(torch.device('cpu')))
+    assert figures.keys() == {'bbox'} and math.isnan(figures['bbox']['APf']) and figures['bbox']['APr'] >= 0
+
+
 @pytest.mark.parametrize('model, last', [('resnet32_ride_nbn', 144), ('resnet18', 512)])
 def test_any_backbone_is_frozen_as_told(model, last):
     body = parts.create_body(parts.BackboneSettings(model=model, pretrained=False, freeze='layer1', levels=2))
@@ -239,6 +276,7 @@ def test_backbone_starts_from_a_checkpoint_file(tmp_path):
     (['--anchors', '20'], 'needs 2'), (['--model', 'resnet20_nb'], "did you mean 'resnet20_nbn'"),
     (['--freeze', 'layer9'], 'is no stage'), (['--class-loss-kwargs', 'clases=3'], "did you mean 'classes'"),
     (['--train-json', 'nowhere.json'], 'cannot be read'),
+    (['--levels', '9', '--anchors', *'123456789', '10'], 'cannot be a backbone'),
 ])
 def test_wrong_settings_are_sentences(digits, settings, reason):
     with pytest.raises(InputError, match=reason):
@@ -251,19 +289,19 @@ def test_rate_rises_and_falls():
 
 
 def test_recipe_of_lvis_is_taken():
-    parser = build_parser(train_detection.DetectionSettings, 'train_detection.py', '')
-    given = read_given(train_detection.DetectionSettings, parser, ['--config', str(EXAMPLE / 'lvis_v1.yaml')])
+    given = train_detection.read_command(['--config', str(EXAMPLE / 'lvis_v1.yaml')])
     given.check_effects(given.settings())
     assert given.settings().data.repeat_threshold == 0.001 and given.settings().detector.detections == 300
 
 
 def test_commands_of_the_page_are_taken():
     """docs/detection.md; test_docs.py knows the package's own commands alone."""
-    parser = build_parser(train_detection.DetectionSettings, 'train_detection.py', '')
     page = (EXAMPLE.parent.parent / 'docs' / 'detection.md').read_text().replace('\\\n', '')
     lines = re.findall(r'^    .*train_detection\.py (.+)$', page, re.MULTILINE)
     assert len(lines) == 5
     for line in lines:
         words = [str(EXAMPLE.parent.parent / word) if word.endswith('.yaml') else word for word in shlex.split(line)]
-        given = read_given(train_detection.DetectionSettings, parser, words)
-        given.check_effects(given.settings())
+        given = train_detection.read_command(words)
+        settings = given.settings()
+        given.check_effects(settings)
+        parts.create_class_loss(settings.detector, COUNTS, 1000)

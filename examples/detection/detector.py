@@ -21,7 +21,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 import nbn_timm
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.key_values import refuse_unknown
+from nbn_timm.key_values import reason_of, refuse_unknown
 from nbn_timm.settings import AT_LEAST_1, POSITIVE, PROBABILITY, Settings, only_with, setting
 
 RATIOS = (0.5, 1.0, 2.0)  # heights of anchors over their widths
@@ -92,14 +92,18 @@ def create_body(settings: BackboneSettings) -> nn.Module:
     """The backbone without a pyramid: norms and first stages frozen, see `freeze_stages`.
 
     Raises:
-        InputError: There is no such model, stage or file.
+        InputError: There is no such model, stage or file, or the model has no maps or not as many.
     """
     if not timm.is_model(settings.model):
         raise InputError(f"there is no model '{settings.model}'{nearest(settings.model, timm.list_models())}")
     overlay = {'file': settings.initial_checkpoint} if settings.initial_checkpoint else None
-    body = timm.create_model(
-        settings.model, pretrained=settings.pretrained or overlay is not None, pretrained_cfg_overlay=overlay,
-        features_only=True, out_indices=tuple(range(-settings.levels, 0)))
+    try:
+        body = timm.create_model(
+            settings.model, pretrained=settings.pretrained or overlay is not None, pretrained_cfg_overlay=overlay,
+            features_only=True, out_indices=tuple(range(-settings.levels, 0)))
+    except (AssertionError, AttributeError, IndexError, OSError, RuntimeError) as error:  # what timm raises
+        raise InputError(f"'{settings.model}' cannot be a backbone with --levels {settings.levels} "
+                         f'({reason_of(error)}): give another network, fewer levels or other weights') from error
     freeze_stages(body, settings.freeze)
     return body
 

@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 from torchvision.models.detection import FasterRCNN
 
-from nbn_timm.config import build_parser, read_given
+from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, make_folder, write_text_atomic
 from nbn_timm.models.weight_files import read_checkpoint
@@ -195,6 +195,8 @@ class Training:
             InputError: There is none, or it is of a training with other settings.
         """
         content = read_checkpoint(self.folder / CHECKPOINT)
+        if not content.keys() >= {'epoch', 'model', 'optimizer', 'settings'}:
+            raise InputError(f"'{self.folder / CHECKPOINT}' is no checkpoint of this script: give another --output")
         changed = self.settings.changed(content['settings'], self.settings.values())
         for name, (before, now) in changed.items():
             if name not in FREE:
@@ -295,8 +297,8 @@ def run(settings: DetectionSettings, world: World) -> dict[str, dict[str, float]
     return figures
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command; see `--help`.
+def read_command(argv: Sequence[str] | None = None) -> Given[DetectionSettings]:
+    """Read a command line and its config, whose settings of a loss are left out where a flag names another loss.
 
     Raises:
         InputError: Something given is wrong.
@@ -304,6 +306,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser(DetectionSettings, DetectionSettings.command,
                           'Train a detector on a timm backbone with frozen norms, and measure AP by class frequency.')
     given = read_given(DetectionSettings, parser, argv)
+    if given.values().get('class_loss') == given.config.get('class_loss'):
+        return given
+    return replace(given, config={name: value for name, value in given.config.items() if name != 'class_loss_kwargs'})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command; see `--help`.
+
+    Raises:
+        InputError: Something given is wrong.
+    """
+    given = read_command(argv)
     settings = given.settings()
     world = init_world(settings.run.device)
     try:
