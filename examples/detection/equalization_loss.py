@@ -1,4 +1,4 @@
-"""Equalisation loss (Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020, eq. 3 to 5)."""
+"""Equalisation loss (Tan et al., "Equalization Loss for Long-Tailed Object Recognition", CVPR 2020)."""
 import torch
 from class_loss import CLASS_LOSSES, SigmoidLoss
 
