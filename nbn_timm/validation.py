@@ -410,7 +410,7 @@ def robust_accuracy(
     offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
     offset = None if offset is None else offset.to(world.device, torch.float32)
     network = PixelNetwork(
-        model, Pixels(input_format.mean, input_format.std, world.device), precision.dtype, precision.autocast,
+        model, Pixels.of_format(input_format, world.device), precision.dtype, precision.autocast,
         precision.channels_last, None if offset is None else lambda logits: logits + offset)
     loader, results = build_loader(settings, dataset, input_format, world), {}
     attacks = chosen.attacks()

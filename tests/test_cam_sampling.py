@@ -168,6 +168,7 @@ def test_an_epoch_has_the_draws_that_it_is_asked_for():
                         '--sampler-kwargs', 'size=30']).sampler.sampler_kwargs == {'size': 30}
 
 
+@pytest.mark.slow
 def test_the_chain_of_the_bag_of_tricks(images, tmp_path):  # noqa: F811
     """Mixup, the pictures, balanced draws of all with mixup, killed and resumed, balanced draws of the first alone."""
     torch.set_num_threads(1)

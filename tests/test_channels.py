@@ -295,6 +295,7 @@ def test_channels_beside_a_size_in_full_are_refused():
 
 # Half precision ----------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_weights_in_bfloat16_train_resume_and_answer(images, tmp_path):
     more = ['--in-chans', '4', '--model-dtype', 'bfloat16', '--model-ema', '--sched', 'constant']
     train.main(flags(images, tmp_path, 'whole', *more, '--epochs', '6'))

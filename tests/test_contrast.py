@@ -238,8 +238,10 @@ EXPERTS = ['--model', 'resnet32_ride', '--model-kwargs', 'num_experts=2', 'compl
 @pytest.mark.parametrize('loss, flags', [
     ('bcl', ['--loss-kwargs', 'dim=8', '--clip-grad', '5']), ('proco', ['--loss-kwargs', 'dim=16', 'hidden=8']),
     ('paco', ['--loss-kwargs', 'queue_size=6', 'dim=8', '--model-ema', '--model-ema-decay', '0.9']),
-    ('gpaco', ['--loss-kwargs', 'queue_size=6', 'smooth=0.1', '--swa-epochs', '2', '--no-decay-1d']),
-    ('ncl', EXPERTS), ('ncl_contrast', [*EXPERTS, '--loss-kwargs', 'queue_size=6', '--channels-last']),
+    pytest.param('gpaco', ['--loss-kwargs', 'queue_size=6', 'smooth=0.1', '--swa-epochs', '2', '--no-decay-1d'],
+                 marks=pytest.mark.slow),
+    pytest.param('ncl', EXPERTS, marks=pytest.mark.slow),
+    ('ncl_contrast', [*EXPERTS, '--loss-kwargs', 'queue_size=6', '--channels-last']),
 ])
 def test_a_run_resumes_bit_for_bit_with_the_state_of_its_loss(loss, flags, images, tmp_path):  # noqa: F811
     flags = [*data_flags(images, 'train', 'test'), '--model', 'resnet20_nbn', *RUN, '--loss', loss, *flags,

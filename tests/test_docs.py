@@ -285,6 +285,7 @@ def write_clothing(folder: Path) -> None:
             (folder / f'{name}-{kind}-ubyte').write_bytes(head + array.tobytes())
 
 
+@pytest.mark.slow
 def test_examples_of_contributing_are_all_that_it_takes(tmp_path):
     """Each file and change of CONTRIBUTING, put into a copy of the package, is known to the commands below it."""
     unneeded = shutil.ignore_patterns('__pycache__', '*.safetensors')

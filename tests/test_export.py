@@ -193,6 +193,7 @@ FOLDED = [
 ]
 
 
+@pytest.mark.slow
 def test_timm_loads_the_folders_alone(tmp_path):
     """In a process without this package, and to the original's logits."""
     for name, nbn, kwargs, architecture in FOLDED:
@@ -233,7 +234,8 @@ def test_every_224_pixel_network_folds_to_one_of_timms(name):
 
 
 @pytest.mark.parametrize(('name', 'kwargs'), [
-    ('resnet10_ride_nbn_lr', {'num_experts': 2}), ('resnet32_ride_nbn', {'num_experts': 2, 'num_blocks': 1}),
+    pytest.param('resnet10_ride_nbn_lr', {'num_experts': 2}, marks=pytest.mark.slow),
+    ('resnet32_ride_nbn', {'num_experts': 2, 'num_blocks': 1}),
     ('resnet32_ride', {'head': 'cosine', 'num_blocks': 1})])
 def test_experts_become_one_network(name, kwargs, tmp_path):
     model = trained_like(name, 32, **kwargs)
@@ -250,6 +252,7 @@ def test_experts_become_one_network(name, kwargs, tmp_path):
     assert len(linear) == (3 if 'head' in kwargs else 1)
 
 
+@pytest.mark.slow
 def test_networks_without_a_plain_form_have_no_timm_folder(tmp_path):
     """By default the other formats are written, with a note; asked for by name, it is an error."""
     trained = opened(trained_like('resnet10_nbn', 32, head='cosine'), 'resnet10_nbn', 32, head='cosine')
@@ -263,6 +266,7 @@ def test_networks_without_a_plain_form_have_no_timm_folder(tmp_path):
     assert not (tmp_path / 'other').exists()
 
 
+@pytest.mark.slow
 def test_preprocessing_inside_the_graphs(work, reference, tmp_path):
     """The files take the pixels of an image file; the folder for timm stays as it was."""
     pixels, logits = reference

@@ -64,6 +64,7 @@ def test_the_frontier_is_what_no_cheaper_one_beats(frontier):
     assert [point.name for point in frontier.on_frontier(points, 'core_minutes')] == ['c']
 
 
+@pytest.mark.slow
 def test_a_list_is_trained_and_drawn(frontier, images, tmp_path, monkeypatch, capsys):  # noqa: F811
     """Two recipes of one epoch, one of them with a second stage of one pass."""
     pool = tmp_path / 'pool.txt'

@@ -233,6 +233,7 @@ def arguments(folder, *more: str) -> list[str]:
             '--warmup-epochs', '0', '--lr', '0.05', '--output', str(folder), '--experiment', 'run', *more]
 
 
+@pytest.mark.slow
 def test_auto_from_training_to_validation(tmp_path, capsys):
     """A target far from balance moves the offset: the adjusted file gives the accuracy that the run reports."""
     file = tmp_path / 'met.json'

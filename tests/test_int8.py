@@ -76,6 +76,7 @@ def test_times_are_told_by_the_number_of_threads(exported):
     assert torch.get_num_threads() == 1  # as before
 
 
+@pytest.mark.slow
 def test_too_great_a_loss_is_refused_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     from nbn_timm.deploy import exporter
     run = exporter.INT8_FORMATS['onnx_int8'].load
@@ -89,6 +90,7 @@ def test_too_great_a_loss_is_refused_and_nothing_is_written(tmp_path, monkeypatc
     assert not (tmp_path / 'x').exists()
 
 
+@pytest.mark.slow
 def test_pixels_as_input(tmp_path):
     command.main([DIGITS, str(tmp_path / 'x'), *QUICK, '--int8', '--with-preprocessing', '--int8-loss', '5'])
     report = json.loads((tmp_path / 'x' / 'report.json').read_text())

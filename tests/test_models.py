@@ -188,7 +188,8 @@ def test_serialisation_round_trips(name, tmp_path):
     assert torch.equal(on_meta(x), expected)
 
 
-@pytest.mark.parametrize('name', SMALL)
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name in (
+    'resnet20', 'resnet10_nbn', 'resnet10_ride', 'resnet10_ride_nbn_lr', 'resnet32_shike'))) for name in SMALL])
 def test_compilers_and_exporters(name):
     shallow = {'num_blocks': 1} if timm.get_pretrained_cfg(name).input_size[-1] < 224 else {}
     fewer = {'num_experts': 2} if '_ride' in name else {}

@@ -3,6 +3,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from nbn_timm.trained.opening import checkpoint_record
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / 'docs' / 'own_pictures.ipynb'
@@ -29,6 +31,7 @@ def test_it_is_a_notebook_without_output():
             assert cell['cell_type'] == 'markdown' and cell.keys() == {'cell_type', 'id', 'metadata', 'source'}
 
 
+@pytest.mark.slow
 def test_its_cells_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)

@@ -433,6 +433,7 @@ def test_convert_command_says_what_it_recognised(weights_cache, model, tmp_path)
     assert same_weights(timm.create_model(NAME, pretrained=True), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('arch', ['resnet50', 'resnext50_32x4d', 'resnet50_nbn'])
 def test_convert_command_on_the_other_released_networks(arch, tmp_path):
     shapes = {name: tuple(tensor.shape) for name, tensor in timm.create_model(arch, device='meta').state_dict().items()}

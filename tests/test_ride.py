@@ -65,7 +65,8 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize('what', NETWORKS)
+@pytest.mark.parametrize('what', [
+    pytest.param(what, marks=[pytest.mark.slow] * ('50_' in name)) for what, (name, *_) in NETWORKS.items()])
 @torch.no_grad()
 def test_released_checkpoints_give_what_their_tensors_say(what, tmp_path):
     """Each expert's and the mean logits, against the network written out by hand."""
@@ -83,11 +84,10 @@ def test_released_checkpoints_give_what_their_tensors_say(what, tmp_path):
     assert found.model_args['num_experts'] == args.get('num_experts', 3)
 
     expected = by_hand.expert_logits(bare, images(size), fresh.num_experts, groups)
-    for model in (
-            timm.create_model(name, pretrained=True, num_classes=classes,
-                              pretrained_cfg_overlay=dict(file=str(tmp_path / 'released.pth'))),
-            timm.create_model(name, num_classes=classes, **args)):
-        load_weights(model, tmp_path / 'released.pth')
+    loaded = timm.create_model(name, num_classes=classes, **args)
+    load_weights(loaded, tmp_path / 'released.pth')
+    for model in (timm.create_model(name, pretrained=True, num_classes=classes,
+                                    pretrained_cfg_overlay=dict(file=str(tmp_path / 'released.pth'))), loaded):
         model.eval()
         assert released.relative_error(each_expert(model, images(size)), expected) < 1e-5
         assert released.relative_error(model(images(size)), expected.mean(dim=1)) < 1e-5

@@ -128,6 +128,7 @@ def by_hand(path: Path, root: Path, on_updates: bool) -> dict:
                 momentum=[optimizer.state[parameter]['momentum_buffer'] for parameter in model.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('on_updates', [False, True])
 def test_a_run_is_what_plain_torch_computes(on_updates, first, images, tmp_path):  # noqa: F811
     """In two parts, of two epochs each."""

@@ -463,6 +463,7 @@ def run_stages(stages: dict[str, list[str]], flags: list[str]) -> None:
         train.main([*flags, '--stage', stage, '--experiment', stage, *own])
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_on_both_and_what_one_gives(images, first_stages, tmp_path):
     first = first_stages['resnet32_ride']
     stages = [name for name in SECOND_STAGES if takes_network(name, 'resnet32_ride')]

@@ -8,6 +8,7 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from nbn_timm.attacks import Pixels
 from nbn_timm.cli.train import main as train
 from nbn_timm.cli.validate import main as validate
 from nbn_timm.data import create_eval_loader
@@ -78,3 +79,12 @@ def test_an_evaluation_by_views_from_the_command_line(tmp_path):
     assert json.loads((tmp_path / 'result.json').read_text())['views'] == 'five_crop, 0 pixels more'
     with pytest.raises(InputError, match='--test-views-expand has no effect without --test-views'):
         validate([*command, '--test-views-expand', '3'])
+
+
+@pytest.mark.fast
+def test_pictures_of_many_channels_have_no_crops():
+    images = OWN_IMAGES.override((6, 32, 32))
+    with pytest.raises(InputError, match='up to 4 channels, and these have 6'):
+        crop_transform(ViewSettings(test_views='five_crop'), images)
+    with pytest.raises(InputError, match='pictures of 6 channels have measured values'):
+        Pixels.of_format(images)

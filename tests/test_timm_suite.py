@@ -30,6 +30,7 @@ def test_of_no_model():
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('pattern', 'options', 'code', 'printed'), [
     ('resnet20_nbn', [], 0, 'tests that passed: 1, of so many models: 1'),
     ('resnet20_nbn', ['-k', 'skipped'], 1, 'no test of resnet20_nbn has passed'),

@@ -54,6 +54,7 @@ def parts_and_whole(images, folder, *flags: str):  # noqa: F811
     ['--progressive-size', '6', '--progressive-epochs', '0.4', '--cutmix', '1'],
     ['--adversarial', 'trades', '--adv-steps', '2'],
 ], ids=lambda flags: flags[0] + flags[1])
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_whole_one(flags, images, tmp_path):  # noqa: F811
     whole, parts = parts_and_whole(images, tmp_path, *flags)
     for key in ('state_dict', 'state_dict_ema', 'optimizer', 'averaged_epochs'):

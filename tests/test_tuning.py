@@ -260,6 +260,7 @@ def state(run: Path) -> dict[str, torch.Tensor]:
     return read_checkpoint(run / 'last.pth.tar')['state_dict']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['adaptformer', 'lora'])
 def test_a_run_that_is_resumed_ends_with_the_same_weights(name, folder, tmp_path, monkeypatch):
     def run(experiment: str, epochs: int, *more: str) -> dict[str, torch.Tensor]:

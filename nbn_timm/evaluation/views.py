@@ -13,9 +13,11 @@ from torch import nn
 from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor
 
+from nbn_timm.data.bands import MOST_OF_PILLOW
 from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.pictures import mode_of
 from nbn_timm.data.transforms import ToMode
+from nbn_timm.errors import InputError
 from nbn_timm.settings import NOT_NEGATIVE, Settings, only_with, setting
 
 __all__ = ['CROPS', 'MeanOfViews', 'ViewSettings', 'crop_transform']
@@ -48,10 +50,16 @@ def crop_transform(settings: ViewSettings, images: DataDefaults) -> Callable[[An
     """PIL image to the views of it, uint8 [views * channels, H, W]; None for the one of any evaluation.
 
     The shorter side is resized to that of a crop and so many pixels more; --crop-pct has no part in it.
+
+    Raises:
+        InputError: The pictures have more channels than PIL images can have.
     """
     if settings.test_views is None:
         return None
     channels, height, width = images.input_size
+    if channels > MOST_OF_PILLOW:
+        raise InputError(f'--test-views cuts pictures of up to {MOST_OF_PILLOW} channels, and these have {channels}: '
+                         'leave it out')
     cut, _ = CROPS[settings.test_views]
     steps = [
         transforms.Resize(max(height, width) + settings.test_views_expand, str_to_interp_mode(images.interpolation)),

@@ -106,4 +106,4 @@ def build_attack(settings: AdversarialSettings, input_format: DataDefaults, seed
     """The attack of a run with --adversarial."""
     assert settings.adversarial is not None
     method = ADVERSARIAL.find(settings.adversarial)(settings.adv_weight, settings.adv_temperature)
-    return BatchAttack(settings, method, Pixels(input_format.mean, input_format.std, world.device), seed, world)
+    return BatchAttack(settings, method, Pixels.of_format(input_format, world.device), seed, world)
