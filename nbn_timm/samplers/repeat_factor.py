@@ -38,8 +38,12 @@ class RepeatFactor(EpochSampler):
         check_number("sampler 'repeat_factor'", FLAG, 'threshold', threshold, high=1, above=True)
         counts = np.maximum(images_per_class(self.targets), 1)
         of_class = np.maximum(1, np.sqrt(threshold * len(self.targets) / counts))
-        several = is_label_sets(self.targets)
-        factors = np.maximum(1, (self.targets * of_class).max(axis=1)) if several else of_class[self.targets]
+        if is_label_sets(self.targets):
+            factors = np.ones(len(self.targets))
+            for label, factor in enumerate(of_class):  # all at once would be [N, C] in float64
+                np.maximum(factors, factor * self.targets[:, label], out=factors)
+        else:
+            factors = of_class[self.targets]
         self.whole = np.floor(factors).astype(np.int64)  # of each image's r, int64 [N]
         self.fraction = factors - self.whole  # what is left of it, float64 [N]
 
