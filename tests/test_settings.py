@@ -90,7 +90,7 @@ def some_values(declared: Field) -> Iterator[Any]:
         numbers = [declared.type(low + step) for step in (1, 2, 0)] + [0.5] * (declared.type is float)
         candidates = [number for number in numbers if about.limits is None or number in about.limits]
     else:
-        candidates = list(TEXTS)
+        candidates = ['fgsm', 'pgd7'] if declared.name == 'attack' else list(TEXTS)
     if declared.many:
         candidates = [[value] * (about.nargs or 2) for value in candidates]
     return (value for value in candidates if value != plain(declared.default))
