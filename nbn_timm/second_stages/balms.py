@@ -202,8 +202,8 @@ class MetaBatches(ClassAware):
     """All classes in turn, one image a visit, so many images per process and epoch."""
 
     def __init__(self, images: int, targets: np.ndarray, **kwargs: Any) -> None:
+        self.images = images  # first, since the length of an epoch is asked for while the sampler is made
         super().__init__(targets, k=1, **kwargs)
-        self.images = images
 
     @property
     def epoch_length(self) -> int:
