@@ -300,6 +300,17 @@ def test_generated_images_are_named_as_such(work, tmp_path, capsys):
     assert 'gone' in capsys.readouterr().out
 
 
+def test_large_logits_differ_by_their_share(work, tmp_path):
+    """float32 has seven digits, so logits of 1e5 cannot agree to 1e-4."""
+    checkpoint = torch.load(work / 'last.pth.tar', weights_only=True)
+    for name in ('fc.weight', 'fc.bias'):
+        checkpoint['state_dict'][name] *= 1e6
+    torch.save(checkpoint, tmp_path / 'large.pth.tar')
+    command.main([str(tmp_path / 'large.pth.tar'), str(tmp_path / 'out'), *QUICK, '--formats', 'timm', 'torchscript'])
+    report = json.loads((tmp_path / 'out' / 'report.json').read_text())
+    assert any(entry['max_abs_diff'] > 1e-4 for entry in report['formats'].values())
+
+
 def test_a_file_that_differs_is_refused(work, tmp_path, monkeypatch, capsys):
     """A format that loses something on the way leaves nothing behind, and what was there before stays."""
     out = tmp_path / 'out'

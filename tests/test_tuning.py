@@ -168,7 +168,11 @@ def test_lora_does_not_take_a_head_that_is_not_linear(head):
 @pytest.mark.parametrize('name, kwargs, message', [
     ('lora', {'kind': 'lorra'}, 'kind=lorra.*lora'),
     ('lora', {'rank': 4}, 'rank'),
-    ('lora', {'r': 0}, 'peft cannot put lora.*r'),
+    ('lora', {'r': 0}, 'r=0'), ('lora', {'r': 2.5}, 'r=2.5'), ('lora', {'r': 10 ** 10}, 'r=10000000000'),
+    ('lora', {'target_modules': '*('}, 'peft cannot put lora.*target_modules=.*'),
+    ('lora', {'target_modules': 3}, 'peft cannot put lora.*target_modules=3'),
+    ('lora', {'bias': 'foo'}, 'peft cannot put lora.*bias=foo'),
+    ('adaptformer', {'width': 10 ** 10}, 'width=10000000000'), ('vpt', {'length': 10 ** 11}, 'length=100000000000'),
     ('lora', {'modules_to_save': ['head']}, 'the classifier is trained in any case'),
     ('adaptformer', {'width': 0}, 'width=0'),
     ('adaptformer', {'dim': 3}, "no setting 'dim'|has no .*dim"),

@@ -53,7 +53,8 @@ class ExportSettings(Settings):
     with_preprocessing: bool = setting(
         False, 'TorchScript, torch.export and ONNX take uint8 pixels and normalise them', effect=_graphs)
     overwrite: bool = setting(False, 'replace an earlier export of the same folder')
-    tolerance: float = setting(1e-4, "greatest difference from the original's logits", limits=NOT_NEGATIVE)
+    tolerance: float = setting(1e-4, "greatest difference from the original's logits, a share of the greatest one if "
+                               'that is above 1', limits=NOT_NEGATIVE)
     batch_size: int = setting(1, 'of the timing', limits=Limits(1, 10_000), short='-b')
     repeats: int = setting(20, 'rounds of the timing', limits=AT_LEAST_1)
     time: tuple[int, ...] | None = setting(
@@ -302,7 +303,7 @@ def _write_and_check(
         takes = images.pixels if settings.with_preprocessing and kind.is_graph else normalized
         runners[name] = kind.load(folder), takes
         differences[name] = _difference(runners[name][0], takes, reference)
-        if not differences[name] <= settings.tolerance:  # nor NaN
+        if not differences[name] <= settings.tolerance * max(1.0, float(reference.abs().max())):  # nor NaN
             raise InputError(
                 f"the {name} file of '{trained.name}' differs from the original by {differences[name]:.1e} on "
                 f'{images.source}, where logits reach {reference.abs().max():.3g}, and nothing was written: leave the '

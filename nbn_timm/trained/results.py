@@ -112,7 +112,7 @@ class EvaluatedWeights:
         if self.head:
             return f'{self.file}, head {self.head} on cached features, chosen by {self.chosen_by}'
         if self.chosen_by is None:
-            return f'epoch {self.epoch} ({self.file}), the last one, since there is no validation split to choose by'
+            return f'epoch {self.epoch} ({self.file}), the last one, since none was chosen by validation'
         return f'epoch {self.epoch} of {self.epochs} ({self.file}), chosen by {self.chosen_by}'
 
 

@@ -70,7 +70,7 @@ class AdaptFormerTuning(Tuning):
 
     def __init__(self, width: int | None = None) -> None:
         if width is not None:
-            check_number('--tune adaptformer', FLAG, 'width', width, low=1, whole=True)
+            check_number('--tune adaptformer', FLAG, 'width', width, low=1, high=100_000, whole=True)
         self.width = width
 
     def apply(self, model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """LoRA and its kind, which peft puts into the layers of a network (the extra `nbn_timm[peft]`)."""
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.key_values import KeyValue, call, key_values, refuse_owned
+from nbn_timm.key_values import KeyValue, call, check_number, key_values, refuse_owned
 
 from .tuning import FLAG, Tuning, register_tuning
 
@@ -19,6 +20,7 @@ _OWNERS = {
     'peft_type': 'give kind',
     'inference_mode': 'leave it out',
 }
+_MOST_RANKS = 100_000  # far more than a layer has
 _LINEAR = r'(qkv|q|k|v)'  # names of the projections of queries, keys and values in timm's attention
 
 
@@ -48,6 +50,8 @@ class LoraTuning(Tuning):
             raise InputError(f'--tune lora cannot take {FLAG} kind={self.kind}: give one of peft that changes single '
                              f'layers, {", ".join(sorted(known))}{nearest(self.kind, sorted(known))}')
         refuse_owned(key_values(FLAG, self.settings), _OWNERS)
+        if 'r' in self.settings:
+            check_number('--tune lora', FLAG, 'r', self.settings['r'], low=1, high=_MOST_RANKS, whole=True)
         targets = self.settings.get('target_modules') or _default_targets(model)
         own = [KeyValue('target_modules', targets, f'{FLAG} target_modules={targets}'),
                *(one for one in key_values(FLAG, self.settings) if one.key != 'target_modules')]
@@ -55,10 +59,12 @@ class LoraTuning(Tuning):
         config = call(lambda **given: config_type(**given), own, f'peft\'s {self.kind}')
         try:
             peft.inject_adapter_in_model(config, model)
-        except ValueError as error:  # of targets that are not there, or of a kind that it cannot change
-            reason = ' '.join(str(error).split())
-            raise InputError(f'peft cannot put {self.kind} into {type(model).__name__} ({reason}): '
-                             f'give other {FLAG} target_modules=NAMES') from error
+        except (ValueError, TypeError, RuntimeError, re.error) as error:  # of whatever peft does with its settings
+            reason = textwrap.shorten(str(error), 300, placeholder=' ...')
+            given = ' '.join(f'{key}={value}' for key, value in self.settings.items())
+            remedy = (f'correct {FLAG} {given}' if given else f'give {FLAG} target_modules=NAMES')
+            raise InputError(f'peft cannot put {self.kind} into {type(model).__name__} '
+                             f'({type(error).__name__}: {reason}): {remedy}') from error
 
     def learns(self, model: nn.Module) -> set[str]:
         """What peft has put in, without the weights that it goes onto."""

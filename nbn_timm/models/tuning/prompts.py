@@ -70,7 +70,7 @@ class PromptTuning(Tuning):
     traces = ('.prompts',)
 
     def __init__(self, length: int = 10, deep: bool = True) -> None:
-        self.length = int(check_number('--tune vpt', FLAG, 'length', length, low=1, whole=True))
+        self.length = int(check_number('--tune vpt', FLAG, 'length', length, low=1, high=100_000, whole=True))
         self.deep = bool(deep)
 
     def apply(self, model: nn.Module) -> None:
