@@ -277,8 +277,13 @@ def _from_package(name: str, tried: list[str]) -> Path | None:
         _logger.warning("%s has no weights for '%s', so those that come with the package are taken.", WEIGHTS_VARIABLE,
                         name)
     recorded = _read_record(Path(path).with_suffix('.json')).get(DIGEST)
-    if recorded != weights_digest(read_state_dict(path)):
-        raise InputError(f"the weights '{path}', which come with this package, are damaged: install it again")
+    damaged = f"the weights '{path}', which come with this package, are damaged: install it again"
+    try:
+        digest = weights_digest(read_state_dict(path))
+    except InputError as error:
+        raise InputError(damaged) from error
+    if recorded != digest:
+        raise InputError(damaged)
     return Path(path)
 
 
