@@ -386,7 +386,7 @@ def test_the_best_of_the_validation_is_kept(run):
     values = {name: head['mean_class'] for name, head in table['heads'].items()}
     assert [*values] == [*METHODS] and values[table['kept']] == max(values.values())
     checkpoint = read_checkpoint(run / 'model_best.pth.tar')
-    assert checkpoint['args']['head'].split()[0] == table['kept']
+    assert checkpoint['args']['probe_head'].split()[0] == table['kept']
     assert checkpoint['class_counts']['names'] == ['ant', 'bee', 'cat']
 
 

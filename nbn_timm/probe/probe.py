@@ -299,7 +299,7 @@ def _came_to(settings: ProbeSettings, kept: ComparedHead, train: Features) -> di
     """How the kept head was trained, by the names that a training has for it."""
     method, heads = kept.method, settings.heads.for_features(len(train), train.size)
     return {
-        'head': kept.described, 'loss': method.loss, 'loss_kwargs': dict(method.loss_kwargs),
+        'probe_head': kept.described, 'loss': method.loss, 'loss_kwargs': dict(method.loss_kwargs),
         'sampler': method.sampler, 'no_aug': True, 'opt': 'adamw', 'lr': heads.head_lr,
         'weight_decay': heads.head_weight_decay, 'decay_1d': False, 'epochs': heads.head_epochs, 'sched': 'cosine',
         'initial_checkpoint': settings.weights.checkpoint or settings.weights.pretrained_path}
