@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.task import ClassificationEvaluator, evaluation_sample_limit
 
 from nbn_timm.bars import with_bar
-from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts
+from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, ClassCounts, ShotSplit
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.calibration import BINS, Calibration, bin_of, from_units, whole_units
 from nbn_timm.evaluation.predictions import FeatureLengths, Predictions
@@ -40,6 +40,21 @@ class Evaluator(Protocol[FoundT]):
     def update(self, output: Any, target: torch.Tensor) -> None: ...
 
     def compute(self, distributed: bool = False) -> FoundT: ...
+
+
+def shot_split_of(class_counts: ClassCounts | None, num_classes: int, many: int, few: int) -> ShotSplit | None:
+    """The many-, medium- and few-shot classes of a model; None where the training images are not known.
+
+    Raises:
+        InputError: The counts are of another number of classes.
+    """
+    if class_counts is None:
+        return None
+    if class_counts.num_classes != num_classes:
+        raise InputError(
+            f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
+            f'has {num_classes}: give the counts of the training set that the model was trained on')
+    return None if class_counts.counts is None else class_counts.shot_split(many, few)
 
 
 class LongTailEvaluator(ClassificationEvaluator):
@@ -71,13 +86,8 @@ class LongTailEvaluator(ClassificationEvaluator):
             few: int = FEW_BELOW,
             logit_offset: torch.Tensor | None = None,
     ) -> None:
-        if class_counts is not None and class_counts.num_classes != num_classes:
-            raise InputError(
-                f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
-                f'has {num_classes}: give the counts of the training set that the model was trained on')
         self.num_classes = num_classes
-        counted = class_counts is not None and class_counts.counts is not None
-        self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
+        self.shot_split = shot_split_of(class_counts, num_classes, many, few)
         self.groups = ('all',) if self.shot_split is None else tuple(name for name, _ in self.shot_split.items())
         self.group_of_class = torch.zeros(num_classes, dtype=torch.int64, device=device)
         for group, (_, labels) in enumerate(self.shot_split.items() if self.shot_split else ()):

@@ -14,7 +14,7 @@ from torch import nn
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, ShotSplit
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation.evaluator import ExactSum, refuse_faults
+from nbn_timm.evaluation.evaluator import ExactSum, refuse_faults, shot_split_of
 from nbn_timm.evaluation.predictions import write_arrays, write_columns
 from nbn_timm.evaluation.result import Result
 from nbn_timm.evaluation.thresholds import Thresholds
@@ -242,13 +242,8 @@ class LabelSetEvaluator:
             few: int = FEW_BELOW,
             thresholds: Thresholds | None = None,
     ) -> None:
-        if class_counts is not None and class_counts.num_classes != num_classes:
-            raise InputError(
-                f'the class counts from {class_counts.source} are for {class_counts.num_classes} classes but the model '
-                f'has {num_classes}: give the counts of the training set that the model was trained on')
         self.num_classes = num_classes
-        counted = class_counts is not None and class_counts.counts is not None
-        self.shot_split = class_counts.shot_split(many, few) if class_counts is not None and counted else None
+        self.shot_split = shot_split_of(class_counts, num_classes, many, few)
         self.device = device
         self.max_samples = max_samples
         self.thresholds = thresholds or Thresholds.fixed()

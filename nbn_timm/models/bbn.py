@@ -16,7 +16,7 @@ from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
-from .resnet_cifar import ResNetCifar, take_indices
+from .resnet_cifar import ResNetCifar
 
 __all__ = ['ResNetCifarBbn']
 
@@ -105,23 +105,10 @@ class ResNetCifarBbn(ResNetCifar):
             return x
         return self._branch_logits(x) if self.separate and self.training else self.fc(x)
 
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """As in `ResNetCifar`, with the maps of both branches as the last ones."""
-        take, last = take_indices(indices)
-        every = list(range(last + 1 if stop_early else 4))
-        final, maps = super().forward_intermediates(x, every, norm, True, output_fmt)
-        if len(maps) == 4:
-            final = maps[3] = self.layer4(maps[3])
-        taken = [maps[index] for index in every if index in take]
-        return taken if intermediates_only else (final, taken)
+    @torch.jit.ignore
+    def _last_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """The maps of both branches."""
+        return self.layer4(maps[3])
 
     def prune_intermediate_layers(
             self,

@@ -4,17 +4,17 @@ It is timm's ResNet-18 with a stem of one 3x3 convolution without stride or pool
 adversarial robustness call ResNet-18 on CIFAR (YisenWang/MART, wutong16/Adversarial_Long-Tail; kuangliu/pytorch-cifar).
 For 10 classes it has 11,173,962 parameters.
 """
-import torch
 import torch.nn as nn
 from timm.models import generate_default_cfgs, register_model
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock
 
-from nbn_timm.layers import NormalizedBatchNorm2d, add_nbn, convert_head
+from nbn_timm.layers import add_nbn
 from nbn_timm.layers.head import LINEAR
 from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
+from .resnet_nbn import ResNetWithHead
 
 __all__ = ['ResNet18Cifar']
 
@@ -23,7 +23,7 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-class ResNet18Cifar(ResNet):
+class ResNet18Cifar(ResNetWithHead):
     """timm's ResNet-18 for small images.
 
     Args:
@@ -58,20 +58,7 @@ class ResNet18Cifar(ResNet):
             info['reduction'] = 2 ** max(index - 1, 0)
         if nbn:
             add_nbn(self, ('layer4',), r'bn2$|downsample', share_alpha=share_alpha, gradient=gradient)
-        self.head_kind = head
-        self.head_kwargs = dict(head_kwargs or {})
-        self.fc = convert_head(self.fc, head, self.head_kwargs)
-
-    @torch.jit.ignore
-    def init_weights(self, zero_init_last: bool = False) -> None:
-        super().init_weights(zero_init_last=zero_init_last)
-        for module in self.modules():
-            if isinstance(module, NormalizedBatchNorm2d):
-                nn.init.ones_(module.weight)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
+        self._choose_head(head, head_kwargs)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNet18Cifar:

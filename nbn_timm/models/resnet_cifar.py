@@ -9,16 +9,16 @@ from typing import Any
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
-from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, add_nbn, convert_head
+from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, add_nbn
 from nbn_timm.layers.head import LINEAR
 from nbn_timm.layers.norm import CAPPED
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
+from .cifar_network import CifarNetwork
 
 __all__ = ['ResNetCifar', 'take_indices']
 
@@ -43,7 +43,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(CifarNetwork):
     """ResNet of depth 6n + 2 for small images.
 
     Args:
@@ -77,14 +77,8 @@ class ResNetCifar(nn.Module):
             device=None,
             dtype=None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate, head, head_kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.head_kind = head
-        self.head_kwargs = dict(head_kwargs or {})
-        self.grad_checkpointing = False
 
         width = channels[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
@@ -97,10 +91,7 @@ class ResNetCifar(nn.Module):
         self.feature_info += [
             dict(num_chs=channels[i], reduction=2 ** i, module=f'layer{i + 1}') for i in range(3)]
 
-        self.num_features = channels[-1]
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, head, self.head_kwargs)
+        self._make_head(channels[-1], global_pool, **dd)
         if nbn:
             add_nbn(self, ('layer3',), r'bn2$', share_alpha=share_alpha, gradient=gradient)
         self.init_weights()
@@ -120,27 +111,6 @@ class ResNetCifar(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns that group parameters by stage (coarse) or block."""
         return dict(stem=r'^conv1|bn1', blocks=r'^layer(\d+)' if coarse else r'^layer(\d+)\.(\d+)')
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in training by recomputing blocks."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes` classes; the pooling is kept if none is named."""
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
             self,
@@ -164,16 +134,20 @@ class ResNetCifar(nn.Module):
         if output_fmt != 'NCHW':
             raise ValueError(f"output_fmt '{output_fmt}' is unknown: these feature maps are NCHW")
         take, last = take_indices(indices)
-        intermediates = []
-        x = self.act1(self.bn1(self.conv1(x)))
-        if 0 in take:
-            intermediates.append(x)
+        maps = [self.act1(self.bn1(self.conv1(x)))]
         stages = (self.layer1, self.layer2, self.layer3)
-        for index, stage in enumerate(stages[:last] if stop_early else stages, start=1):
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing and not torch.jit.is_scripting() else stage(x)
-            if index in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        for stage in stages[:last] if stop_early else stages:
+            checkpointing = self.grad_checkpointing and not torch.jit.is_scripting()
+            maps.append(checkpoint_seq(stage, maps[-1]) if checkpointing else stage(maps[-1]))
+        if len(maps) == 4:
+            maps[3] = self._last_maps(maps)
+        intermediates = [found for index, found in enumerate(maps) if index in take]
+        return intermediates if intermediates_only else (maps[-1], intermediates)
+
+    @torch.jit.ignore
+    def _last_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """What stands for the output of the last stage, from those of the stem and of all stages."""
+        return maps[3]
 
     def prune_intermediate_layers(
             self,
@@ -198,15 +172,6 @@ class ResNetCifar(nn.Module):
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
         return self.layer3(self.layer2(self.layer1(x)))
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Feature maps to logits [B, num_classes], or to pooled features."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _conv_shortcut(in_channels: int, channels: int, stride: int, **dd) -> nn.Sequential:

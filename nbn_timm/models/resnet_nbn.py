@@ -16,7 +16,7 @@ from nbn_timm.layers.norm import CAPPED
 from ._cfgs import imagenet_cfgs
 from ._pretrained import AUTHORS_ARCHIVE, build_zoo_model, register_aliases
 
-__all__ = ['ResNetNbn']
+__all__ = ['ResNetNbn', 'ResNetWithHead']
 
 default_cfgs = generate_default_cfgs({
     **imagenet_cfgs('resnet10_nbn'),
@@ -34,7 +34,27 @@ default_cfgs = generate_default_cfgs({
 })
 
 
-class ResNetNbn(ResNet):
+class ResNetWithHead(ResNet):
+    """timm's ResNet with a choice of heads, and with NBN layers that are never zero-initialised."""
+
+    def _choose_head(self, head: str, head_kwargs: dict[str, float] | None) -> None:
+        self.head_kind = head
+        self.head_kwargs = dict(head_kwargs or {})
+        self.fc = convert_head(self.fc, head, self.head_kwargs)
+
+    @torch.jit.ignore
+    def init_weights(self, zero_init_last: bool = False) -> None:
+        super().init_weights(zero_init_last=zero_init_last)
+        for module in self.modules():
+            if isinstance(module, NormalizedBatchNorm2d):
+                nn.init.ones_(module.weight)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes, global_pool)
+        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
+
+
+class ResNetNbn(ResNetWithHead):
     """timm's ResNet with NBN in `layer4` and a choice of heads.
 
     Args:
@@ -63,20 +83,7 @@ class ResNetNbn(ResNet):
         super().__init__(block, layers, zero_init_last=zero_init_last, **kwargs)  # type: ignore[arg-type]
         last = 'bn3' if block is Bottleneck else 'bn2'
         add_nbn(self, ('layer4',), rf'{last}$|downsample', share_alpha=share_alpha, gradient=gradient)
-        self.head_kind = head
-        self.head_kwargs = dict(head_kwargs or {})
-        self.fc = convert_head(self.fc, head, self.head_kwargs)
-
-    @torch.jit.ignore
-    def init_weights(self, zero_init_last: bool = False) -> None:
-        super().init_weights(zero_init_last=zero_init_last)
-        for module in self.modules():
-            if isinstance(module, NormalizedBatchNorm2d):
-                nn.init.ones_(module.weight)
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        super().reset_classifier(num_classes, global_pool)
-        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
+        self._choose_head(head, head_kwargs)
 
 
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNetNbn:

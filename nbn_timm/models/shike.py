@@ -17,7 +17,7 @@ from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
-from .resnet_cifar import ResNetCifar, take_indices
+from .resnet_cifar import ResNetCifar
 from .ride import MultiExpert
 
 __all__ = ['ResNetCifarShike']
@@ -127,23 +127,10 @@ class ResNetCifarShike(MultiExpert, ResNetCifar):
             last = self.layer3(second)
         return self.fusion(first, second, last)
 
-    def forward_intermediates(
-            self,
-            x: torch.Tensor,
-            indices: int | list[int] | None = None,
-            norm: bool = False,
-            stop_early: bool = False,
-            output_fmt: str = 'NCHW',
-            intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """As in `ResNetCifar`, with the fused maps as the last ones."""
-        take, last = take_indices(indices)
-        every = list(range(last + 1 if stop_early else 4))
-        final, maps = super().forward_intermediates(x, every, norm, True, output_fmt)
-        if len(maps) == 4:
-            final = maps[3] = self.fusion(*maps[1:])
-        taken = [maps[index] for index in every if index in take]
-        return taken if intermediates_only else (final, taken)
+    @torch.jit.ignore
+    def _last_maps(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """The fused maps."""
+        return self.fusion(*maps[1:])
 
     def prune_intermediate_layers(
             self,

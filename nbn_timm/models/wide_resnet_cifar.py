@@ -10,16 +10,15 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from timm.layers import create_classifier, get_device_dtype
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 
-from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn, convert_head, nbn_layers
+from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn, nbn_layers
 from nbn_timm.layers.head import LINEAR
 from nbn_timm.layers.norm import CAPPED, share_scale
 
 from ._cfgs import cifar_cfgs
 from ._pretrained import build_zoo_model, register_aliases
+from .cifar_network import CifarNetwork
 from .resnet_cifar import take_indices
 
 __all__ = ['WideResNetCifar']
@@ -60,7 +59,7 @@ class PreActBlock(nn.Module):
         return shortcut + self.conv2(self.drop(self.act2(self.bn2(self.conv1(out)))))
 
 
-class WideResNetCifar(nn.Module):
+class WideResNetCifar(CifarNetwork):
     """Wide ResNet of depth 6n + 4 for small images.
 
     Args:
@@ -93,14 +92,8 @@ class WideResNetCifar(nn.Module):
             device=None,
             dtype=None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes, in_chans, drop_rate, head, head_kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.drop_rate = drop_rate
-        self.head_kind = head
-        self.head_kwargs = dict(head_kwargs or {})
-        self.grad_checkpointing = False
 
         channels = (16, 16 * width, 32 * width, 64 * width)
         self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **dd)
@@ -113,10 +106,7 @@ class WideResNetCifar(nn.Module):
         self.feature_info += [
             dict(num_chs=channels[i], reduction=2 ** (i - 1), module=f'block{i}') for i in range(1, 4)]
 
-        self.num_features = channels[-1]
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, head, self.head_kwargs)
+        self._make_head(channels[-1], global_pool, **dd)
         if nbn:
             add_nbn(self, ('block3', 'bn1'), r'bn2$|^$', share_alpha=share_alpha, gradient=gradient)
             if share_alpha:
@@ -139,27 +129,6 @@ class WideResNetCifar(nn.Module):
         """Patterns that group parameters by stage (coarse) or block."""
         return dict(stem=r'^conv1', blocks=[
             (r'^block(\d+)' if coarse else r'^block(\d+)\.layer\.(\d+)', None), (r'^bn1', (99999,))])
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade compute for memory in training by recomputing blocks."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
-        """The classifier, or its name."""
-        return 'fc' if name_only else self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier for `num_classes` classes; the pooling is kept if none is named."""
-        dd = get_device_dtype(self)
-        self.num_classes = num_classes
-        pool_type = self.global_pool.pool_type if global_pool is None else global_pool
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=pool_type, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.fc = convert_head(self.fc, self.head_kind, self.head_kwargs)
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
             self,
@@ -228,15 +197,6 @@ class WideResNetCifar(nn.Module):
             x = self.block3(self.block2(self.block1(x)))
         return self.act1(self.bn1(x))
 
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Feature maps to logits [B, num_classes], or to pooled features."""
-        x = self.global_pool(x)
-        if self.drop_rate:
-            x = F.dropout(x, p=float(self.drop_rate), training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _stage(in_channels: int, channels: int, num_blocks: int, stride: int, drop_rate: float, **dd: Any) -> nn.Sequential:
