@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
 from timm.utils import ParseKwargs
 
-from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.errors import InputError, first_to_say, nearest, quoted
 from nbn_timm.files import open_regular
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
@@ -139,9 +139,18 @@ class KeyValues(ParseKwargs):
         setattr(namespace, self.dest, before | getattr(namespace, self.dest))
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of several processes that are typed alike, one tells what is wrong with it."""
+
+    def error(self, message: str) -> NoReturn:
+        if first_to_say(message):
+            super().error(message)
+        self.exit(2)
+
+
 def build_parser(groups: type[SettingGroups], prog: str, description: str) -> argparse.ArgumentParser:
     """The parser of a command; what it gives has the flags that were typed, and no others."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     if 'config' in groups.declared():
         parser.usage = f'{prog} [--config YAML] [--flag value ...]; --help lists the flags'

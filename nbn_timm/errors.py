@@ -110,11 +110,11 @@ def _sentence(error: InputError) -> str:
 
 
 def _say(prog: str, sentence: str) -> None:
-    if _first_to_say(sentence):
+    if first_to_say(sentence):
         print(f'{prog}: error: {sentence}', file=sys.stderr, flush=True)
 
 
-def _first_to_say(sentence: str) -> bool:
+def first_to_say(sentence: str) -> bool:
     """Whether no other process of this torchrun has said so; true where they cannot be asked."""
     if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
         return True

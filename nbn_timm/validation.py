@@ -110,8 +110,8 @@ class EvaluationSettings(Settings):
                                            not_with('logit_adjustment'), not_with('test_views')))
     fit_thresholds: bool = setting(
         False, 'of images that can be of several classes: choose the thresholds with the greatest F1 on the images of '
-        '--split val, and keep them in the checkpoint', effect=all_of(only_with('checkpoint'),
-                                                                      only_with('split', 'val')))
+        '--split val, and keep them in the checkpoint', effect=all_of(
+            only_with('checkpoint'), only_with('split', 'val'), not_with('test_views')))
 
 
 _OF_SPLITS = {'val_list': 'val', 'val_csv': 'val', 'val_split': 'val', 'test_list': 'test', 'test_csv': 'test',
@@ -235,8 +235,10 @@ def validate(settings: ValidateSettings, world: World) -> None:
         if settings.post_hoc.test_agnostic:
             shifted = test_agnostic(settings, dataset, class_counts, evaluator, world)
     rate = result.num_samples / (time.perf_counter() - start)
-    robust = robust_accuracy(settings, trained, model, dataset, splits, class_counts, input_format, world) if (
-        settings.attack.attack) else None
+    robust = None
+    if settings.attack.attack:
+        assert isinstance(result, EvalResult)  # label sets are refused
+        robust = robust_accuracy(settings, trained, model, dataset, result, splits, class_counts, input_format, world)
     if settings.evaluation.save_predictions and isinstance(evaluator, LongTailEvaluator):
         of_processes = world.gather_to_primary(evaluator.predictions())
         if of_processes is not None:
@@ -342,7 +344,10 @@ def build_evaluator(
     many = many if shots.many_shot is None else shots.many_shot
     few = few if shots.few_shot is None else shots.few_shot
     if splits.label_sets:
-        return LabelSetEvaluator(model.num_classes, class_counts, device, None, many, few, trained.record.thresholds)
+        if settings.evaluation.fit_thresholds and settings.checkpoint.all_experts:
+            raise InputError('--fit-thresholds is for what the network answers by itself: leave out --all-experts')
+        thresholds = None if settings.views.test_views else trained.record.thresholds  # which are of one view
+        return LabelSetEvaluator(model.num_classes, class_counts, device, None, many, few, thresholds)
     counting = (model.num_classes, class_counts, device, None, many, few, offset)
     if isinstance(model, RoutedExperts):
         if settings.views.test_views:
@@ -386,6 +391,7 @@ def robust_accuracy(
         trained: TrainedModel,
         model: nn.Module,
         dataset: Any,
+        clean: EvalResult,
         splits: Splits,
         class_counts: Classes | None,
         input_format: DataDefaults,
@@ -398,13 +404,16 @@ def robust_accuracy(
         trained: The network.
         model: It, in the form in which it is evaluated.
         dataset: The split.
+        clean: What the network answers to all of its pictures.
         splits: Whose shots are told.
         class_counts: Training images per class.
         input_format: Of the images.
         world: This process.
     """
     chosen, precision = settings.attack, settings.precision
+    results = {'clean': clean}
     if chosen.attack_images and chosen.attack_images < len(dataset):
+        results.clear()
         indices = np.linspace(0, len(dataset) - 1, chosen.attack_images).round().astype(int)
         dataset = part_of(dataset, indices)
     offset = logit_offset(class_counts, settings.adjustment.logit_adjustment) if class_counts else None
@@ -412,9 +421,8 @@ def robust_accuracy(
     network = PixelNetwork(
         model, Pixels.of_format(input_format, world.device), precision.dtype, precision.autocast,
         precision.channels_last, None if offset is None else lambda logits: logits + offset)
-    loader, results = build_loader(settings, dataset, input_format, world), {}
-    attacks = chosen.attacks()
-    for name in ('clean', *attacks):
+    loader, attacks = build_loader(settings, dataset, input_format, world), chosen.attacks()
+    for name in (one for one in ('clean', *attacks) if one not in results):
         evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
         shown = loader if name == 'clean' else AttackedLoader(loader, attacks[name], network, world.rank, world.size)
         result = evaluate(model, shown, evaluator, world.device, precision.autocast, precision.channels_last,

@@ -14,6 +14,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 import nbn_timm.cli.train as train
 from nbn_timm.cli import predict, validate
 from nbn_timm.data import AugmentSettings, DataDefaults, create_eval_loader, create_train_loader, create_transform
+from nbn_timm.data.bands import read_bands
 from nbn_timm.data.dataset import ImageSamples, picture
 from nbn_timm.data.pictures import read_picture
 from nbn_timm.data.settings import InputSettings
@@ -101,6 +102,18 @@ def test_mean_and_std_follow_the_channels():
     assert len(DataDefaults().as_trained(InputSettings(in_chans=4)).mean) == 4
     assert DataDefaults().as_trained(InputSettings(in_chans=4, mean=(0.1, 0.2, 0.3, 0.4))).mean == (0.1, 0.2, 0.3, 0.4)
     assert DataDefaults().as_trained(InputSettings()) == DataDefaults()
+
+
+@pytest.mark.fast
+def test_channels_that_may_stand_in_two_places_and_bytes_in_either_order(tmp_path):
+    np.save(tmp_path / 'two.npy', np.zeros((6, 8, 6), np.uint8))
+    with pytest.raises(InputError, match='6 x 8 x 6, in which the 6 channels may be the first dimension or the last'):
+        read_bands(str(tmp_path / 'two.npy'), 6)
+    values = np.arange(6 * 64).reshape(6, 8, 8) * 100
+    for order in '<>':
+        np.save(tmp_path / f'order{order}.npy', values.astype(f'{order}u2'))
+    little, big = (read_bands(str(tmp_path / f'order{order}.npy'), 6) for order in '<>')
+    assert torch.equal(little, big) and torch.allclose(big, torch.tensor(values) * (255 / 65535))
 
 
 # The model ---------------------------------------------------------------------------------------------------------

@@ -85,6 +85,9 @@ def test_a_column_that_can_only_be_the_splits_is_taken_for_it(pictures, name):
     (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* for testing.*'training', 'valid'"),
     (ALL.format('False', 'False', 'True', name='is_valid'), "column 'is_valid' .* --split-column none"),
     (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits:"),
+    (ALL.format('0', '0', '1', name='isTest'), "column 'isTest' .* for testing"),
+    (ALL.format('train', '', 'test', name='dataset'), "column 'dataset' .* for testing.*'train', '', 'test'"),
+    (ALL.format('training', 'training', 'holdout', name='data'), "column 'data' .* for testing"),
     (ALL.format('test', 'test', 'test', name='split'), "no row of .* is of the split train"),
 ])
 def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
@@ -93,7 +96,8 @@ def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
     assert len(read(pictures, text, split_column='none').train) == 4
 
 
-@pytest.mark.parametrize('column', ['fold\n0', 'weight\n1', 'note\ntest', 'set\nmini'])
+@pytest.mark.parametrize('column', ['fold\n0', 'weight\n1', 'note\ntest', 'set\nmini', 'isBest\n1',
+                                    'kind\nvalue', 'from\ndevice'])
 def test_other_columns_are_left_alone(pictures, column):
     name, cell = column.split('\n')
     assert len(read(pictures, ALL.format(cell, cell, f'{cell}7', name=name)).train) == 4

@@ -232,6 +232,8 @@ def test_a_network_without_logits_is_refused_and_a_broken_one_is_no_fault_of_the
     monkeypatch.setattr(model, 'forward', lambda x: torch.zeros(1)[3])
     with pytest.raises(IndexError):
         check_input_size(model, 'resnet20', (3, 8, 8))
+    with pytest.raises(InputError, match=r"'resnet20' cannot be used as it was made \(.*correct --model-kwargs a=1"):
+        check_input_size(model, 'resnet20', (3, 8, 8), {'a': 1})
 
 
 # Optimizers

@@ -81,6 +81,9 @@ def test_who_does_not_take_label_sets_is_told(pictures):
         create_splits(settings_of(pictures))
     with pytest.raises(InputError, match='of which no long tail is'):
         create_splits(settings_of(pictures, imbalance_factor=2.0), label_sets=True)
+    data = DataSettings('csv', train_csv=str(pictures / 'train.csv'), label_separator='|')
+    assert any("has the --label-separator '|', so each is one label" in note
+               for note in create_splits(data, label_sets=True).notes)
     with pytest.raises(InputError, match='--label-separator is empty'):
         create_splits(settings_of(pictures, label_separator=''), label_sets=True)
 
@@ -281,6 +284,7 @@ def test_a_second_stage_is_refused(run, pictures, tmp_path):
     (['--loss', 'bce', '--eval-metric', 'top5'], '--eval-metric top5 is not for.*map_many'),
     (['--imbalance', 'auto'], '--imbalance auto is not for pictures of several classes'),
     (['--loss', 'bce', '--kd-checkpoint', 'x.pth'], '--kd-checkpoint is not for'),
+    (['--loss', 'bce', '--more-train', 'x.csv'], '--more-train is not for'),
     (['--loss', 'bce', '--smoothing', '0.1'], "loss 'bce' has no setting 'smoothing'"),
 ])
 def test_what_is_for_one_class_is_refused_in_a_sentence(more, message, pictures, tmp_path):

@@ -278,7 +278,7 @@ def test_a_batch_that_is_not_mixed_has_its_place_in_the_line():
         ManifoldMixup(5, layer='layr2').connect(network)
 
 
-@pytest.mark.parametrize('more', ['--sam-rho=0.05', '--torchcompile=eager'])
+@pytest.mark.parametrize('more', ['--sam-rho=0.05', '--torchcompile=eager', '--grad-checkpointing'])
 def test_what_manifold_mixup_does_not_go_with(more):
     settings = parse_train(['--dataset', 'list', '--model', 'resnet20', '--manifold-mixup', '1', more])
     with pytest.raises(InputError, match='mixes within the network, once for a batch'):

@@ -242,7 +242,7 @@ def test_without_a_validation_split_the_last_epoch_is_reported_and_said_so(image
                 '--output', str(tmp_path), '--experiment', 'run'])
     printed = capsys.readouterr().out
     assert 'has no validation split' in printed
-    assert 'since there is no validation split' in printed
+    assert 'since none was chosen by validation' in printed
     assert not (tmp_path / 'run' / BEST).exists()
     assert torch.load(tmp_path / 'run' / LAST)['best'] is None
     result = json.loads((tmp_path / 'run' / 'test.json').read_text())

@@ -174,6 +174,7 @@ def test_lora_does_not_take_a_head_that_is_not_linear(head):
     ('lora', {'bias': 'foo'}, 'peft cannot put lora.*bias=foo'),
     ('adaptformer', {'width': 10 ** 10}, 'width=10000000000'), ('vpt', {'length': 10 ** 11}, 'length=100000000000'),
     ('lora', {'modules_to_save': ['head']}, 'the classifier is trained in any case'),
+    ('lora', {'target_modules': []}, 'peft cannot put lora.*target_modules'),
     ('adaptformer', {'width': 0}, 'width=0'),
     ('adaptformer', {'dim': 3}, "no setting 'dim'|has no .*dim"),
     ('vpt', {'length': 'many'}, 'length=many'),
@@ -181,6 +182,50 @@ def test_lora_does_not_take_a_head_that_is_not_linear(head):
 def test_wrong_settings_are_one_sentence(name, kwargs, message):
     with pytest.raises(InputError, match=message):
         apply_tuning(vit(), name, kwargs)
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('beit_base_patch16_224', dict(depth=1, embed_dim=24, num_heads=2)),
+    ('eva02_tiny_patch14_224', dict(depth=1, embed_dim=24, num_heads=2))])
+def test_lora_is_refused_where_a_network_reads_weights_past_the_layer(name, kwargs):
+    with pytest.raises(InputError, match="reads the weight of '.*qkv|q_proj.*' without calling the layer"):
+        apply_tuning(timm.create_model(name, num_classes=3, **kwargs), 'lora', {})
+
+
+def test_statistics_that_cannot_be_frozen_are_refused():
+    model = apply_tuning(timm.create_model('levit_128s', num_classes=3), 'lora', {'target_modules': r'.*qkv\.linear'})
+    with pytest.raises(InputError, match='would let the statistics of BatchNorm1d move in Levit'):
+        learn_only_tuned(model, 'lora', {'target_modules': r'.*qkv\.linear'})
+
+
+def test_a_network_of_chance_is_not_tuned(folder, tmp_path):
+    given = command(folder, tmp_path, '--tune', 'norm', '--epochs', '1')
+    at = given.index('--pretrained-path')
+    with pytest.raises(InputError, match='--tune norm trains a small part .* give --pretrained,'):
+        train(given[:at] + given[at + 2:])
+
+
+def test_an_adapter_brings_its_format_and_its_classes_and_takes_no_other_network(folder, tmp_path, monkeypatch):
+    train([*command(folder, tmp_path), '--tune', 'norm', '--epochs', '1', '--mean', '0.9', '0.9', '0.9',
+           '--experiment', 'run'])
+    file = str(tmp_path / 'run' / 'adapter.safetensors')
+    whole = opening.open_trained(str(tmp_path / 'run' / 'last.pth.tar'))
+
+    def plain(*args, **kwargs) -> nn.Module:
+        model = timm.create_model(MODEL, img_size=32, num_classes=5)
+        model.load_state_dict(read_checkpoint(folder / 'base.safetensors'))
+        return model
+
+    monkeypatch.setattr(opening, 'create_model', plain)  # instead of a download
+    again = opening.open_trained(file)
+    assert again.input == whole.input and again.input.mean == (0.9, 0.9, 0.9)
+    assert again.classes.names == whole.classes.names == ('ant', 'bee', 'cat')
+    assert str(tmp_path) not in Path(file).read_bytes().decode('latin1')  # no place on the machine
+    for other in ({'add_nbn': True}, {'model_kwargs': {'depth': 3}}, {'num_classes': 4}):
+        with pytest.raises(InputError, match='says itself what its network is'):
+            opening.open_trained(file, **other)
+    with pytest.raises(InputError, match='is no checkpoint file, so there are no averaged weights'):
+        opening.open_trained(file, use_ema=True)
 
 
 @pytest.mark.parametrize('name', ['adaptformer', 'vpt'])

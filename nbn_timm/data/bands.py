@@ -84,11 +84,14 @@ def _channels_first(values: np.ndarray, channels: int, what: str) -> np.ndarray:
     if not places:
         raise InputError(f'{what} has the shape {" x ".join(map(str, values.shape))}, and --in-chans asks for '
                          f'{channels} channels: give that number, as the first or the last dimension')
+    if len(places) == 2:
+        raise InputError(f'{what} has the shape {" x ".join(map(str, values.shape))}, in which the {channels} channels '
+                         'may be the first dimension or the last: give pictures of another height or width')
     return values if places[0] == 0 else values.transpose(2, 0, 1)
 
 
 def _scaled(values: np.ndarray, what: str) -> torch.Tensor:
-    white = _WHITE.get(str(values.dtype))
+    white = _WHITE.get(values.dtype.name)  # whatever the order of bytes
     if white is None and not (np.issubdtype(values.dtype, np.floating) and values.size
                               and 0 <= values.min() and values.max() <= 1):
         raise InputError(f'{what} has values of type {values.dtype}, of which it is not known which is white: give '

@@ -28,9 +28,11 @@ _PART_OF = {name: part for part, names in SPLIT_FOLDERS.items() for name in name
 NO_COLUMN = 'none'  # for --split-column
 
 # What shows that a column is about splits, though its cells are no names of splits that are known.
-_WORDS = re.compile(r'[a-z]+')
+_WORDS = re.compile(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])')  # of is_test, isTest and SPLIT
 _SPLIT_WORDS = {'split', 'splits', 'set', 'subset', 'fold', 'folds', 'part', 'partition', 'phase', 'usage'}
 _SPLIT_BEGINNINGS = ('train', 'trn', 'val', 'dev', 'test', 'tst', 'eval', 'hold')
+# Cells that say by themselves what they are about, whatever the column is called.
+_SPLIT_CELL = re.compile(r'(train|trn|val|dev|test|tst|eval|hold)(id|ing|idation|uation|[-_ ]?out|[-_ ]?set)?')
 _YES_NO = {'', '0', '1', '0.0', '1.0', 'true', 'false', 'yes', 'no', 'y', 'n', 't', 'f', 'x'}
 
 
@@ -115,6 +117,10 @@ def read_csv_files(settings: DataSettings, parts: Collection[str], names: Sequen
             f'no row of {quoted(settings.train_csv)} is of the split train, so correct it, or give --split-column '
             f'{NO_COLUMN} if all are' if settings.train_csv else 'give --train-csv'))
     naming = [tables['train']] if 'train' in tables else list(tables.values())
+    separator = settings.label_separator
+    if separator and not any(separator in cell for rows in naming for cell in rows.labels):
+        notes.append(f'no cell of the column {quoted(settings.label_column)} has the --label-separator '
+                     f'{quoted(separator)}, so each is one label')
     if names is None:
         labels = {label for rows in naming for cell in rows.labels for label in rows.labels_of(cell)}
         names = tuple(sorted(labels, key=natural_order))
@@ -235,10 +241,12 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
     found = {}
     for name, cells in table.others.items():
         said = {cell.lower() for cell in cells}
-        words = set(_WORDS.findall(name.lower()))
+        words = {word.lower() for word in _WORDS.findall(name)}
+        filled = said - {''}
+        cells_say = len(filled) > 1 and all(map(_SPLIT_CELL.fullmatch, filled))
         if said <= _PART_OF.keys():
             found[name] = cells
-        elif (words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
+        elif (cells_say or words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
               or words & _PART_OF.keys() and said <= _YES_NO):
             raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, '
                              f'in words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '

@@ -34,7 +34,8 @@ class ViewSettings(Settings):
     title = 'views'
 
     test_views: str | None = setting(
-        None, 'average the logits of several crops: corners and centre, or these and their mirror images',
+        None, 'average the logits of several crops: corners and centre, or these and their mirror images; '
+        '--crop-pct has no part in it',
         choices=tuple(CROPS), unset='the centre crop alone')
     test_views_expand: int = setting(
         24, 'pixels by which the shorter side of a picture is larger than a crop', limits=NOT_NEGATIVE,

@@ -87,8 +87,8 @@ class ManifoldMixup(Mixing):
             InputError: The network does not call it once for a batch.
         """
         if self.waiting:
-            raise InputError(f"the network does not call the layer '{self.layer}' once for every batch, as "
-                             '--grad-checkpointing and some networks have it: give another --manifold-mixup-layer')
+            raise InputError(f"the network does not call the layer '{self.layer}' once for every batch, as some "
+                             'networks have it: give another --manifold-mixup-layer')
 
     def __call__(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         before = len(self.waiting)

@@ -34,6 +34,7 @@ _OWNERS = {
     'model_name': 'give --model',
     'num_classes': 'give --num-classes',
     'pretrained': 'give --pretrained',
+    'device': 'give --device',
     'checkpoint_path': 'give --initial-checkpoint',
     'features_only': 'a network without a classifier is of no use here, so leave it out',
 }
@@ -214,7 +215,12 @@ def _no_model(name: str, error: Exception) -> str:
             '--drop, --drop-path and --model-kwargs, and its config.json, which may be damaged or of another kind')
 
 
-def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, int]) -> None:
+def check_input_size(
+        model: nn.Module,
+        name: str,
+        input_size: tuple[int, int, int],
+        model_kwargs: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse images that a model cannot take, and a model that gives no logits of them, by trying one.
 
     Args:
@@ -222,10 +228,12 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
             halvings a small image has no pixel left.
         name: Of the model.
         input_size: (channels, height, width) of the images.
+        model_kwargs: That the user gave for it.
 
     Raises:
         InputError: The model is for another size or number of channels, or no classifier. What it cannot do with images
-            of its own size either is no fault of the size, and stays the error that it is.
+            of its own size either is no fault of the size: where there are `model_kwargs` these are blamed, else it
+            stays the error that it is.
     """
     takes = get_model_input_config(model)
     channels, height, width = takes['input_size']
@@ -241,8 +249,14 @@ def check_input_size(model: nn.Module, name: str, input_size: tuple[int, int, in
     try:
         logits = _try_image(model, input_size)
     except Exception as error:  # of layers that may raise anything about a size
-        if raised_here(error) or input_size == takes['input_size'] or not _takes_size(model, takes['input_size']):
+        if raised_here(error):
             raise
+        if input_size == takes['input_size'] or not _takes_size(model, takes['input_size']):
+            if not model_kwargs:
+                raise
+            given = ' '.join(f'{key}={value}' for key, value in model_kwargs.items())
+            raise InputError(f"model '{name}' cannot be used as it was made ({reason_of(error)}): correct "
+                             f'--model-kwargs {given}') from error
         raise InputError(f"model '{name}' cannot take images of {input_size[1]}x{input_size[2]} ({reason_of(error)}): "
                          f'give another --img-size, such as its own {height}') from error
     if logits.ndim != 2:

@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
 from nbn_timm.data import Classes, DataDefaults, read_counts
 from nbn_timm.data.classes import label_names
@@ -24,7 +25,7 @@ from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.tuning import AdapterFile, TuneSettings, apply_tuning, load_adapter, read_adapter, with_head
 from nbn_timm.models.weight_files import DIGEST, load_weights, read_checkpoint, read_state_dict, weights_digest
 from nbn_timm.second_stages import restore_second_stages
-from nbn_timm.settings import Settings, setting
+from nbn_timm.settings import Settings, plain, setting
 from nbn_timm.trained.record import NetworkRecord
 
 __all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'checkpoint_record', 'open_trained', 'published_record',
@@ -133,8 +134,8 @@ def open_trained(
     source = opened_source(source)
     adapter = read_adapter(source) if Path(source).is_file() else None
     if adapter is not None and not (use_ema or all_experts):
-        opened = _from_adapter(source, adapter)
-    elif Path(source).is_file():
+        opened = _from_adapter(source, adapter, asked)
+    elif adapter is None and Path(source).is_file():
         opened = _from_checkpoint(source, use_ema, asked, all_experts)
     elif use_ema or model or all_experts:
         raise InputError(f"'{source}' is no checkpoint file, so there are no averaged weights, no router and no "
@@ -179,6 +180,9 @@ def checkpoint_record(path: str) -> NetworkRecord:
     Raises:
         InputError: It cannot be read.
     """
+    adapter = read_adapter(path)
+    if adapter is not None:
+        return _adapter_record(path, adapter)
     record = NetworkRecord.of_checkpoint(read_checkpoint(path))
     recorded, beside = record.arguments.get('split_file'), Path(path).parent / SPLIT_FILE
     if recorded and not os.path.isfile(str(recorded)) and beside.is_file():
@@ -224,11 +228,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         'the architecture with it')
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs)
-    if record.model == name:
-        tuning = record.told(TuneSettings)
-        network = with_head(network, tuning.head, tuning.head_kwargs)
-        network = apply_tuning(network, tuning.tune, tuning.tune_kwargs)
+    network: Any = as_tuned(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), name, record)
     network = restore_second_stages(network, weights)
     load_weights(network, path, use_ema)
     if all_experts:
@@ -244,11 +244,29 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
 
 
-def _from_adapter(path: str, about: AdapterFile) -> TrainedModel:
+def as_tuned(network: nn.Module, name: str, record: NetworkRecord) -> nn.Module:
+    """A new network with the classifier and the parts that a record's training with --head and --tune had put in."""
+    if record.model != name:
+        return network
+    tuning = record.told(TuneSettings)
+    return apply_tuning(with_head(network, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
+
+
+def _from_adapter(path: str, about: AdapterFile, asked: _Asked) -> TrainedModel:
+    other = {key for key, value in asked.model_kwargs.items() if about.model_kwargs.get(key) != plain(value)}
+    if (asked.add_nbn or other or asked.model not in (None, about.model)
+            or asked.num_classes not in (None, about.num_classes)):
+        raise InputError(f"the adapter '{path}' says itself what its network is, {about.model} with "
+                         f'{about.num_classes} classes: leave out --model, --model-kwargs, --add-nbn and --num-classes')
     network: Any = create_model(about.model, about.num_classes, pretrained=True, model_kwargs=about.model_kwargs)
     load_adapter(network, path)
-    record = NetworkRecord(arguments={'model': about.model, 'model_kwargs': about.model_kwargs})
-    return TrainedModel(network.eval(), about.model, about.model_kwargs, False, _input(network, record), record)
+    record = _adapter_record(path, about)
+    return TrainedModel(network.eval(), about.model, dict(about.model_kwargs), False, _input(network, record), record)
+
+
+def _adapter_record(path: str, about: AdapterFile) -> NetworkRecord:
+    return NetworkRecord.from_dict(dict(about.record), f"the record in the adapter '{path}'") if about.record else (
+        NetworkRecord(arguments={'model': about.model, 'model_kwargs': dict(about.model_kwargs)}))
 
 
 def classes_of_weights(name: str, weights: Mapping[str, torch.Tensor]) -> int | None:

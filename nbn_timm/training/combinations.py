@@ -40,6 +40,10 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     check_sampler_settings(settings.sampler.sampler, settings.sampler.sampler_kwargs)
     mixing = chosen_mixing(settings, stage)
     name, frozen, epochs = settings.loss.loss, settings.start.freeze_epochs, settings.schedule.epochs
+    start, tune = settings.start, settings.tuning.tune
+    if tune and not (start.pretrained or start.pretrained_path or start.initial_checkpoint or settings.run.resume):
+        raise InputError(f'--tune {tune} trains a small part of a network, and the rest would stay as random as it is: '
+                         'give --pretrained, --pretrained-path or --initial-checkpoint')
     if stage is None and frozen >= epochs:
         raise InputError(f'--freeze-epochs {frozen} leaves none of the {epochs} --epochs for the rest of the network: '
                          'give --freeze backbone if the classifier alone is to learn, else fewer, such as '
@@ -51,7 +55,8 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
                          '--amp-dtype bfloat16, or leave it out')
     if mixing == 'manifold_mixup':
         for other, given in (('--sam-rho', settings.optimizer.sam_rho), ('--cuda-graphs', settings.gpu.cuda_graphs),
-                             ('--torchcompile', settings.precision.torchcompile)):
+                             ('--torchcompile', settings.precision.torchcompile),
+                             ('--grad-checkpointing', settings.start.grad_checkpointing)):
             if given:
                 raise InputError(f'--manifold-mixup mixes within the network, once for a batch, which {other} does not '
                                  'allow: leave one of them out')

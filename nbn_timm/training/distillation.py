@@ -15,7 +15,7 @@ from nbn_timm.models.create import create_model
 from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.weight_files import load_weights
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, Settings, only_with, setting
-from nbn_timm.trained.opening import checkpoint_record
+from nbn_timm.trained.opening import as_tuned, checkpoint_record
 
 _logger = logging.getLogger(__name__)
 
@@ -182,6 +182,7 @@ def build_teacher(
     theirs = record.classes
     teacher = create_model(name, theirs.num_classes if theirs else num_classes, nbn=nbn, model_kwargs=kwargs,
                            flags=('--kd-model-name', '--kd-model-kwargs'))
+    teacher = as_tuned(teacher, name, record)
     load_weights(teacher, file)
     if theirs is not None and classes is not None:
         matching = theirs.match(classes, classes.source, f"teacher '{settings.kd_checkpoint}'")

@@ -43,7 +43,7 @@ def for_label_sets(settings: TrainSettings, stage: SecondStage | None) -> TrainS
     for given, what in (
             (stage, f'--stage {settings.second_stage.stage}'),
             (settings.imbalance.imbalance, f'--imbalance {settings.imbalance.imbalance}'),
-            (settings.distillation.kd_checkpoint, '--kd-checkpoint'),
+            (settings.distillation.kd_checkpoint, '--kd-checkpoint'), (settings.more_train.more_train, '--more-train'),
             (settings.adversarial.adversarial, f'--adversarial {settings.adversarial.adversarial}'),
             (switched_on, ', '.join(switched_on))):
         if given:

@@ -250,5 +250,5 @@ def check_eval_metric(name: str, splits: Splits) -> None:
 def input_format(settings: TrainSettings, published: DataDefaults, model: Any) -> DataDefaults:
     """The benchmark's input format, or the model's for images of one's own, with what the settings say."""
     defaults = published.for_model(model.pretrained_cfg).as_trained(settings.input)
-    check_input_size(model, settings.model.model, defaults.input_size)
+    check_input_size(model, settings.model.model, defaults.input_size, settings.model.model_kwargs)
     return defaults

@@ -19,6 +19,7 @@ from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
 from nbn_timm.models.tuning import AdapterFile, save_adapter
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.settings import SettingGroups
+from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.adjust import adjusted
 from nbn_timm.training.calibrating import in_words, write_calibration
@@ -27,7 +28,7 @@ from nbn_timm.training.label_sets import settle_thresholds
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.run_checkpoint import load_best
-from nbn_timm.training.settings import TrainSettings
+from nbn_timm.training.settings import TrainSettings, public_record
 from nbn_timm.training.task import evaluation_model
 
 SETTINGS_FILE = 'args.yaml'
@@ -141,23 +142,30 @@ def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> N
         weights = EvaluatedWeights(LAST, epochs, epochs)
     divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []
     files = [SETTINGS_FILE, *divided, 'summary.csv', 'log.jsonl', LAST, *([BEST] if keeper.best else [])]
-    if keep_adapter(plan, unwrap_model(model)):
-        files.append(ADAPTER_FILE)
     if settings.imbalance.imbalance:
         weights = adjusted(plan, model, weights)
         files += [weights.file] if weights.file == ADJUSTED else []
+    if keep_adapter(plan, unwrap_model(model), weights.file):
+        files.append(ADAPTER_FILE)
     report_on(plan, model, weights, files)
 
 
-def keep_adapter(plan: Plan, model: nn.Module) -> bool:
-    """Write what a run with --tune has trained as a file that goes onto the plain network; returns whether it did."""
+def keep_adapter(plan: Plan, model: nn.Module, file: str) -> bool:
+    """Write what a run with --tune has trained as a file that goes onto the plain network; returns whether it did.
+
+    Args:
+        plan: Of the run.
+        model: With the weights that the run ends with.
+        file: In the run's folder, which has these weights and the record.
+    """
     settings, tuning = plan.settings, plan.settings.tuning
     if tuning.tune is None or settings.model.add_nbn or settings.second_stage.stage:
         return False
     if plan.world.is_primary:
         save_adapter(model, plan.folder / ADAPTER_FILE, AdapterFile(
             settings.model.model, plan.num_classes, tuning.tune, tuning.tune_kwargs, tuning.head, tuning.head_kwargs,
-            {**settings.input.as_model_kwargs(), **settings.model.model_kwargs}))
+            {**settings.input.as_model_kwargs(), **settings.model.model_kwargs},
+            record=public_record(checkpoint_record(str(plan.folder / file))).to_dict()))
     return True
 
 

@@ -35,6 +35,7 @@ class AdapterFile:
         head, head_kwargs: Of the classifier; None is the model's own kind.
         model_kwargs: Constructor arguments.
         backbone_sha256: Digest of all weights of the plain network that have not been trained.
+        record: Of the training, for `NetworkRecord.from_dict`: settings, classes, format of the images.
     """
 
     model: str
@@ -45,6 +46,7 @@ class AdapterFile:
     head_kwargs: Mapping[str, Any] = field(default_factory=dict)
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     backbone_sha256: str = ''
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_adapter(model: nn.Module, path: str | Path, about: AdapterFile) -> None:

@@ -2,9 +2,11 @@
 import re
 import textwrap
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
+from timm.models import get_model_input_config
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
@@ -52,7 +54,7 @@ class LoraTuning(Tuning):
         refuse_owned(key_values(FLAG, self.settings), _OWNERS)
         if 'r' in self.settings:
             check_number('--tune lora', FLAG, 'r', self.settings['r'], low=1, high=_MOST_RANKS, whole=True)
-        targets = self.settings.get('target_modules') or _default_targets(model)
+        targets = self.settings['target_modules'] if 'target_modules' in self.settings else _default_targets(model)
         own = [KeyValue('target_modules', targets, f'{FLAG} target_modules={targets}'),
                *(one for one in key_values(FLAG, self.settings) if one.key != 'target_modules')]
         config_type = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[known[self.kind]]
@@ -65,6 +67,7 @@ class LoraTuning(Tuning):
             remedy = (f'correct {FLAG} {given}' if given else f'give {FLAG} target_modules=NAMES')
             raise InputError(f'peft cannot put {self.kind} into {type(model).__name__} '
                              f'({type(error).__name__}: {reason}): {remedy}') from error
+        _refuse_bypassed(model)
 
     def learns(self, model: nn.Module) -> set[str]:
         """What peft has put in, without the weights that it goes onto."""
@@ -73,6 +76,22 @@ class LoraTuning(Tuning):
                   if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)]
         return {f'{name}.{own}' for name, layer in layers for own, _ in layer.named_parameters()
                 if not own.startswith('base_layer.')}
+
+
+def _refuse_bypassed(model: nn.Module) -> None:
+    """Refuse a network that reads the weight of a layer without calling it, and would miss what peft puts in."""
+    outline, called = deepcopy(model).to('meta').eval(), set[str]()
+    layers = {name: module for name, module in outline.named_modules()
+              if isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.add(name))
+    channels, height, width = get_model_input_config(outline)['input_size']
+    made_for = getattr(getattr(outline, 'patch_embed', None), 'img_size', None)  # timm's cfg may not know of it
+    with torch.no_grad():
+        outline(torch.empty(1, channels, *(made_for or (height, width)), device='meta'))
+    if missed := sorted(layers.keys() - called):
+        raise InputError(f"{type(model).__name__} reads the weight of '{missed[0]}' without calling the layer, so "
+                         f'--tune lora would do nothing there: give {FLAG} target_modules=NAMES of other layers')
 
 
 def _peft() -> Any:

@@ -100,8 +100,12 @@ def learn_only_tuned(model: nn.Module, name: str, given: Mapping[str, Any]) -> N
         parameter.requires_grad_(key in tuned or key.startswith(heads))
     for module in list(model.modules()):
         own = list(module.parameters(recurse=False))
-        if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not any(one.requires_grad for one in own):
-            freeze_nbn(module)
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or any(one.requires_grad for one in own):
+            continue
+        if isinstance(module, nn.BatchNorm1d):
+            raise InputError(f'--tune {name} would let the statistics of BatchNorm1d move in {type(model).__name__}, '
+                             'which has no frozen form here: give another network, or --freeze')
+        freeze_nbn(module)
 
 
 def blocks_of(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
