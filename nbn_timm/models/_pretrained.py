@@ -111,7 +111,7 @@ def build_zoo_model(
 
     def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         fitting = checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
-        check_weights(fitting, overlay.get('file') or cfg.file or cfg.hf_hub_id or cfg.url or 'state_dict')
+        check_weights(fitting, str(overlay.get('file') or cfg.file or cfg.hf_hub_id or cfg.url or 'state_dict'))
         return fitting
 
     if isinstance(kwargs.get('num_experts'), int):
