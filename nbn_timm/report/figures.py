@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from nbn_timm.evaluation.calibration import BINS, Calibration
-from nbn_timm.pages import figure_svg
+from nbn_timm.pages import figure_svg, matrix
 from nbn_timm.pages.figures import INK, SERIES, plain_log
 from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.run import SHOTS, ClassRow, FinishedRun
@@ -15,7 +15,6 @@ from nbn_timm.report.run import SHOTS, ClassRow, FinishedRun
 Svg = Markup | None
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
-MATRIX_LIMIT = 50  # classes of which a matrix can be read
 _OF_SHOT = {'all': INK, 'many': SERIES[0], 'medium': SERIES[1], 'few': SERIES[2]}
 
 
@@ -111,29 +110,7 @@ def reliability(whole: Calibration, by_shot: Mapping[str, Calibration]) -> Svg:
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Svg:
     """Shares of each class's pictures by what they were told to be; None for more than `MATRIX_LIMIT` classes."""
-    number = len(names)
-    if number > MATRIX_LIMIT:
-        return None
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        picture = np.zeros((number, number, 4))
-        picture[..., :3] = (0.18, 0.45, 0.83)
-        picture[..., 3] = share
-        axes.imshow(picture, interpolation='nearest')
-        size = 8 if number <= 20 else 5.5
-        short = [name if len(name) <= 18 else f'{name[:17]}…' for name in names]
-        axes.set_xticks(range(number), short, rotation=90, fontsize=size)
-        axes.set_yticks(range(number), short, fontsize=size)
-        axes.set(xlabel='told to be', ylabel='is')
-        axes.grid(visible=False)
-        if number <= 20:
-            for row, column in zip(*np.nonzero(counts), strict=True):
-                axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=7)
-
-    side = 4.8 if number <= 20 else 6.4
-    return figure_svg(draw, 'confusion matrix', side, side)
+    return matrix(counts, counts.sum(axis=1), names, 'confusion matrix', 'told to be', 'is')
 
 
 def norm_figures(networks: Mapping[str, NormSizes], lengths: Mapping[str, Mapping[str, float]]

@@ -7,6 +7,7 @@ import numpy as np
 
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.pages import Card, Number, Table, can_draw, how_to_draw, write_page
+from nbn_timm.pages.figures import MATRIX_LIMIT
 from nbn_timm.report import figures
 from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import Gallery, told
@@ -132,7 +133,7 @@ def confusion_counts(run: FinishedRun) -> np.ndarray:
 
 def confusion_figure(run: FinishedRun) -> figures.Svg:
     """The matrix, of few enough classes."""
-    if run.predictions is None or len(run.classes) > figures.MATRIX_LIMIT:
+    if run.predictions is None or len(run.classes) > MATRIX_LIMIT:
         return None
     return figures.confusion_matrix(confusion_counts(run), run.names)
 
