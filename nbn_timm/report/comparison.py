@@ -110,7 +110,8 @@ def difference(first: FinishedRun, run: FinishedRun, dataset: Any) -> Difference
             for index in indices.tolist()]
 
     return Difference(
-        run.name, interval_table(intervals(first, run)), RESAMPLES, 'recall', gained, lost, figure,
+        run.name, interval_table(intervals(first, run)), RESAMPLES, 'test pictures, or of classes,',
+        'recall', gained, lost, figure,
         'tells these right', pictures(after.correct & ~before.correct, before.confidence),
         pictures(before.correct & ~after.correct, after.confidence))
 

@@ -22,6 +22,7 @@ class Difference:
         name: Of the run.
         intervals: What is measured, in words, and the interval of the mean difference.
         resamples: Draws of an interval.
+        drawn: What is drawn for them, in words.
         measure: Of a class, in words.
         gained, lost: Names of the classes that gained or lost most, a table each.
         figure: Change of the measure by training images.
@@ -32,6 +33,7 @@ class Difference:
     name: str
     intervals: Table
     resamples: int
+    drawn: str
     measure: str
     gained: Table | None
     lost: Table | None

@@ -31,8 +31,8 @@ def difference(first: FinishedRun, run: FinishedRun, dataset: Any) -> Difference
     gain = first.label_sets.losses - run.label_sets.losses
     gained, lost, figure = class_changes(first, run, before, after, 'average precision')
     return Difference(
-        run.name, interval_table(intervals(first, run)), RESAMPLES, 'average precision', gained, lost, figure,
-        'tells all labels of these right', pictures(right_after & ~right_before, gain),
+        run.name, interval_table(intervals(first, run)), RESAMPLES, 'test pictures', 'average precision',
+        gained, lost, figure, 'tells all labels of these right', pictures(right_after & ~right_before, gain),
         pictures(right_before & ~right_after, -gain))
 
 
