@@ -2,6 +2,7 @@
 
     nbn-check pictures/                                        # class folders, with or without train, val and test
     nbn-check --dataset csv --train-csv labels.csv --data-dir pictures --html check.html
+    nbn-check --dataset csv --train-csv labels.csv --data-dir pictures --label-separator ';'    # pictures of several
 """
 import argparse
 import json

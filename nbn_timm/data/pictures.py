@@ -113,8 +113,8 @@ def read_picture(
                          'the list') from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise InputError(
-            f'image {quoted(path)} cannot be read ({_reason(error)}): replace the file by an intact copy; nbn-check '
-            'DIR names all damaged files at once') from error
+            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}): replace the file by an intact copy; '
+            'nbn-check DIR names all damaged files at once') from error
 
 
 def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
@@ -167,7 +167,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
-def _reason(error: Exception) -> str:
+def reason_unreadable(error: Exception) -> str:
+    """Why Pillow could not read a file, in words without its path."""
     if isinstance(error, UnidentifiedImageError):
         return 'it is no picture that Pillow knows'
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
