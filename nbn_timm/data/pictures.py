@@ -115,8 +115,8 @@ def read_picture(
         bands = isinstance(error, UnidentifiedImageError) and may_hold_bands(path)
         more = ', and one of more than four channels needs --in-chans' if bands else ''
         raise InputError(
-            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}{more}): replace the file by an intact copy; '
-            'nbn-check DIR names all damaged files at once') from error
+            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}{more}): replace the file by an '
+            'intact copy; nbn-check DIR names all damaged files at once') from error
 
 
 def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
