@@ -29,7 +29,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from nbn_timm.data import DataDefaults
 from nbn_timm.data.decoders import DECODERS, Box, decoded_crop, resized_part
-from nbn_timm.data.pictures import exif_orientation
+from nbn_timm.data.pictures import orientation_of
 from nbn_timm.data.transforms import create_transform
 
 Case = Callable[[bytes], Any]
@@ -61,7 +61,7 @@ def _saved_again(data: bytes, quality: int) -> bytes:
 
 def _is_for_decoders(data: bytes) -> bool:
     colours = simplejpeg.decode_jpeg_header(data)[2]
-    return colours in UPRIGHT_RGB and exif_orientation(Image.open(io.BytesIO(data))) == 1
+    return colours in UPRIGHT_RGB and orientation_of(Image.open(io.BytesIO(data))) == 1
 
 
 def _speed(files: list[bytes], args: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -161,6 +161,76 @@ def test_odd_files_go_to_pillow(decoder, kind, tmp_path):
         assert kind in ('damaged', 'cut off') and results[0] == results[1]
     else:
         assert torch.equal(*results)
+
+
+def crop_to(size, *crop):
+    return transforms.Compose([RandomResizedCropAndInterpolation(size, *crop), MaybePILToTensor()])
+
+
+def by_both(decoder, path, transform, seeds):
+    """What Pillow and the decoder make of a file, each with the same random numbers: pictures, or sentences."""
+    for seed in seeds:
+        results = []
+        for whole in (transform, DecodedCrop(transform, DECODERS[decoder]())):
+            random.seed(seed)
+            try:
+                results.append(ImageSamples([str(path)], [0], whole)[0][0])
+            except InputError as error:
+                results.append(str(error))
+        yield results
+
+
+@pytest.mark.parametrize('width,height', [(1, 1), (1, 2), (2, 1)])
+def test_empty_crops_of_tiny_pictures_are_pillows(decoder, width, height, tmp_path):
+    path = tmp_path / 'x.jpg'
+    path.write_bytes(jpeg(Image.new('RGB', (width, height), (10, 200, 30))))
+    results = list(by_both(decoder, path, crop_to(4), range(60)))
+    assert any(not images[0].any() for images in results)  # an empty crop is black
+    assert all(torch.equal(*images) for images in results)
+
+
+def test_orientation_is_found_behind_fill_bytes(decoder, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = jpeg(scene(90, 70), exif=exif)
+    path = tmp_path / 'x.jpg'
+    path.write_bytes(data.replace(b'\xff\xe1', b'\xff\xff\xff\xe1', 1))  # any number may stand before a mark
+    whole = crop_to(16, (1, 1), (7 / 9, 7 / 9))
+    (pillows, ours), = by_both(decoder, path, whole, [0])
+    assert torch.equal(ours, pillows)
+
+
+@pytest.mark.parametrize('data', [b'', b'\xff\xd8', b'\xff\xd8\xff', b'\xff\xd8\xff\xe1', b'\xff\xd8\xff\xff'])
+def test_marks_may_be_cut_anywhere(data):
+    assert not decoders_module._is_upright_and_whole(data)
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_a_file_without_its_end_is_pillows_wherever_the_crop_is(decoder, progressive, tmp_path):
+    thumbnail = Image.Exif()
+    thumbnail[0x9286] = jpeg(scene(16, 16))  # has an end mark of its own
+    data = jpeg(scene(60, 120), exif=thumbnail, progressive=progressive)
+    path = tmp_path / 'x.jpg'
+    crop = crop_to(8, (0.1, 0.3))
+    path.write_bytes(data[:-len(data) // 8])
+    for pillows, ours in by_both(decoder, path, crop, range(8)):
+        assert isinstance(pillows, str) and ours == pillows
+    path.write_bytes(data + b'another picture')
+    (_, ours), = by_both(decoder, path, crop, [0])
+    assert ours.shape == (3, 8, 8)
+
+
+def test_damage_that_decoding_meets_gives_pillows_crop(decoder, tmp_path):
+    """Pillow reads on behind bad codes, and draws the crop that the decoder drew."""
+    data = jpeg(scene(90, 70))
+    middle = (len(data) + data.index(b'\xff\xda')) // 2
+    path = tmp_path / 'x.jpg'
+    path.write_bytes(data[:middle] + b'\xff\xd3' + data[middle + 2:])  # a mark of a restart that has no place there
+    crop = crop_to(16, (0.9, 1))
+    assert all(torch.equal(ours, pillows) for pillows, ours in by_both(decoder, path, crop, range(8)))
+    tool, data = DECODERS[decoder](), path.read_bytes()
+    with pytest.raises(CannotDecode):
+        resized_part(tool, data, Box(0, 0, *tool.size(data)), (16, 16), InterpolationMode.BILINEAR)
 
 
 def test_grey_files_become_three_channels(decoder):

@@ -5,7 +5,8 @@ or an eighth of its size where it is that much larger than the input, for a frac
 inverse transform take (the Huffman codes above the crop must be read all the same). torch resamples bytes as Pillow
 does, to one step of 255, in a third of its time. Which crop is drawn does not depend on the decoder.
 
-What these decoders are not for goes to Pillow: other formats than JPEG, CMYK, pictures that EXIF turns, damaged files.
+What these decoders are not for goes to Pillow: other formats than JPEG, CMYK, pictures that EXIF turns, files without
+their end, and those with damage in the part that is decoded.
 """
 import ctypes
 import ctypes.util
@@ -42,7 +43,8 @@ _BY_PILLOW = {
     InterpolationMode.HAMMING: Image.Resampling.HAMMING,
     InterpolationMode.LANCZOS: Image.Resampling.LANCZOS,
 }
-_APP1, _PIXELS_FOLLOW = 0xE1, 0xDA  # marks in a JPEG file
+_APP1, _PIXELS_FOLLOW, _FILL = 0xE1, 0xDA, 0xFF  # second bytes of marks in a JPEG file
+_END = b'\xff\xd9'
 _ON_TENSORS = (transforms.RandomHorizontalFlip, transforms.RandomVerticalFlip, MaybePILToTensor)  # alike on both
 
 
@@ -323,15 +325,21 @@ def decoded_crop(decoder: Decoder, data: bytes, crop: RandomResizedCropAndInterp
     """A random resized crop of a JPEG file, uint8 [3, H, W], as `crop` draws it.
 
     Raises:
-        CannotDecode: The file is not for the decoder.
+        CannotDecode: The file is not for the decoder. The random generator is then as it was, so that Pillow's way
+            draws the same crop.
     """
     height, width = decoder.size(data)
-    if height * width > (Image.MAX_IMAGE_PIXELS or float('inf')) or _is_turned(data):
+    if height * width > (Image.MAX_IMAGE_PIXELS or float('inf')) or not _is_upright_and_whole(data):
         raise CannotDecode
+    before = random.getstate()
     box = Box(*crop.get_params(_OfSize(width, height), crop.scale, crop.ratio))
     modes = crop.interpolation
     mode = random.choice(modes) if isinstance(modes, tuple | list) else modes
-    return resized_part(decoder, data, box, tuple(crop.size), mode)
+    try:
+        return resized_part(decoder, data, box, tuple(crop.size), mode)
+    except CannotDecode:
+        random.setstate(before)
+        raise
 
 
 class _OfSize(Image.Image):
@@ -354,8 +362,10 @@ def resized_part(
     The part is decoded at the smallest scale at which it is not smaller than that.
 
     Raises:
-        CannotDecode: The file is not for the decoder.
+        CannotDecode: The file is not for the decoder, or the part is empty, as timm draws it from one or two pixels.
     """
+    if not box.height or not box.width:
+        raise CannotDecode
     room = min(box.height // size[0], box.width // size[1])
     shrink = next((shrink for shrink in _SHRINKS if shrink <= room), 1)
     inner = box.shrunken(shrink)
@@ -370,13 +380,24 @@ def resized_part(
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
 
 
-def _is_turned(data: bytes) -> bool:
-    """Whether a JPEG file says that its picture is to be turned; EXIF and XMP have room for it."""
+def _is_upright_and_whole(data: bytes) -> bool:
+    """Whether a JPEG file has its end, and does not say that its picture is to be turned, by EXIF or XMP.
+
+    Whoever stops decoding at the lower end of a crop does not see that the file is cut below. The mark of the end
+    cannot stand among the codes of pixels; what follows it, as in files of several pictures, is of no concern.
+    """
     start = 2  # after the mark of JPEG; then segments follow, each with a mark of two bytes and its length
-    while data[start:start + 1] == b'\xff' and data[start + 1] != _PIXELS_FOLLOW:
+    while (mark := data[start:start + 2]).startswith(b'\xff') and len(mark) == 2:
+        kind = mark[1]
+        if kind == _PIXELS_FOLLOW:
+            return data.rfind(_END, start) >= 0
+        if kind == _FILL:
+            start += 1
+            continue
         end = start + 2 + int.from_bytes(data[start + 2:start + 4], 'big')
-        if data[start + 1] == _APP1 and (data.startswith(b'Exif', start + 4) or b'Orientation' in data[start:end]):
+        if kind == _APP1 and (data.startswith(b'Exif', start + 4) or b'Orientation' in data[start:end]):
             with Image.open(io.BytesIO(data)) as image:
-                return orientation_of(image) != 1
+                if orientation_of(image) != 1:
+                    return False
         start = end
     return False
