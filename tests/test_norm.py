@@ -8,7 +8,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, nbn_layers, share_scale
 
@@ -289,6 +291,32 @@ def test_what_evaluation_keeps_is_neither_copied_nor_saved_nor_differentiated():
         traced.load_state_dict(doubled)
         layer.load_state_dict(doubled)
         torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_what_evaluation_keeps_stays_out_of_dispatch_modes():
+    x = torch.randn(2, 16, 3, 3)
+    layer = random_layer().eval()
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(x)
+        assert torch.equal(layer(x), layer.fuse()(x))
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert isinstance(layer(x), FakeTensor)
+        graph = make_fx(layer)(x)
+        layer.scale.alpha.mul_(2)
+        assert torch.equal(graph(x), layer(x))  # the parameters are in the graph, not what was kept of them
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit')
+def test_a_layer_saved_before_anything_was_kept_goes_on():
+    layer = random_layer().eval()
+    x = torch.randn(2, 16, 3, 3)
+    expected = layer(x)
+    del layer._kept
+    with torch.no_grad():
+        for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(copied(x), expected)
+        assert torch.equal(torch.jit.script(copied)(x), expected)
 
 
 def test_fuse_is_exact_and_plain():

@@ -13,7 +13,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 import nbn_timm.cli.train as train
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.training import cpu_advice
-from nbn_timm.training.cpu_advice import Way, advise, best_advice, measure, possible_ways, step_of
+from nbn_timm.training.cpu_advice import Way, advise, best_advice, measure, possible_ways, steps_of
 from nbn_timm.training.profile import PARTS, REST, NoProfile, Profile
 
 pytestmark = pytest.mark.fast
@@ -103,11 +103,11 @@ def test_measuring_changes_no_weight(runs):
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
-def plan(**settings):
+def plan(stage=None, processes=1, **settings):
     return SimpleNamespace(
-        settings=SimpleNamespace(precision=PrecisionSettings(**settings)),
+        settings=SimpleNamespace(precision=PrecisionSettings(**settings), second_stage=SimpleNamespace(stage=stage)),
         input=SimpleNamespace(input_size=(3, 16, 16)),
-        world=SimpleNamespace(device=torch.device('cpu'), size=1))
+        world=SimpleNamespace(device=torch.device('cpu'), size=processes))
 
 
 def test_advice_is_a_line_and_changes_nothing(caplog, monkeypatch):
@@ -125,7 +125,9 @@ def test_advice_is_a_line_and_changes_nothing(caplog, monkeypatch):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize('settings,updates', [({'channels_last': True}, 1000), ({'amp': True}, 1000), ({}, 999)])
+@pytest.mark.parametrize('settings,updates', [
+    ({'channels_last': True}, 1000), ({'amp': True}, 1000), ({'model_dtype': 'bfloat16'}, 1000),
+    ({'stage': 'expert_router'}, 1000), ({'processes': 2}, 1000), ({}, 999)])
 def test_nothing_is_measured_where_something_was_chosen_or_the_run_is_short(settings, updates, monkeypatch):
     monkeypatch.setattr(cpu_advice, 'possible_ways', lambda: pytest.fail('measured'))
     advise(plan(**settings), None, updates)
@@ -149,8 +151,23 @@ def test_ways_take_turns_and_patience_ends():
     assert best_advice({usual: 4, other: 3.9}) is None and best_advice({usual: 3, other: 4}) is None
 
 
-def test_the_ways_are_those_of_this_processor():
+def test_the_ways_are_those_of_this_processor(monkeypatch):
+    usual = torch.get_num_threads()
+    monkeypatch.setattr(cpu_advice, 'cores', lambda: usual + 6)
     ways = possible_ways()
-    assert ways[0] == Way('', False, False, torch.get_num_threads())
+    assert ways[0] == Way('', False, False, usual)
     assert any(way.bfloat16 for way in ways) == cpu_advice.has_bfloat16()
-    step_of(timm.create_model('resnet32_ride_nbn', num_classes=3), (3, 16, 16), ways[1])()
+    assert Way(f'OMP_NUM_THREADS={usual + 6} before the command', False, False, usual + 6) in ways
+    assert Way(f'--channels-last and OMP_NUM_THREADS={usual + 6} before the command', True, False, usual + 6) in ways
+    assert {way.threads for way in ways} == {1, usual, usual + 6} and len(set(ways)) == len(ways)
+
+
+def test_a_step_is_taken_in_each_way():
+    threads = []
+    model = timm.create_model('resnet32_ride_nbn', num_classes=3)
+    model.register_forward_pre_hook(lambda _, given: threads.append(
+        (torch.get_num_threads(), given[0].is_contiguous(memory_format=torch.channels_last))))
+    ways = [Way('', False, False, 1), Way('--channels-last', True, False, 2)]
+    for step in steps_of(model, (3, 16, 16), ways).values():
+        step()
+    assert threads == [(1, False), (2, True)]

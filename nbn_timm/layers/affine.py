@@ -103,13 +103,15 @@ class _Kept:
 def _may_keep(*tensors: torch.Tensor | None) -> bool:
     """Whether results of these parameters may be kept: nothing differentiates, traces or transforms them, comparing
     them does not wait for a GPU, and they are in full precision, which autocast does not change.
+
+    Nothing is to outlive a dispatch mode, as that of fake tensors or of `make_fx`, or to come into one.
     """
     learns = torch.is_grad_enabled()
     for tensor in tensors:
         if type(tensor) is not nn.Parameter or tensor.dtype is not torch.float32 or not tensor.is_cpu or (
                 learns and tensor.requires_grad):
             return False
-    return not torch.jit.is_tracing()
+    return not torch.jit.is_tracing() and not torch._C._len_torch_dispatch_stack()
 
 
 class NormalizedAffine(nn.Module):
@@ -167,6 +169,10 @@ class NormalizedAffine(nn.Module):
                 kept = (weight.clone(), bias.clone(), alpha.clone(), *self.effective_affine())
             self._kept.tensors = kept
         return kept[3], kept[4]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault('_kept', _Kept())  # whole layers that were saved before there was this
 
     def fuse(self) -> nn.Module:
         """The same function as a plain layer; `timm.models.reparameterize_model` calls this."""

@@ -1,9 +1,11 @@
 """What would make training steps on this processor faster, by a short measurement before the first epoch."""
 import logging
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -25,7 +27,7 @@ class Way:
     """A way to compute a step.
 
     Attributes:
-        advice: What to give for it; '' for the way of the run.
+        advice: What to give for it; '' for the way of the run, which comes first.
         channels_last, bfloat16: As the settings of those names.
         threads: Of torch.
     """
@@ -39,7 +41,8 @@ class Way:
 def advise(plan: Plan, model: nn.Module, updates: int) -> None:
     """Say in one line what would make the steps of a long run on the CPU faster; the run itself stays as it is.
 
-    It is silent where the memory format or the type was chosen, and for short runs.
+    It is silent where the memory format or the type was chosen, for short runs, for second stages, which train a part,
+    and for several processes, whose measurements would disturb each other.
 
     Args:
         plan: Of the run.
@@ -47,42 +50,62 @@ def advise(plan: Plan, model: nn.Module, updates: int) -> None:
         updates: That are to come.
     """
     precision = plan.settings.precision
-    chosen = precision.channels_last or precision.amp or precision.torchcompile
-    if plan.world.device.type != 'cpu' or plan.world.size > 1 or chosen or updates < LONG_RUN:
+    chosen = precision.channels_last or precision.amp or precision.model_dtype or precision.torchcompile
+    alone = plan.world.device.type == 'cpu' and plan.world.size == 1
+    if not alone or chosen or plan.settings.second_stage.stage or updates < LONG_RUN:
         return
-    ways = possible_ways()
-    seconds = measure({way: step_of(model, plan.input.input_size, way) for way in ways})
-    if line := best_advice(seconds):
+    if line := best_advice(measure(steps_of(model, plan.input.input_size, possible_ways()))):
         _logger.info(line)
 
 
 def possible_ways() -> list[Way]:
     """The way of a run that says nothing, and what might be faster on this processor."""
-    threads = torch.get_num_threads()
-    ways = [Way('', False, False, threads), Way('--channels-last', True, False, threads)]
+    usual = torch.get_num_threads()
+    formats = [('', False, False), ('--channels-last', True, False)]
     if has_bfloat16():
-        ways.append(Way('--channels-last --amp --amp-dtype bfloat16', True, True, threads))
-    if threads > 1:
-        ways.append(Way('OMP_NUM_THREADS=1 before the command', False, False, 1))
-    return ways
+        formats.append(('--channels-last --amp --amp-dtype bfloat16', True, True))
+    counts = dict.fromkeys((usual, 1, cores()))
+    return [Way(_advice(flags, threads if threads != usual else None), channels_last, bfloat16, threads)
+            for threads in counts for flags, channels_last, bfloat16 in formats]
 
 
-def step_of(model: nn.Module, input_size: tuple[int, int, int], way: Way) -> Callable[[], None]:
-    """A forward and backward pass of a copy of the model on random images."""
-    memory_format = torch.channels_last if way.channels_last else torch.contiguous_format
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def _advice(flags: str, threads: int | None) -> str:
+    before = f'OMP_NUM_THREADS={threads} before the command' if threads else ''
+    return ' and '.join(filter(None, (flags, before)))
+
+
+def steps_of(
+        model: nn.Module,
+        input_size: tuple[int, int, int],
+        ways: Sequence[Way],
+) -> dict[Way, Callable[[], None]]:
+    """A forward and backward pass of a copy of the model on random images, in each way; one copy for each format."""
+    copies = {channels_last: _copy(model, input_size, channels_last)
+              for channels_last in {way.channels_last for way in ways}}
+    return {way: partial(_step, *copies[way.channels_last], way) for way in ways}
+
+
+def _copy(model: nn.Module, input_size: tuple[int, int, int], channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     copy = deepcopy(model).train().to(memory_format=memory_format)  # type: ignore[call-overload]
     images = torch.randn(IMAGES, *input_size, generator=torch.Generator().manual_seed(0))
-    images = images.contiguous(memory_format=memory_format)
+    return copy, images.contiguous(memory_format=memory_format)
 
-    def step() -> None:
-        before = torch.get_num_threads()
-        torch.set_num_threads(way.threads)
-        try:
-            with torch.random.fork_rng(devices=[]), torch.autocast('cpu', torch.bfloat16, enabled=way.bfloat16):
-                copy(images).float().mean().backward()
-        finally:
-            torch.set_num_threads(before)
-    return step
+
+def _step(model: nn.Module, images: torch.Tensor, way: Way) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(way.threads)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.autocast('cpu', torch.bfloat16, enabled=way.bfloat16):
+            model(images).float().mean().backward()
+        model.zero_grad()
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure(steps: dict[Way, Callable[[], None]], clock: Callable[[], float] = time.perf_counter) -> dict[Way, float]:
