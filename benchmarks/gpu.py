@@ -1,15 +1,17 @@
 """What a GPU is asked in one visit: a few minutes of comparisons, then full recipes until the time is up.
 
-    python benchmarks/gpu.py --output output/gpu --minutes 10 --data-dir /data/cifar100_lt
+    python benchmarks/gpu.py --output output/gpu --minutes 10 --data-dir /data/cifar100_lt -- \\
+        --train-list lists/CIFAR100_LT_if100_train.txt --test-list lists/CIFAR100_LT_test.txt
 
 One part after the other, each with a JSON file of its own in `--output`: a part whose file is there is left alone, so
-that the same command goes on after any interruption.
+that the same command goes on after any interruption. A part that fails leaves `PART.failed.json`, and the next one
+begins; the command then ends with an error. What stands behind `--` goes to every `train.py`.
 
     steps       a training step of ResNeXt-50: timm's plain network, NBN, both compiled, and the published code's
                 pattern (float32, contiguous, g and b normalised by separate operations)
     experts     a training step of RIDE against the single network, beside the ratio of their multiply-adds
     evaluation  images per second: plain, NBN, NBN folded
-    cifar       two epochs of `train.py` with everything on the device, as images per second; needs --data-dir
+    cifar       three epochs of `train.py` with everything on the device, as images per second; needs --data-dir
     recipes     the runs of a list by train_list.py in the time that is left; needs --data-dir
 
 Variants of a part live in one process and take turns; ratios of median times are the figures to quote. `--small` takes
@@ -23,7 +25,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from expert_step import clock, multiply_adds
 from torch import nn
-from train_list import about_this_machine
+from train_list import about_this_machine, parse_before_train_flags
 
 import nbn_timm  # registers the models
 from nbn_timm import NormalizedBatchNorm2d
@@ -56,6 +59,7 @@ class Visit:
         jobs: Runs side by side.
         seconds_left: How long there is.
         repeats: Measurements of each variant.
+        train_flags: For every `train.py`.
     """
 
     device: torch.device
@@ -66,6 +70,7 @@ class Visit:
     jobs: int
     seconds_left: Callable[[], float]
     repeats: int
+    train_flags: Sequence[str] = ()
 
     @property
     def names(self) -> tuple[str, str, int, int]:
@@ -153,15 +158,23 @@ def evaluation_step(model: nn.Module, images: torch.Tensor) -> Callable[[], None
     return step
 
 
-def in_turns(steps: Mapping[str, Callable[[], None]], device: torch.device, repeats: int) -> dict[str, float]:
-    """Median milliseconds of each step, after three untimed ones."""
+def in_turns(steps: Mapping[str, Callable[[], None]], visit: Visit) -> dict[str, float]:
+    """Median milliseconds of each step, after three untimed ones.
+
+    Raises:
+        TimeoutError: The time was up before the first round.
+    """
     for step in steps.values():
         for _ in range(3):
+            if not visit.seconds_left():
+                raise TimeoutError('the time was up before the first round')
             step()
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats):
+    for turn in range(visit.repeats):
+        if turn and not visit.seconds_left():
+            break
         for name in list(steps)[::1 if turn % 2 else -1]:  # none always follows the same one
-            times[name].append(clock(steps[name], device))
+            times[name].append(clock(steps[name], visit.device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -182,7 +195,7 @@ def measure_steps(visit: Visit) -> dict[str, Any]:
     if not visit.small:  # compiling takes a minute each
         steps |= {f'{name}, compiled': training_step(timm.create_model(name), images, compile=True)
                   for name in (plain, nbn)}
-    found = against(in_turns(steps, visit.device, visit.repeats), plain)
+    found = against(in_turns(steps, visit), plain)
     ours = min(found['ms'][name] for name in found['ms'] if name.startswith(nbn))
     return {**found, 'ours against published': ours / found['ms']['published pattern']}
 
@@ -194,8 +207,7 @@ def measure_experts(visit: Visit) -> dict[str, Any]:
     networks = {single: timm.create_model(single), several: timm.create_model(several, **arguments)}
     networks[several].set_expert_logits()
     costs = {name: multiply_adds(network, size) for name, network in networks.items()}
-    times = in_turns({name: training_step(network, images) for name, network in networks.items()}, visit.device,
-                     visit.repeats)
+    times = in_turns({name: training_step(network, images) for name, network in networks.items()}, visit)
     return {**against(times, single), 'arithmetic': costs[several] / costs[single]}
 
 
@@ -206,7 +218,7 @@ def measure_evaluation(visit: Visit) -> dict[str, Any]:
     network = timm.create_model(nbn).eval()
     steps = {plain: evaluation_step(timm.create_model(plain), images), nbn: evaluation_step(network, images),
              f'{nbn}, folded': evaluation_step(nbn_timm.fold_nbn(network), images)}
-    found = against(in_turns(steps, visit.device, visit.repeats), plain)
+    found = against(in_turns(steps, visit), plain)
     return {**found, 'images per second': {name: 1000 * batch / value for name, value in found['ms'].items()}}
 
 
@@ -214,16 +226,25 @@ def measure_cifar(visit: Visit) -> dict[str, Any] | None:
     """Training of ResNet-32 by the command line, with images, augmentation and graphs on the device."""
     if visit.data_dir is None:
         return None
-    on_gpu = ['--cuda-graphs'] if visit.device.type == 'cuda' else ['--no-amp']
-    folder = visit.output / 'cifar-run'
-    if not (folder / 'log.jsonl').exists():
+    fast = ['--no-amp']
+    if visit.device.type == 'cuda':
+        fast = ['--cuda-graphs', '--channels-last', '--amp', '--amp-dtype', 'bfloat16']
+    folder, wanted = visit.output / 'cifar-run', 1 if visit.small else 3
+    if len(epochs_of(folder)) < wanted:
         subprocess.run([
             sys.executable, str(ROOT / 'train.py'), '--config', 'cifar100_lt/resnet32_modern', '--data-dir',
             visit.data_dir, '--device', visit.device.type, '--output', str(visit.output), '--experiment', folder.name,
-            '--epochs', '1' if visit.small else '3', *on_gpu, '--resume', 'auto'], check=True)
-    epochs = [json.loads(line) for line in (folder / 'log.jsonl').read_text().splitlines()]
+            '--epochs', str(wanted), '--resume', 'auto', *fast, *visit.train_flags], check=True,
+            timeout=visit.seconds_left())
+    epochs = epochs_of(folder)
     rate = max(epoch['train_images_per_second'] for epoch in epochs)
     return {'images per second': rate, 'seconds of 200 epochs': 200 * 10_847 / rate, 'epochs': len(epochs)}
+
+
+def epochs_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run has logged so far, epoch by epoch."""
+    log = folder / 'log.jsonl'
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
 def train_recipes(visit: Visit) -> dict[str, Any] | None:
@@ -235,9 +256,11 @@ def train_recipes(visit: Visit) -> dict[str, Any] | None:
     done = subprocess.run([
         sys.executable, str(ROOT / 'benchmarks' / 'train_list.py'), str(visit.recipes), '--data-dir', visit.data_dir,
         '--output', str(runs), '--jobs', str(visit.jobs), '--minutes', f'{visit.seconds_left() / 60:.2f}', '--',
-        '--device', visit.device.type, *on_gpu])
+        '--device', visit.device.type, *on_gpu, *visit.train_flags])
     finished = sorted(path.parent.name for path in runs.glob('*/test.json'))
     print(f'{len(finished)} runs are finished: {", ".join(finished) or "none"}', flush=True)
+    if done.returncode and visit.seconds_left():
+        raise RuntimeError(f'runs have failed: see above, and train.txt in their folders in {runs}')
     return {'finished': finished} if done.returncode == 0 else None  # what is not done goes on in the next visit
 
 
@@ -258,36 +281,47 @@ def main() -> None:
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--small', action='store_true')
     parser.add_argument('--repeats', type=int, default=10, metavar='N')
-    args = parser.parse_args()
+    args = parse_before_train_flags(parser)
     if args.device.startswith('cuda') and not torch.cuda.is_available():
         sys.exit('there is no GPU here: give --device cpu --small to try the script')
     end = time.monotonic() + 60 * args.minutes
     visit = Visit(torch.device(args.device), args.small, args.output, args.data_dir, args.recipes, args.jobs,
-                  lambda: max(0.0, end - time.monotonic()), args.repeats)
+                  lambda: max(0.0, end - time.monotonic()), args.repeats, args.train_flags)
     args.output.mkdir(parents=True, exist_ok=True)
     about = about_this_machine(args.device, 1, torch.get_num_threads()) | {
         'command': f'python benchmarks/gpu.py {" ".join(sys.argv[1:])}', 'small': args.small}
-    for name in args.parts:
-        run_part(name, visit, about)
+    if failed := [name for name in args.parts if not run_part(name, visit, about)]:
+        sys.exit(f'failed, see PART.failed.json in {args.output}: {", ".join(failed)}')
 
 
-def run_part(name: str, visit: Visit, about: Mapping[str, Any]) -> None:
-    """Run a part unless it is done or the time is up, and write what it found."""
-    file = visit.output / f'{name}.json'
+def run_part(name: str, visit: Visit, about: Mapping[str, Any]) -> bool:
+    """Run a part unless it is done or the time is up, and write what it found; returns False where it failed."""
+    file, failure = (visit.output / f'{name}{ending}.json' for ending in ('', '.failed'))
     if file.exists():
         print(f'{name}: there already, {file}', flush=True)
-        return
+        return True
     if not visit.seconds_left():
         print(f'{name}: no time is left', flush=True)
-        return
+        return True
     begun = time.monotonic()
-    found = PARTS[name](visit)
+    try:
+        found = PARTS[name](visit)
+    except (TimeoutError, subprocess.TimeoutExpired):
+        print(f'{name}: not done, the time was up', flush=True)
+        return True
+    except Exception as error:  # the next parts are to have their turn
+        write_text_atomic(failure, json.dumps({**about, 'error': repr(error), 'where': traceback.format_exc()},
+                                              indent=2) + '\n')
+        print(f'{name}: failed, {error!r}', flush=True)
+        return False
+    failure.unlink(missing_ok=True)
     if found is None:
         print(f'{name}: not done' + ('' if visit.data_dir else ', since there is no --data-dir'), flush=True)
-        return
+        return True
     seconds = round(time.monotonic() - begun, 1)
     write_text_atomic(file, json.dumps({**about, 'seconds': seconds, **found}, indent=2) + '\n')
     print(f'{name}: {json.dumps(found)} ({seconds} s)', flush=True)
+    return True
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import torch
 from forks import run_ranks
 from formats import DIGITS_LT
 from timm.task import ClassificationTask
+from timm.utils import NativeScaler
 from torch import nn
 
 import nbn_timm.training.run_checkpoint as checkpoints
@@ -26,9 +27,10 @@ from nbn_timm.training.batch import BatchPlan, BatchSettings, plan_batch
 from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World, close_world, init_world, seed_everything
 from nbn_timm.training.log import RunLog, setup_logging
-from nbn_timm.training.loop import LoopSettings, batched, train_one_epoch, train_step
+from nbn_timm.training.loop import LoopSettings, batched, compute_loss, train_one_epoch, train_step
 from nbn_timm.training.optim import AverageSettings, OptimizerSettings, create_optimizer
 from nbn_timm.training.plan import Plan, input_format
+from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import (
     BEST,
@@ -118,7 +120,6 @@ def test_clipping_limits_the_gradient():
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_half_precision_and_the_loss_in_float32(dtype):
-    from timm.utils import NativeScaler
     seen = {}
 
     class Spy(nn.Module):
@@ -130,12 +131,37 @@ def test_autocast_computes_in_half_precision_and_the_loss_in_float32(dtype):
 
     task = make_task()
     task.criterion = Spy()
-    scaler = NativeScaler('cpu') if dtype == torch.float16 else None
+    scaler = torch.amp.GradScaler('cpu') if dtype == torch.float16 else None
     before = task.trainable_module[1].weight.detach().clone()
     result = run_epoch(task, [make_batch(4)], settings=LoopSettings(amp_dtype=dtype), scaler=scaler)
     assert seen == {'logits': dtype, 'loss': torch.float32}
     assert math.isfinite(result.loss)
     assert not torch.equal(before, task.trainable_module[1].weight)
+
+
+def test_a_step_in_float16_is_timms_and_its_parts_are_apart():
+    """Two batches for an update, with clipped gradients, by timm's scaler and here."""
+    torch.manual_seed(0)
+    batches, told = [make_batch(4), make_batch(4)], []
+    tasks = make_task(), make_task()
+    tasks[1].load_state_dict(tasks[0].state_dict())
+    settings = LoopSettings(accum_steps=2, amp_dtype=torch.float16, clip_grad=0.01)
+    optimizers = [torch.optim.SGD(task.parameters(), lr=1.0) for task in tasks]
+    timms = NativeScaler('cpu')
+    for number, (images, target) in enumerate(batches):
+        loss = compute_loss(tasks[0], images, target, settings, CPU) / 2
+        timms(loss, optimizers[0], 0.01, 'norm', list(tasks[0].parameters()), need_update=number == 1)
+
+    class Parts(NoProfile):
+        def part(self, name):
+            told.append(name)
+            return super().part(name)
+
+    scaler = torch.amp.GradScaler('cpu')
+    train_step(tasks[1], batches, optimizers[1], settings, CPU, scaler, profile=Parts())
+    assert told == ['forward', 'backward'] * 2 + ['optimizer']
+    assert all(torch.equal(*pair) for pair in zip(tasks[0].parameters(), tasks[1].parameters(), strict=True))
+    assert scaler.state_dict() == timms.state_dict()
 
 
 def test_channels_last_reaches_the_model():

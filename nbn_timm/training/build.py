@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from timm.task import ClassificationTask
-from timm.utils import NativeScaler
 from torch import nn
+from torch.amp import GradScaler
 from torch.utils.data import IterableDataset
 
 from nbn_timm.data import Splits, TrainLoader
@@ -302,6 +302,6 @@ def connect_second_stage(
             plan.settings.run.seed))
 
 
-def build_scaler(plan: Plan) -> NativeScaler | None:
+def build_scaler(plan: Plan) -> GradScaler | None:
     """The gradient scaler that float16 needs."""
-    return NativeScaler(plan.world.device.type) if plan.settings.precision.autocast is torch.float16 else None
+    return GradScaler(plan.world.device.type) if plan.settings.precision.autocast is torch.float16 else None

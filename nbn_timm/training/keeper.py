@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.task import TrainingTask
-from timm.utils import NativeScaler
+from torch.amp import GradScaler
 
 from nbn_timm.evaluation import Result, label_sets
 from nbn_timm.evaluation.result import no_metrics
@@ -40,7 +40,7 @@ class Keeper:
             plan: Plan,
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
-            scaler: NativeScaler | None = None,
+            scaler: GradScaler | None = None,
     ) -> None:
         self.plan = plan
         self.task = task

@@ -1,6 +1,6 @@
 """One epoch of training."""
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
-from timm.utils import NativeScaler, dispatch_clip_grad
+from timm.utils import dispatch_clip_grad
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from nbn_timm.errors import InputError
@@ -105,7 +106,7 @@ def train_one_epoch(
         world: World,
         epoch: int,
         scheduler: Scheduler | None = None,
-        scaler: NativeScaler | None = None,
+        scaler: GradScaler | None = None,
         mixing: Mixing | None = None,
         graphs: GraphedBackward | None = None,
         profile: NoProfile | None = None,
@@ -173,7 +174,7 @@ def train_step(
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         device: torch.device,
-        scaler: NativeScaler | None = None,
+        scaler: GradScaler | None = None,
         graphs: GraphedBackward | None = None,
         profile: NoProfile | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
@@ -192,21 +193,12 @@ def train_step(
         loss = graphs(images, target)
         _step(task, optimizer, settings)
         return [(loss, len(target))]
-    if scaler is None:
-        losses = _backward(task, batches, settings, device, profile)
-        if settings.sam_rho:
-            with uphill(task, optimizer, settings.sam_rho):
-                _backward(task, batches, settings, device, profile)
-        with profile.part('optimizer'):
-            _step(task, optimizer, settings)
-        return losses
-
-    def scaled_backward(loss: torch.Tensor, is_last: bool) -> None:  # and the optimizer's step
-        parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
-        scaler(loss, optimizer, settings.clip_grad, settings.clip_mode, parameters, need_update=is_last)
-
-    losses = _backward(task, batches, settings, device, profile, scaled_backward)
-    optimizer.zero_grad()
+    losses = _backward(task, batches, settings, device, profile, scaler)
+    if settings.sam_rho:
+        with uphill(task, optimizer, settings.sam_rho):
+            _backward(task, batches, settings, device, profile, scaler)
+    with profile.part('optimizer'):
+        _step(task, optimizer, settings, scaler)
     return losses
 
 
@@ -216,13 +208,9 @@ def _backward(
         settings: LoopSettings,
         device: torch.device,
         profile: NoProfile,
-        backward: Callable[[torch.Tensor, bool], None] | None = None,
+        scaler: GradScaler | None = None,
 ) -> list[tuple[torch.Tensor, int]]:
-    """Add up the gradient of the mean loss over all images; returns mean loss and number of images of each batch.
-
-    Args:
-        backward: Called with a loss and whether it is of the last batch, in the place of the plain backward pass.
-    """
+    """Add up the gradient of the mean loss over all images; returns mean loss and number of images of each batch."""
     total = sum(len(target) for _, target in batches)
     losses = []
     for step, (images, target) in enumerate(batches, start=1):
@@ -233,10 +221,7 @@ def _backward(
             losses.append((loss.detach(), len(target)))
             loss = loss * (len(target) / total)
             with profile.part('backward'):
-                if backward is None:
-                    loss.backward()
-                else:
-                    backward(loss, is_last)
+                (loss if scaler is None else scaler.scale(loss)).backward()
     return losses
 
 
@@ -305,10 +290,21 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _step(task: TrainingTask, optimizer: torch.optim.Optimizer, settings: LoopSettings) -> None:
-    """Update the weights by their gradients."""
+def _step(
+        task: TrainingTask,
+        optimizer: torch.optim.Optimizer,
+        settings: LoopSettings,
+        scaler: GradScaler | None = None,
+) -> None:
+    """Update the weights by their gradients, which the scaler has scaled."""
     if settings.clip_grad is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
         parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
         dispatch_clip_grad(parameters, settings.clip_grad, mode=settings.clip_mode)
-    optimizer.step()
+    if scaler is None:
+        optimizer.step()
+    else:
+        scaler.step(optimizer)
+        scaler.update()
     optimizer.zero_grad()

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
-from timm.utils import NativeScaler
+from torch.amp import GradScaler
 
 from nbn_timm.bars import on_terminal
 from nbn_timm.data import TrainLoader
@@ -126,7 +126,7 @@ class Parts:
     loop: LoopSettings
     progress: Progress
     profile: NoProfile
-    scaler: NativeScaler | None
+    scaler: GradScaler | None
     mixing: Mixing | None
     graphs: GraphedBackward | None
     freezing: Freezing | None

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from timm.task import TrainingTask
 from timm.utils import NativeScaler
 from torch import nn
+from torch.amp import GradScaler
 
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
@@ -60,7 +61,7 @@ def checkpoint_state(
         class_counts: ClassCounts | None = None,
         metric: float | None = None,
         best: Best | None = None,
-        scaler: NativeScaler | None = None,
+        scaler: GradScaler | None = None,
 ) -> dict[str, Any]:
     """Everything that a run needs to go on after `epoch`, in timm's layout; plain data, for `weights_only` loading."""
     state: dict[str, Any] = {
@@ -79,7 +80,7 @@ def checkpoint_state(
     if (average := epoch_average(task)) is not None:
         state[_AVERAGED_EPOCHS] = int(average.n_averaged)
     if scaler is not None:
-        state[scaler.state_dict_key] = scaler.state_dict()
+        state[NativeScaler.state_dict_key] = scaler.state_dict()
     return state
 
 
@@ -317,7 +318,7 @@ def resume_run(
         arch: str,
         settings: Mapping[str, Any],
         class_counts: ClassCounts | None = None,
-        scaler: NativeScaler | None = None,
+        scaler: GradScaler | None = None,
 ) -> tuple[int, Best | None]:
     """Put a run into the state of a checkpoint.
 
@@ -348,8 +349,8 @@ def resume_run(
     if (average := epoch_average(task)) is not None:
         average.begin(state.get(_AVERAGED_EPOCHS, 0))
     _load_optimizer(path, state, optimizer)
-    if scaler is not None and scaler.state_dict_key in state:
-        scaler.load_state_dict(state[scaler.state_dict_key])
+    if scaler is not None and NativeScaler.state_dict_key in state:
+        scaler.load_state_dict(state[NativeScaler.state_dict_key])
     best = state.get('best')
     return state['epoch'] + 1, None if best is None else Best(**best)
 
