@@ -1,4 +1,5 @@
 """Samplers: what they draw, how ranks share it, and that an epoch can be drawn again."""
+import tracemalloc
 from collections import Counter
 from itertools import permutations
 from pathlib import Path
@@ -13,6 +14,7 @@ from nbn_timm.data import ClassCounts, DataDefaults, Splits
 from nbn_timm.errors import InputError
 from nbn_timm.samplers import SAMPLERS, EpochSampler, create_sampler
 from nbn_timm.samplers.groups import ClassGroups
+from nbn_timm.samplers.sampler import with_length
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.build import build_train_loader
 from nbn_timm.training.distributed import World
@@ -269,6 +271,23 @@ def test_repeat_factor_repeats_images_by_the_share_of_their_class(threshold):
         spread = np.sqrt(max(factor % 1 * (1 - factor % 1), 1e-9) / epochs)  # of one image's mean
         assert np.abs(mean - factor).max() < 5 * spread
         assert abs(mean.mean() - factor) < 5 * spread / np.sqrt(len(mean))
+
+
+def test_an_epoch_is_filled_up_from_its_beginning():
+    indices = np.arange(5)
+    for length in (3, 5, 6, 17):
+        np.testing.assert_array_equal(with_length(indices, length), np.resize(indices, length))
+
+
+def test_drawing_many_repetitions_takes_little_more_memory_than_the_epoch():
+    sampler = create_sampler('repeat_factor', np.repeat(np.arange(1000), 50), threshold=0.01, rank=3, world_size=64)
+    assert sampler.epoch_length > 3 * 50_000
+    tracemalloc.start()
+    try:
+        iter(sampler)
+        assert tracemalloc.get_traced_memory()[1] < 2.2 * 8 * sampler.epoch_length  # a copy for the filling up
+    finally:
+        tracemalloc.stop()
 
 
 def test_repeat_factor_without_rare_classes_is_a_permutation():

@@ -6,7 +6,7 @@ import numpy as np
 
 from nbn_timm.data.label_sets import images_per_class, is_label_sets
 from nbn_timm.key_values import check_number
-from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler
+from nbn_timm.samplers.sampler import FLAG, EpochSampler, register_sampler, with_length
 
 
 @register_sampler('repeat_factor')
@@ -53,7 +53,17 @@ class RepeatFactor(EpochSampler):
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         order = rng.permutation(len(self.targets))
-        reached = np.floor(rng.random() + np.cumsum(self.fraction[order])).astype(np.int64)
-        indices = np.repeat(order, self.whole[order] + np.diff(reached, prepend=0))
+        indices = np.repeat(order, self._repeats(order, rng.random()))
+        del order  # an epoch of many images takes memory
         rng.shuffle(indices)
-        return np.resize(indices, self.epoch_length)
+        return with_length(indices, self.epoch_length)
+
+    def _repeats(self, order: np.ndarray, start: float) -> np.ndarray:
+        """How often each image comes, int64 [N], in the given order of the images."""
+        reached = self.fraction[order]
+        np.cumsum(reached, out=reached)
+        reached += start
+        repeats = np.floor(reached, out=reached).astype(np.int64)
+        repeats[1:] -= repeats[:-1].copy()
+        repeats += self.whole[order]
+        return repeats

@@ -98,10 +98,16 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         if len(indices) != self.epoch_length:
             raise ValueError(f'{type(self).__name__}.draw gave {len(indices)} indices instead of {self.epoch_length}: '
                              'let it draw epoch_length of them, or override that property')
-        return np.resize(indices, len(self) * self.world_size)
+        return with_length(indices, len(self) * self.world_size)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.epoch_indices()[self.rank::self.world_size].tolist())
+
+
+def with_length(indices: np.ndarray, length: int) -> np.ndarray:
+    """What `np.resize` gives, of an epoch that is cut or filled up a little, with less memory."""
+    more = length - len(indices)
+    return np.concatenate((indices, np.resize(indices[:more], more))) if more > 0 else indices[:length]
 
 
 SAMPLERS: Registry[EpochSampler] = Registry('sampler')
