@@ -1,7 +1,8 @@
 """What NBN costs: a training step and an evaluation forward of NBN against plain BatchNorm.
 
 Both variants of a case live in one process and take turns, so that a busy machine slows both alike; the ratio of their
-median times is the figure to quote, the times themselves are this machine's.
+median times is the figure to quote, the times themselves are this machine's. On a CPU they are those of the process,
+all threads together.
 
     python benchmarks/norm_step.py --threads 2 --repeats 20 --json norm_step.json
     python benchmarks/norm_step.py --device cuda --amp-dtype bfloat16 --channels-last
@@ -122,15 +123,17 @@ def time_case(name: str, case: Case, mode: str, settings: Settings) -> Timing:
 
 
 def clock(step: Callable[[], None], device: torch.device, calls: int) -> float:
-    """Seconds per call of `step`, including everything that it queued on a GPU."""
-    if device.type == 'cuda':
+    """Seconds per call of `step`: of the process on a CPU, including everything that it queued on a GPU."""
+    on_gpu = device.type == 'cuda'
+    seconds = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = seconds()
     for _ in range(calls):
         step()
-    if device.type == 'cuda':
+    if on_gpu:
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / calls
+    return (seconds() - start) / calls
 
 
 def main() -> None:
