@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nbn_timm.errors import InputError, quoted
-from nbn_timm.files import read_json_object
+from nbn_timm.files import read_json_object, refuse_no_file
 
 __all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'source_file']
 
@@ -34,6 +34,7 @@ def source_file(source: str | os.PathLike[str], finished: bool = False) -> Path:
     path = Path(source)
     if not path.is_dir():
         if not path.is_file():
+            refuse_no_file(path, or_folder=True)
             raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
         return path
     found = next((path / name for name in _names(path, finished) if (path / name).is_file()), None)
