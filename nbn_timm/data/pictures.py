@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from nbn_timm.data.bands import bands_of, may_hold_bands, mode_of_bands, read_bands
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 from nbn_timm.files import open_regular
 
 # What Pillow lists as readable and has no pixels without another program: MPEG is only recognised, EPS is a program.
@@ -173,7 +173,7 @@ def reason_unreadable(error: Exception) -> str:
     """Why Pillow could not read a file, in words without its path."""
     if isinstance(error, UnidentifiedImageError):
         return 'it is no picture that Pillow knows'
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else in_words(error)
     return ' '.join(reason.split()) or type(error).__name__
 
 

@@ -1,4 +1,5 @@
 """Classifier heads of a single network; `experts.py` has those of several experts."""
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -201,8 +202,10 @@ def convert_head(classifier: nn.Module, kind: str, settings: Mapping[str, Any] |
         if name not in known:
             there = f'it has {" and ".join(known)}' if known else 'it has none'
             raise InputError(f"a {kind} head has no setting '{name}' in head_kwargs: {there}")
-        if name == 'scale' and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise InputError(f'a {kind} head has scale={value!r}: give a number above 0')
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        if not number or not value >= 0 or (name == 'scale' and not value):
+            lowest = 'above 0' if name == 'scale' else 'from 0'
+            raise InputError(f'a {kind} head has {name}={value!r}: give a number {lowest}')
     if kind == LINEAR or not isinstance(classifier, nn.Linear):
         return classifier
     return HEADS[kind].from_linear(classifier, **settings)  # type: ignore[union-attr]

@@ -18,9 +18,9 @@ from torch import nn
 
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.result import LOWER_IS_BETTER
-from nbn_timm.files import atomic_write, file_sha256, open_regular
+from nbn_timm.files import atomic_write, file_sha256, open_regular, refuse_no_file
 from nbn_timm.models.run_folder import BEST, LAST, RESULTS
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
@@ -195,7 +195,9 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
         if Path(resume).is_dir():
             resume = str(_newest_whole(Path(resume), _checkpoints(Path(resume))) or resume)
         if not Path(resume).is_file():
-            raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, the folder of a run, or auto")
+            refuse_no_file(resume, or_folder=True)
+            lacking = 'has no checkpoint in it' if Path(resume).is_dir() else 'does not exist'
+            raise InputError(f"--resume '{resume}' {lacking}: give a checkpoint, the folder of a run, or auto")
         if there and not any(path.samefile(resume) for path in there):
             raise InputError(f"'{folder}' already holds a run ({there[0].name}) that '{resume}' would overwrite: give "
                              'another --experiment')
@@ -372,7 +374,7 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
             _check_parameter_state(needed.get(number, {}), saved)
         optimizer.load_state_dict(state['optimizer'])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_words(error)
         before = NetworkRecord.of_checkpoint(state).arguments.get('opt')
         raise InputError(
             f"the optimizer state of '{path}' does not fit ({reason}): keep --opt{f' {before}' if before else ''}, "

@@ -1,5 +1,6 @@
 """A sweep: the trainings of all combinations of some settings, and which of them is the best by validation."""
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ from nbn_timm.training.settings import TrainSettings
 SWEEP_FILE, TABLE_FILE, OUTPUT = 'sweep.json', 'sweep.csv', 'train.txt'
 LOWER_IS_BETTER = ('loss',)
 MOST = 1000  # trainings of a sweep
+_LONGEST_NAME = 180  # bytes; what is longer is cut, with a digest in its place
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ class Trial:
     def folder(self) -> str:
         """Name of the run."""
         parts = [f'{name}-{value}' for name, value in self.settings]
-        return re.sub(r'[^\w.+-]+', '_', '-'.join([*parts, f's{self.seed}']))
+        name, end = re.sub(r'[^\w.+-]+', '_', '-'.join(parts)), f's{self.seed}'
+        if len(name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+            name = f'{name.encode()[:_LONGEST_NAME].decode(errors="ignore")}-{digest}'
+        return f'{name}-{end}' if name else end
 
 
 def trials(axes: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Trial]:
