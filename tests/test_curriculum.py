@@ -22,6 +22,8 @@ from nbn_timm.cli import train
 from nbn_timm.data import ArraySamples, AugmentSettings, create_transform
 from nbn_timm.data.class_strength import OPERATIONS, TOP_LEVEL, ClassStrength, CurriculumSettings, LevelledImages
 from nbn_timm.data.cutout import Cutout
+from nbn_timm.data.decoders import DecodedCrop, FileViews
+from nbn_timm.data.defaults import DataDefaults
 from nbn_timm.data.transforms import Views
 from nbn_timm.datasets.cifar import CifarLT
 from nbn_timm.errors import InputError
@@ -96,6 +98,14 @@ def test_pictures_have_the_level_of_their_class_with_the_probability():
     assert (found[:, 1:] > 0).mean(axis=0) == pytest.approx(0.25, abs=0.09)
     assert data[5, 4][0][0] == 4 and data[5, 0][0][0] == 0  # for certain
     assert len(data) == 600 and data[4][1] == 1
+
+
+@pytest.mark.fast
+def test_the_step_is_found_where_files_are_decoded_otherwise():
+    pipeline = create_transform(DataDefaults(), True, AugmentSettings(curriculum=True))
+    data = LevelledImages(ArraySamples(np.zeros((1, 4, 4, 3), np.uint8), [0]), 1, prob=1.0)
+    data.transform = FileViews([DecodedCrop(pipeline, decoder=None)])
+    assert list(data.steps) == [step for step in pipeline.transforms if isinstance(step, ClassStrength)]
 
 
 class Knows(nn.Module):

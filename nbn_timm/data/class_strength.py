@@ -14,6 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch.utils.data import Dataset
 
 from nbn_timm.data.dataset import LabelledImages
+from nbn_timm.data.decoders import DecodedCrop
 from nbn_timm.settings import AT_LEAST_1, PROBABILITY, Settings, only_with, setting
 
 TOP_LEVEL = 10
@@ -171,5 +172,6 @@ def _steps_of(transform: Any) -> Iterator[ClassStrength]:
     """The steps in a transform, or in what it is made of."""
     if isinstance(transform, ClassStrength):
         yield transform
-    for part in getattr(transform, 'transforms', ()):
+    parts = (transform.pipeline,) if isinstance(transform, DecodedCrop) else getattr(transform, 'transforms', ())
+    for part in parts:
         yield from _steps_of(part)
