@@ -61,6 +61,11 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
             if given:
                 raise InputError(f'--manifold-mixup mixes within the network, once for a batch, which {other} does not '
                                  'allow: leave one of them out')
+    if settings.augment.curriculum:
+        for other, there in (('--stage', stage), ('--adversarial', settings.adversarial.adversarial)):
+            if there:
+                raise InputError(f'--curriculum is for the ordinary training of a network, and {other} is another one: '
+                                 'leave one of them out')
     if settings.average.swa_epochs > settings.schedule.epochs:
         raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
                          '--epochs of the run: give fewer')

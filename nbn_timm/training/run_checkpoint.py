@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -29,8 +29,12 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
 
+if TYPE_CHECKING:  # it has a plan, which writes checkpoints
+    from nbn_timm.training.curriculum import Curriculum
+
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
+_LEVELS = 'curriculum'  # of the classes, see `nbn_timm.training.curriculum`
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
 
 _logger = logging.getLogger(__name__)
@@ -61,6 +65,7 @@ def checkpoint_state(
         metric: float | None = None,
         best: Best | None = None,
         scaler: NativeScaler | None = None,
+        curriculum: 'Curriculum | None' = None,
 ) -> dict[str, Any]:
     """Everything that a run needs to go on after `epoch`, in timm's layout; plain data, for `weights_only` loading."""
     state: dict[str, Any] = {
@@ -80,6 +85,8 @@ def checkpoint_state(
         state[_AVERAGED_EPOCHS] = int(average.n_averaged)
     if scaler is not None:
         state[scaler.state_dict_key] = scaler.state_dict()
+    if curriculum is not None:
+        state[_LEVELS] = curriculum.state()
     return state
 
 
@@ -320,6 +327,7 @@ def resume_run(
         settings: Mapping[str, Any],
         class_counts: ClassCounts | None = None,
         scaler: NativeScaler | None = None,
+        curriculum: 'Curriculum | None' = None,
 ) -> tuple[int, Best | None]:
     """Put a run into the state of a checkpoint.
 
@@ -352,6 +360,8 @@ def resume_run(
     _load_optimizer(path, state, optimizer)
     if scaler is not None and scaler.state_dict_key in state:
         scaler.load_state_dict(state[scaler.state_dict_key])
+    if curriculum is not None:
+        curriculum.load_state(state.get(_LEVELS), path)
     best = state.get('best')
     return state['epoch'] + 1, None if best is None else Best(**best)
 

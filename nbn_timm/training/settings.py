@@ -6,6 +6,7 @@ from typing import ClassVar
 from nbn_timm import timm_flags
 from nbn_timm.adversarial.settings import AdversarialSettings
 from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data.class_strength import CurriculumSettings
 from nbn_timm.data.more_train import MoreTrainSettings
 from nbn_timm.data.settings import (
     AugmentSettings,
@@ -128,6 +129,7 @@ class TrainSettings(SettingGroups):
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
     augment: AugmentSettings = AugmentSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
     progressive: ProgressiveSettings = ProgressiveSettings()
     mixing: MixingSettings = MixingSettings()
     methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
