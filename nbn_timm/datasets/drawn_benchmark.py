@@ -71,8 +71,7 @@ class DrawnBenchmark(Benchmark):
     def read(self, settings: DataSettings, parts: Collection[str], count: bool) -> Source:
         if settings.lists:
             source = read_lists(settings, parts, count)
-            source.notes.append(f"the images of {self.name} come from list files, not from LDAM's draw: say so beside "
-                                'any number')
+            source.notes.append(self.note_on_lists(settings))
             return source
         source = Source()
         for part in PARTS:
@@ -85,6 +84,14 @@ class DrawnBenchmark(Benchmark):
                 if part in parts:
                     raise
         return source
+
+    def note_on_lists(self, settings: DataSettings) -> str:
+        """What must be said of lists that take the place of the draw."""
+        return f"the images of {self.name} come from list files, not from LDAM's draw: say so beside any number"
+
+    def what_is_drawn(self, targets: np.ndarray, indices: np.ndarray) -> str:
+        """Whether a draw from these labels is a published one, in words, or nothing."""
+        return ''
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return LISTS | {'data_dir'}
@@ -130,12 +137,15 @@ class DrawnBenchmark(Benchmark):
             'size': len(indices),
             'indices_sha256': hashlib.sha256(np.asarray(indices, dtype='<i8').tobytes()).hexdigest(),
         }
+        told = self.what_is_drawn(data.targets, indices)
+        if told:
+            report['draw'] = told
         path = data_dir / f'{self.name}_{profile}_{factor:g}.json'
         write_text_atomic(path, json.dumps(report, indent=1) + '\n')
         split = ', '.join(f'{len(classes)} {shot}' for shot, classes in counts.shot_split(*self.shot_limits).items())
         images = counts.train_images
         print(f'{self.name}: {len(indices):,} training images, {max(images)} to {min(images)} per class ({split}); '
-              f'report in {path}')
+              f'{told}{"; " if told else ""}report in {path}')
 
     def _check_files(self, settings: DataSettings, train: LabelledImages) -> None:
         """Look for all images of all splits, where they are files."""

@@ -88,6 +88,21 @@ def _refuse_other_labels(lists: Mapping[str, ImageList]) -> None:
                                  f'{where} list: number the classes alike in all lists')
 
 
+def given_list(settings: DataSettings, data_dir: Path, part: str) -> Path:
+    """The list file that is given for a split.
+
+    Raises:
+        InputError: It is not there.
+    """
+    given = settings.lists[part]
+    candidates = (Path(given), data_dir / given, data_dir / 'lists' / given)
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        raise InputError(f"the list file '{given}' is neither there nor in '{data_dir}' or its folder 'lists': "
+                         f'correct --{part}-list')
+    return found
+
+
 def _find_list(
         settings: DataSettings,
         data_dir: Path,
@@ -96,15 +111,8 @@ def _find_list(
         required: bool,
 ) -> Path | None:
     """The list file of a split, or None where the dataset has none (or its training list is not needed)."""
-    given = settings.lists.get(part)
-    if given:
-        candidates = (Path(given), data_dir / given, data_dir / 'lists' / given)
-        found = next((path for path in candidates if path.is_file()), None)
-        if found is None:
-            raise InputError(
-                f"the list file '{given}' is neither there nor in '{data_dir}' or its folder 'lists': "
-                f'correct --{part}-list')
-        return found
+    if settings.lists.get(part):
+        return given_list(settings, data_dir, part)
     if part in published:
         found = published[part].find(data_dir)
         if found is None and required:

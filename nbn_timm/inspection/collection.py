@@ -4,12 +4,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from nbn_timm.data.bands import bands_of, require_readers
 from nbn_timm.data.classes import label_names
-from nbn_timm.data.dataset import ImageSamples, LabelledImages
+from nbn_timm.data.dataset import ImageSamples, LabelledImages, picture
 from nbn_timm.data.folders import class_pictures, find_split_folder, is_plain
 from nbn_timm.data.label_sets import images_per_class, is_label_sets, labels_of
-from nbn_timm.data.pictures import natural_order
+from nbn_timm.data.pictures import mode_of, natural_order
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Source
 from nbn_timm.data.val_split import SplitFile, picture_key
@@ -84,13 +86,27 @@ class Collection:
             return f'{self.part(index)} picture {index - self._start(index)}'
         return picture_key(path, self.root)
 
-    def picture(self, index: int):
-        """The picture itself, RGB.
+    def picture(self, index: int) -> Image.Image:
+        """The picture itself, for people.
 
         Raises:
             InputError: It cannot be read.
         """
-        return self.splits[self.part(index)].image(index - self._start(index))
+        return picture(self.splits[self.part(index)], index - self._start(index))
+
+    def read_as(self, channels: int) -> None:
+        """Have pictures read as ones of so many channels, as a training on these would read them.
+
+        Raises:
+            InputError: They are in memory, and have others; or files of so many channels cannot be read here.
+        """
+        mode = mode_of(channels)
+        if bands_of(mode) is not None:
+            if not all(isinstance(images, ImageSamples) for images in self.splits.values()):
+                raise InputError(f'the pictures of {self.what} have three channels: leave out --in-chans {channels}')
+            require_readers(path for index in range(len(self)) if (path := self.path(index)) is not None)
+        for images in self.splits.values():
+            images.mode = mode
 
     def counts(self, part: str) -> np.ndarray:
         """Pictures per class of a split, int64 [C]."""

@@ -217,6 +217,9 @@ def _of_pictures(result: Inspection) -> Iterable[Finding]:
     turned = [index for index in sound if facts[index].orientation != 1]
     yield _pictures('turned', 'note', turned, 'turned by their EXIF orientation',
                     'nothing to do, all commands read them upright')
+    paged = [index for index in sound if facts[index].pages > 1]
+    yield _pictures('pages', 'note', paged, 'of several pages, of which the first is read',
+                    'nothing to do, or --in-chans N if the pages are channels')
     misnamed = [index for index in sound if _misnamed(result.collection.path(index), facts[index].format)]
     yield _pictures('misnamed', 'note', misnamed, 'of another format than their names say',
                     'nothing to do, they are read all the same')
@@ -261,6 +264,8 @@ def as_data(result: Inspection) -> dict[str, Any]:
     sides = np.array([(one.width, one.height) for one in facts if not one.fault])
     if len(sides):
         sizes |= {'width': _range(sides[:, 0]), 'height': _range(sides[:, 1])}
+    if moments := channel_moments(result):
+        sizes |= moments
     return {
         'what': collection.what, 'pictures': len(collection), 'classes': len(collection.names), 'stops': result.stops,
         'label_sets': collection.label_sets, 'splits': splits, 'files': sizes, 'notes': collection.notes,
@@ -287,6 +292,17 @@ def split_summary(collection: Collection, part: str) -> dict[str, Any]:
         'imbalance_factor': float(there.max() / there.min()) if len(there) else None,
         **({name: shots.count(name) for name in ('many', 'medium', 'few')} if part == collection.counted else {}),
         **({'labels': labels_per_picture(collection.splits[part].targets)} if collection.label_sets else {})}
+
+
+def channel_moments(result: Inspection) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel of the training pictures, in [0, 1]; none of Pillow's pictures."""
+    collection = result.collection
+    moments = [one.moments for index, one in enumerate(result.facts)
+               if one.moments[0] and collection.part(index) == collection.counted]
+    if not moments:
+        return {}
+    mean, square = np.mean(moments, axis=0)
+    return {'mean': mean.tolist(), 'std': np.sqrt((square - mean ** 2).clip(0)).tolist()}
 
 
 def _picture(result: Inspection, index: int) -> dict[str, Any]:

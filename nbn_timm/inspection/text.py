@@ -1,4 +1,5 @@
 """An inspection as a table on a terminal: what a person takes in at once."""
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,8 @@ def _files(result: Inspection) -> str:
                      f'{height["median"]:,}')
     if files['bytes']:
         lines.append(f'size     {files["bytes"] / 1e6:,.1f} MB')
+    lines += [f'{name:<9}' + ' '.join(f'{value:.4g}' for value in files[name]) + f' (--{name} of nbn-train)'
+              for name in ('mean', 'std') if name in files]
     return '\n'.join(lines)
 
 
@@ -144,7 +147,7 @@ def reason_of_fault(sentence: str) -> str:
     """The reason in the sentence about a damaged file, which names the file again."""
     if ' cannot be read (' in sentence:
         return one_line(sentence.partition(' cannot be read (')[2].partition('):')[0])
-    return one_line(sentence)
+    return one_line(re.sub(r"^image '[^']*' ", '', sentence))
 
 
 def _cut(name: str, width: int = 40) -> str:
