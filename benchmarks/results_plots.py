@@ -138,9 +138,7 @@ def cost(methods: Sequence[tuple[Method, float]], published: Sequence[Mapping[st
     axes = figure.subplots()
     _plain(axes)
     named: list[tuple[float, float]] = []  # points whose names stand to their right
-    for entry in published:
-        if 'pflop' not in entry:
-            continue
+    for entry in sorted((entry for entry in published if 'pflop' in entry), key=lambda entry: -float(entry['pflop'])):
         low, high = _range(entry['all'])
         place, middle = float(entry['pflop']), (low + high) / 2
         if low < high:

@@ -178,7 +178,7 @@ def row_of(method: Method, published: Mapping[str, Any] | None, recipe: str, com
 
 def machine_hours(run: Run, gpu: bool) -> float:
     """Hours of GPUs or of CPU cores that a run took."""
-    return round(sum(part.machine_hours for part in run.parts if part.gpu == gpu), 4)
+    return round(sum(part.machine_hours for part in run.parts if part.gpu == gpu), 6)
 
 
 def _part(part: Part) -> dict[str, Any]:

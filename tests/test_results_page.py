@@ -144,7 +144,7 @@ def test_run_of_two_machines_says_so(results_page, tmp_path):
     # 422 images at 422 and at 211 a second: one second of a quarter of a GPU, two of two cores.
     assert [part.machine_hours * 3600 for part in run.parts] == pytest.approx([0.25, 4])
     assert run.train_seconds == pytest.approx(3)
-    assert results_rows.machine_hours(run, gpu=True) == round(0.25 / 3600, 4)
+    assert results_rows.machine_hours(run, gpu=True) == round(0.25 / 3600, 6)
     parts[1]['epochs'] = 2
     with pytest.raises(InputError, match='do not add up to 2 epochs'):
         results_page.read_run(write_run(tmp_path, 'ce-s1', (9, 8, 5, 4, 1, 0), 1, parts=parts))
