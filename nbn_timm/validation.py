@@ -50,7 +50,7 @@ from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_arrays, write_predictions
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.evaluation.temperature import calibrate, temperature_of
-from nbn_timm.evaluation.thresholds import Thresholds
+from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
@@ -245,6 +245,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
             predictions = Predictions.in_order(of_processes, in_turn)
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
+    if isinstance(evaluator, LabelSetEvaluator):
+        about = {**about, THRESHOLDS: evaluator.thresholds.to_dict()}
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about, shifted, robust)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')

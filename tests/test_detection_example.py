@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torchvision.models.detection.roi_heads import RoIHeads
 
 from nbn_timm.errors import InputError
@@ -148,6 +149,23 @@ def test_annotations_in_both_forms(tmp_path):
     with pytest.raises(InputError, match='has no list of images'):
         (tmp_path / 'wrong.json').write_text('{}')
         data.Annotations.read(tmp_path / 'wrong.json')
+
+
+def test_images_that_are_missing_or_damaged_are_told_apart(tmp_path):
+    content = {'images': [{'id': 1, 'file_name': 'a.png'}], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]}
+    images = data.DetectionImages(data.Annotations(tmp_path / 'x.json', content), tmp_path, masks=False)
+    path = tmp_path / 'a.png'
+    with pytest.raises(InputError, match=f"^the image '{path}' is missing: check --image-dir$"):
+        images[0]
+    path.write_text('no picture')
+    with pytest.raises(InputError, match=f"^the image '{path}' cannot be read .it is no picture that Pillow knows.: "
+                                         'replace it by an intact copy$'):
+        images[0]
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    with pytest.raises(InputError, match='image file is truncated') as told:
+        images[0]
+    assert str(told.value).count('a.png') == 1
 
 
 def test_mirrored_boxes_surround_mirrored_masks():

@@ -90,9 +90,29 @@ def flat_by_comprehension(model: nn.Module) -> None:
             model.get_submodule(parent)._modules[child] = FrozenByComprehension(module.num_features)
 
 
+def frozen_copy(norm: nn.BatchNorm2d) -> nn.Module:
+    new = Frozen(norm.num_features)
+    new.weight.copy_(norm.weight.detach())
+    return new
+
+
+def by_a_helper(model: nn.Module) -> None:
+    for name, child in model.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            model._modules[name] = frozen_copy(child)
+        by_a_helper(child)
+
+
+def flat_by_a_helper(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition('.')
+            setattr(model.get_submodule(parent), child, frozen_copy(module))
+
+
 CONVERTERS = [nn.SyncBatchNorm.convert_sync_batchnorm, timm_convert_sync_batchnorm, convert_splitbn_model,
               freeze_batch_norm_2d, write_modules, Converter.frozen, Converter.sync, flat,
-              flat_by_comprehension]
+              flat_by_comprehension, by_a_helper, flat_by_a_helper]
 
 
 class Nested(nn.Module):
@@ -122,7 +142,8 @@ def test_layers_made_beside_nbn_are_not_stopped():
     def attach(model: nn.Module) -> nn.Module:
         return nn.Sequential(model, nn.SyncBatchNorm(6), Frozen(6), nn.BatchNorm2d(6))
 
-    attach(Nested())
+    model = attach(Nested())
+    model[0].stem[1] = frozen_copy(model[0].stem[1])  # of one plain layer, by hand
 
 
 def test_nbn_is_not_replaced_by_a_layer_made_elsewhere():

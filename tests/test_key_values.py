@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 import nbn_timm.models.create
 import nbn_timm.models.resnet_cifar
@@ -20,6 +20,8 @@ from nbn_timm.key_values import KeyValue, call, check_number, check_types, key_v
 from nbn_timm.layers import NormalizedBatchNorm2d
 from nbn_timm.models.create import check_input_size, create_model
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer, step_on_stand_ins
+from nbn_timm.training.optimizer_limits import check_values
+from nbn_timm.training.settings import TrainSettings
 
 pytestmark = pytest.mark.fast
 
@@ -251,8 +253,22 @@ def optimizer(opt: str = 'momentum', device: str = 'cpu', **settings: Any) -> to
     ({'differentiable': True}, 'cannot take --opt-kwargs differentiable=True'),  # seen in a step alone
     ({'eps': 1e-8}, "'momentum' has no setting 'eps'"),  # timm would drop it without a word
     ({'opt': 'adamw', 'betas': 0.5}, 'betas=0.5: give several values'),
-    ({'opt': 'adamw', 'betas': (0.9,)}, r'cannot take --opt-kwargs betas=\(0.9,\)'),
-    ({'opt': 'adamw', 'betas': (0.9, 2)}, r'betas=\(0.9, 2\) \(Invalid beta parameter'),
+    ({'opt': 'adamw', 'betas': (0.9,)}, r'--opt-kwargs betas=\(0.9,\): give 2 numbers from 0 to less than 1'),
+    ({'opt': 'adamw', 'betas': (0.9, 0.99, 0.9)}, 'give 2 numbers'),
+    ({'opt': 'adamw', 'betas': (0.9, 2)}, 'give 2 numbers'), ({'opt': 'lamb', 'betas': ('a', 1)}, 'give 2 numbers'),
+    ({'opt': 'muon', 'betas': (-0.1, 0.9)}, 'give 2 numbers'), ({'opt': 'adan', 'betas': (0.9, 0.9)}, 'give 3 numbers'),
+    ({'opt': 'adafactor', 'betas': (0.9, 1.5)}, 'give 2 numbers'),
+    ({'opt': 'rmsproptf', 'alpha': 2}, 'alpha=2: give a number from 0 to less than 1'),
+    ({'opt': 'muon', 'ns_steps': 0}, 'from 1 to 100'), ({'opt': 'muon', 'ns_steps': 10 ** 9}, 'from 1 to 100'),
+    ({'opt': 'lamb', 'max_grad_norm': 0}, 'max_grad_norm=0: give a number above 0'),
+    ({'opt': 'adafactor', 'decay_rate': 0.8}, 'decay_rate=0.8: give a number from -1 to 0'),
+    ({'opt': 'adafactorbv', 'decay_rate': -0.8}, 'decay_rate=-0.8: give a number from 0 to 1'),
+    ({'opt': 'sgdp', 'delta': math.nan}, 'give a number'), ({'opt': 'kron', 'precond_lr': math.inf}, 'give a number'),
+    ({'opt': 'lion', 'betas': (0.9, math.nan)}, 'give finite numbers'), ({'opt': 'lars', 'eps': 'x'}, 'give a number'),
+    ({'opt': 'lars', 'trust_clip': 'false'}, 'trust_clip=false: give True or False'),  # which would be taken for true
+    ({'opt': 'muon', 'fallback_list': 'head'}, 'fallback_list=head: give several values'),
+    ({'maximize': True}, 'maximize=True cannot be set in this way: a loss is made smaller'),
+    ({'layer_decay_min_scale': 0.5}, 'cannot be set in this way: give --layer-decay too'),
     ({'opt': 'adamw', 'capturable': True}, 'cannot take --opt-kwargs capturable=True'),
     ({'opt': 'adahessian'}, 'needs second derivatives'),
     ({'weight_decay': 1e308}, 'cannot take --weight-decay 1e.308 .*overflow')])
@@ -303,6 +319,20 @@ def test_every_optimizer_of_timm_trains_and_goes_on_from_a_checkpoint_or_is_refu
     after = train(model, made)
     assert after == train(model_again, made_again)
     assert all(map(math.isfinite, after)) and not torch.equal(model[0].weight, begun)
+
+
+def test_what_optimizers_have_by_default_is_allowed():
+    for name in map(str, list_optimizers()):
+        if name.startswith(('bnb', 'fused')) or name == 'adahessian':
+            continue
+        known = nbn_timm.training.optim._parameters(name)
+        given = {key: parameter.default for key, parameter in known.items()} | (get_optimizer_info(name).defaults or {})
+        check_values(name, key_values('--opt-kwargs', given), known)
+    check_values('AdEMAMix', key_values('--opt-kwargs', {'alpha': 5, 'betas': (0.9, 0.99, 0.9999)}), {
+        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for key, default in (('alpha', 5.0), ('betas', (0.9, 0.999, 0.9999)))})  # of bitsandbytes
+    with pytest.raises(InputError, match="'momentum' is 1.5"):
+        TrainSettings.of({'momentum': 1.5})
 
 
 def test_settings_of_an_optimizer_reach_it():

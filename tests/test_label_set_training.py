@@ -1,5 +1,6 @@
 """Pictures of several classes from files to answers: CSV files, published lists, training, evaluation, prediction."""
 import json
+import re
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nbn_timm.cli import predict, prepare, push, train, validate
+from nbn_timm.cli import predict, prepare, push, report, train, validate
 from nbn_timm.data import Classes, DataSettings
 from nbn_timm.data.label_sets import label_sets, labels_of
 from nbn_timm.data.photometric import Distortion, PhotometricCrop, draw_crop
@@ -20,7 +21,6 @@ from nbn_timm.datasets.voc_mlt import VocMLT
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.files import git_blob_id
-from nbn_timm.report import read_run
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.label_sets import for_label_sets
 from nbn_timm.training.settings import TrainSettings
@@ -222,7 +222,9 @@ def command(folder, output, *more):
 @pytest.fixture(scope='module')
 def run(pictures, tmp_path_factory):
     output = tmp_path_factory.mktemp('output')
-    train.main(command(pictures, output, '--loss', 'bce', '--sampler', 'class_aware', '--lr', '0.05'))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)  # figures take the time
+        train.main(command(pictures, output, '--loss', 'bce', '--sampler', 'class_aware', '--lr', '0.05'))
     return output / 'run'
 
 
@@ -235,7 +237,22 @@ def test_a_run_reports_average_precision_and_keeps_thresholds(run, pictures):
     assert record.classes.label_sets and record.classes.images == 8
     lines = [json.loads(line) for line in (run / 'log.jsonl').read_text().splitlines()]
     assert len(lines) == 2 and all('eval_map' in line and 'eval_top1' not in line for line in lines)
-    assert not (run / 'report.html').exists()
+
+
+def test_a_run_ends_with_its_page(run, tmp_path, monkeypatch):
+    monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)
+    page = (run / 'report.html').read_text()
+    assert 'src="data:image/png;base64,' in page and '<td>bird</td>' in page and '<pre>nbn-train ' in page
+    report.main([str(run), '--output', str(tmp_path / 'x.html')])
+    assert (tmp_path / 'x.html').read_text() == page
+    (run / 'test_predictions.npz').rename(tmp_path / 'kept.npz')
+    try:
+        report.main([str(run), '--output', str(tmp_path / 'y.html'), '--evaluate', '--device', 'cpu'])
+    finally:
+        (tmp_path / 'kept.npz').rename(run / 'test_predictions.npz')
+    again = (tmp_path / 'y.html').read_text()
+    pattern = r'<div class="(?:cards|pictures)">.*?\n</div>\n'
+    assert re.findall(pattern, again, re.DOTALL) == re.findall(pattern, page, re.DOTALL) != []
 
 
 def test_validation_finds_what_the_run_found(run, pictures, tmp_path):
@@ -308,7 +325,5 @@ def test_label_sets_of_labels():
 
 def test_who_has_no_form_for_sets_says_so(run, tmp_path):
     file = str(run / 'last.pth.tar')
-    with pytest.raises(InputError, match='there is no page: look at test.json'):
-        read_run(run)
     with pytest.raises(InputError, match='tells accuracies.*gives a set of classes'):
         push.main([file, '--output', str(tmp_path / 'pushed')])

@@ -16,6 +16,7 @@ from timm.models import load_checkpoint
 from timm.utils import ModelEmaV3
 
 import nbn_timm
+from nbn_timm import InputError
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
 from nbn_timm.models import resnet_cifar, ride, wide_resnet_cifar
 
@@ -87,7 +88,7 @@ def test_number_of_parameters(name):
 
 
 @pytest.mark.parametrize('name', ARCHS + ALIASES)
-def test_names_list_resolve_and_carry_the_right_data_config(name):
+def test_names_list_resolve_and_carry_the_right_data_config_and_cast_no_whole_numbers(name):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert name in timm.list_models(name)
@@ -100,6 +101,9 @@ def test_names_list_resolve_and_carry_the_right_data_config(name):
     assert model.num_classes == classes == model.get_classifier().out_features
     assert (config['mean'], config['std'], config['crop_pct']) == (mean, std, crop)
     assert config['input_size'] == (3, size, size) and config['interpolation'] == 'bilinear'
+    first = next(name for name, _ in model.named_parameters())
+    with pytest.raises(InputError, match=f"'{first}' is of int64"):
+        model.load_state_dict({first: torch.ones(1, dtype=torch.int64)}, strict=False)
 
 
 @pytest.mark.parametrize('name', ARCHS)

@@ -1,8 +1,10 @@
 """Where weights come from, in which order, and what is said when they cannot be had. Servers are on loopback."""
 import base64
+import copy
 import http.server
 import json
 import os
+import pickle
 import tarfile
 import threading
 import time
@@ -15,13 +17,14 @@ import timm
 import torch
 from forks import Ended, run_python
 from safetensors.torch import load_file, save_file
+from timm.models._hub import save_for_hf
 
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError
 from nbn_timm.files import file_sha256
 from nbn_timm.models import _pretrained, resnet_nbn
 from nbn_timm.models._pretrained import HubFile, find_weights, shipped_names
-from nbn_timm.models.weight_files import DIGEST, weights_digest
+from nbn_timm.models.weight_files import DIGEST, save_weights, weights_digest
 
 NAME = 'resnet10_nbn.imagenet_lt'
 
@@ -418,6 +421,62 @@ def test_plain_weights_are_not_loaded_into_nbn(tmp_path):
     with pytest.raises(InputError, match='no NBN scale'):
         timm.create_model('resnet10_nbn', pretrained=True,
                           pretrained_cfg_overlay=dict(file=str(tmp_path / 'plain.safetensors')))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small network in timm's format."""
+    save_for_hf(timm.create_model('resnet20_nbn', num_classes=3), tmp_path / 'folder', safe_serialization='both')
+    return tmp_path / 'folder'
+
+
+def as_int8(weights):
+    return {**weights, 'conv1.weight': weights['conv1.weight'].to(torch.int8)}
+
+
+def with_nan(weights):
+    return {**weights, 'conv1.weight': weights['conv1.weight'] * float('nan')}
+
+
+@pytest.mark.parametrize(('change', 'said'), [(as_int8, 'conv1.weight.* is of int8'), (with_nan, 'is NaN or infinite')])
+def test_timm_makes_no_network_of_weights_that_cannot_be_used(folder, change, said):
+    weights = change(load_file(folder / 'model.safetensors'))
+    save_file(weights, folder / 'model.safetensors')
+    for name, overlay in ((f'local-dir:{folder}', {}), ('resnet20_nbn', dict(state_dict=weights, num_classes=3))):
+        with pytest.raises(InputError, match=said):
+            timm.create_model(name, pretrained=True, num_classes=3, pretrained_cfg_overlay=overlay)
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+def test_timm_makes_no_network_of_a_folder_with_a_wrong_bit(folder, file):
+    path = folder / file
+    if file == 'model.safetensors':
+        save_weights(load_file(path), path)
+    else:
+        (folder / 'model.safetensors').unlink()
+    timm.create_model(f'local-dir:{folder}', pretrained=True)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f'{file}.*is damaged'):
+        timm.create_model(f'local-dir:{folder}', pretrained=True)
+
+
+@pytest.mark.parametrize('kind', [torch.int8, torch.complex64])
+def test_numbers_of_another_type_are_not_cast(tmp_path, kind):
+    model = timm.create_model('resnet20_nbn', num_classes=3)
+    weights = model.state_dict() | {'bn1.running_var': torch.ones(16, dtype=kind)}
+    torch.save(weights, tmp_path / 'odd.pth')
+    said = f"'bn1.running_var' is of {str(kind).removeprefix('torch.')}"
+    with pytest.raises(InputError, match=said):
+        timm.create_model('resnet20_nbn', num_classes=3, checkpoint_path=str(tmp_path / 'odd.pth'))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with pytest.raises(InputError, match=said):
+            copied.load_state_dict(weights)
+    with pytest.raises(InputError, match="'0.bn1.running_var'"):
+        torch.nn.Sequential(model).load_state_dict({f'0.{name}': value for name, value in weights.items()})
+    model.load_state_dict({name: value.double() for name, value in model.state_dict().items()})
+
 
 
 def run_convert(*arguments: str) -> Ended:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from nbn_timm.data.label_sets import label_sets
+from nbn_timm.data.pictures import reason_unreadable
 from nbn_timm.errors import InputError
 from nbn_timm.files import read_json_object
 
@@ -145,8 +146,11 @@ class DetectionImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
         path, objects = self.annotations.image_path(self.folder, index), self.annotations.objects[index]
         try:
             image = pil_to_tensor(Image.open(path).convert('RGB')).float() / 255
+        except FileNotFoundError as error:
+            raise InputError(f"the image '{path}' is missing: check --image-dir") from error
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"the image '{path}' cannot be read ({error}): check --image-dir") from error
+            raise InputError(f"the image '{path}' cannot be read ({reason_unreadable(error)}): replace it by an "
+                             'intact copy') from error
         left, top, width, height = torch.tensor([one['bbox'] for one in objects]).float().reshape(-1, 4).unbind(1)
         target = {'boxes': torch.stack([left, top, left + width, top + height], 1),
                   'labels': torch.tensor([self.annotations.labels[one['category_id']] for one in objects]).long()}

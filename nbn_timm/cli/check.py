@@ -2,6 +2,8 @@
 
     nbn-check pictures/                                        # class folders, with or without train, val and test
     nbn-check --dataset csv --train-csv labels.csv --data-dir pictures --html check.html
+    nbn-check --dataset csv --train-csv labels.csv --data-dir pictures --label-separator ';'    # pictures of several
+    nbn-check fields.csv --in-chans 6                          # TIFF and NumPy files of six channels
 """
 import argparse
 import json
@@ -24,7 +26,7 @@ from nbn_timm.inspection.facts import look_at_all
 from nbn_timm.inspection.findings import Inspection, as_data, inspect
 from nbn_timm.inspection.page import write_inspection_page
 from nbn_timm.inspection.text import as_text
-from nbn_timm.settings import Limits, SettingGroups, Settings, Values, setting
+from nbn_timm.settings import AT_LEAST_1, Limits, SettingGroups, Settings, Values, setting
 
 DESCRIPTION = ('Look at every picture of a collection once: pictures per class, damaged files, repeats, odd ones. Exit '
                'code 0: nothing stops a training; 1: something does, or what was given is wrong; 2: a wrong flag.')
@@ -39,6 +41,9 @@ class CheckingSettings(Settings):
 
     workers: int | None = setting(None, 'processes that look at pictures; 0: this one alone', limits=Limits(0, 1024),
                                   short='-j', kind='machine', unset='one per core, four at most')
+    in_chans: int | None = setting(
+        None, 'channels that pictures are read with, as nbn-train --in-chans; more than four from TIFF or NumPy files',
+        limits=AT_LEAST_1, unset='3')
     json: str | None = setting(None, 'write all that was found as JSON', metavar='FILE', kind='place')
     html: str | None = setting(None, 'write a page with pictures', metavar='FILE', kind='place')
     groups_file: str | None = setting(
@@ -95,6 +100,8 @@ def check(settings: CheckSettings) -> bool:
     if not data.dataset:
         raise InputError('there is nothing to look at: give a folder of pictures, or --dataset and what it needs')
     collection = collect(data)
+    if settings.checking.in_chans is not None:
+        collection.read_as(settings.checking.in_chans)
     workers = settings.checking.workers
     looks = look_at_all(list(collection.splits.values()), min(4, os.cpu_count() or 1) if workers is None else workers)
     result = inspect(collection, with_bar_or_lines(looks, len(collection), 'pictures'))

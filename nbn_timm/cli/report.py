@@ -177,11 +177,13 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
     if checkpoint is None:
         raise InputError(f"there is no checkpoint in '{run.folder}' to evaluate: give the file, or leave out --evaluate"
                          )
+    classes = checkpoint_record(str(checkpoint)).classes
+    of_sets = classes is not None and classes.label_sets
     values = {
         'checkpoint': str(checkpoint), 'split': run.split, 'results_file': str(work / f'{run.split}.json'),
         'per_class_file': str(work / f'{run.split}_per_class.csv'), 'workers': 0,
         'save_predictions': str(work / f'{run.split}_predictions.npz'), 'use_ema': bool(run.results.get('use_ema')),
-        'temperature': 1.0,  # as the numbers of a run are
+        **({} if of_sets else {'temperature': 1.0}),  # as the numbers of a run are
         **({'data_dir': settings.data_dir} if settings.data_dir else {}),
         **({'device': settings.device} if settings.device else {})}
     print(f"evaluating '{checkpoint}' on {world.device.type}", flush=True)
@@ -194,13 +196,13 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
 
 def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> Any:
     """The split that was evaluated, for thumbnails; None, with a note, where it cannot be had."""
-    if run.predictions is None or not run.settings.get('dataset'):
+    if run.targets is None or not run.settings.get('dataset'):
         return None
     data = DataSettings.from_record({**run.settings, **({'data_dir': data_dir} if data_dir else {})})
-    known = Known(Classes(None, tuple(run.names), 'the run'), 'the run', binding=True)
+    known = Known(Classes(None, tuple(run.names), 'the run', run.of_sets), 'the run', binding=True)
     try:
         data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
-        splits = create_splits(data, (run.split,), known)
+        splits = create_splits(data, (run.split,), known, label_sets=True)
     except InputError as error:
         notes.append(f'The pictures are not at hand: {error}')
         return None

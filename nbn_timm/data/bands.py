@@ -6,6 +6,7 @@ of 16 bits keep their steps and everything after the reading is the same.
 import importlib
 import io
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def bands_of(mode: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def may_hold_bands(path: str) -> bool:
+    """Whether a file is of a kind that can have more than four channels, by its name."""
+    return Path(path).suffix.lower() in (*_TIFF, _NUMPY)
+
+
+def require_readers(paths: Iterable[str]) -> None:
+    """Refuse files that cannot be read here, all of them for one reason.
+
+    Raises:
+        InputError: There are TIFF files, and no tifffile.
+    """
+    if any(Path(path).suffix.lower() in _TIFF for path in paths):
+        _tifffile()
+
+
 def read_bands(path: str, channels: int) -> torch.Tensor:
     """The picture in a TIFF file, of several samples a pixel or of a page each, or in a NumPy file.
 
@@ -49,7 +65,7 @@ def read_bands(path: str, channels: int) -> torch.Tensor:
             be read here.
     """
     what, suffix = f'image {quoted(path)}', Path(path).suffix.lower()
-    if suffix not in (*_TIFF, _NUMPY):
+    if not may_hold_bands(path):
         raise InputError(f'{what} is no file of {channels} channels: give TIFF or NumPy (.npy) files, or --in-chans '
                          f'1 to {MOST_OF_PILLOW}')
     reader = _tifffile().imread if suffix in _TIFF else np.load
@@ -68,8 +84,12 @@ def read_bands(path: str, channels: int) -> torch.Tensor:
 def shown(image: torch.Tensor) -> Image.Image:
     """The first three channels as red, green and blue, from the darkest to the brightest value, for people."""
     first = image[:3].numpy()
-    low, high = float(first.min()), float(first.max())
-    return Image.fromarray(np.uint8((first - low) * (255 / max(high - low, 1e-12))).transpose(1, 2, 0))
+    return Image.fromarray(stretched(first, float(first.min()), float(first.max())).transpose(1, 2, 0))
+
+
+def stretched(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Values of any shape as bytes, of which `low` and below is black and `high` and above is white."""
+    return np.uint8(((values - low) * (255 / max(high - low, 1e-12))).clip(0, 255))
 
 
 class Clip:

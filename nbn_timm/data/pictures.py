@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from nbn_timm.data.bands import bands_of, mode_of_bands, read_bands
+from nbn_timm.data.bands import bands_of, may_hold_bands, mode_of_bands, read_bands
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.files import open_regular
 
@@ -112,9 +112,11 @@ def read_picture(
         raise InputError(f'image {quoted(path)} is missing: check the image root (--data-dir) or remove the line from '
                          'the list') from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        bands = isinstance(error, UnidentifiedImageError) and may_hold_bands(path)
+        more = ', and one of more than four channels needs --in-chans' if bands else ''
         raise InputError(
-            f'image {quoted(path)} cannot be read ({_reason(error)}): replace the file by an intact copy; nbn-check '
-            'DIR names all damaged files at once') from error
+            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}{more}): replace the file by an '
+            'intact copy; nbn-check DIR names all damaged files at once') from error
 
 
 def to_rgb(image: Image.Image, what: str = 'the image') -> Image.Image:
@@ -167,7 +169,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else grey)
 
 
-def _reason(error: Exception) -> str:
+def reason_unreadable(error: Exception) -> str:
+    """Why Pillow could not read a file, in words without its path."""
     if isinstance(error, UnidentifiedImageError):
         return 'it is no picture that Pillow knows'
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -1,6 +1,6 @@
 """What is wrong with the data as far as it shows without reading a picture: a line or two before a training."""
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from nbn_timm.data.classes import look_alikes
 from nbn_timm.data.dataset import ImageSamples
@@ -24,9 +24,7 @@ def quick_look(splits: Splits) -> list[str]:
     files = {part: images for part in PARTS if isinstance(images := getattr(splits, part), ImageSamples)}
     found = _same_paths(files)
     if not found and sum(map(len, files.values())) <= COMPARED_FILES:
-        found = _same_contents(files, names)
-    if splits.label_sets:  # which nbn-check does not take
-        found = [note.removesuffix(f' ({_SHOW_ALL})') for note in found]
+        found = _same_contents(files, 'with different labels' if splits.label_sets else 'under two classes')
     return notes + found
 
 
@@ -44,8 +42,8 @@ def _same_paths(files: dict[str, ImageSamples]) -> list[str]:
     return notes
 
 
-def _same_contents(files: dict[str, ImageSamples], names: Sequence[str]) -> list[str]:
-    """Whether files of the same bytes are in two splits, or under two classes."""
+def _same_contents(files: dict[str, ImageSamples], two_classes: str) -> list[str]:
+    """Whether files of the same bytes are in two splits, or under two classes, which is told in these words."""
     where = [(part, index) for part, images in files.items() for index in range(len(images))]
     labels = [labels_of(files[part].targets[index]) for part, index in where]
     paths = [files[part].path(index) for part, index in where]
@@ -53,7 +51,7 @@ def _same_contents(files: dict[str, ImageSamples], names: Sequence[str]) -> list
     notes = []
     kinds: list[tuple[Callable[[int], object], str, str]] = [
         (lambda position: where[position][0], 'in two splits', ', so accuracies will be too high'),
-        (lambda position: labels[position], 'under two classes', '')]
+        (lambda position: labels[position], two_classes, '')]
     for differing, what, so in kinds:
         found = [group for group in groups if len({differing(position) for position in group}) > 1]
         if found:

@@ -143,7 +143,7 @@ def create_splits(
     dataset = find_dataset(settings.dataset)
     if not label_sets and dataset.label_sets(settings):
         raise InputError(f'an image of {settings.dataset} can be of several classes here, which this command does not '
-                         'take: use nbn-train, nbn-validate or nbn-predict')
+                         'take: use nbn-train, nbn-validate, nbn-predict, nbn-check or nbn-report')
     settings.shift()  # refused before anything is read
     given = read_counts(settings.class_counts) if settings.class_counts else None
     settings = replace(settings, num_classes=known_number(dataset, settings))

@@ -3,6 +3,7 @@ import csv
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,32 @@ def average_precision(scores: np.ndarray, sets: np.ndarray) -> np.ndarray:
         scores: Of the classes, [N, C].
         sets: Label sets, [N, C].
     """
-    found = np.full(scores.shape[1], np.nan)
+    return drawn_average_precision(scores, sets, np.ones((1, len(sets)), dtype=np.int64))[0]
+
+
+def drawn_average_precision(scores: np.ndarray, sets: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Average precision as above, with images counted as often as they are drawn.
+
+    Args:
+        scores: Of the classes, [N, C].
+        sets: Label sets, [N, C].
+        draws: How often each image is drawn, int [R, N].
+
+    Returns:
+        float64 [R, C]; NaN where no drawn image is of the class.
+    """
+    found = np.full((len(draws), scores.shape[1]), np.nan)
     for label in np.flatnonzero(sets.any(axis=0)):
         order = np.argsort(-scores[:, label], kind='stable')
-        ranked = scores[order, label]
+        ranked, counted = scores[order, label], draws[:, order]
+        members = np.flatnonzero(sets[order, label])
         last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(ranked) - 1)  # of those with the same score
-        hits = np.cumsum(sets[order, label], dtype=np.int64)[last]
-        found[label] = (np.diff(hits, prepend=0) * (hits / (last + 1))).sum() / hits[-1]
+        ends = np.unique(last[np.searchsorted(last, members)])  # where the recall rises
+        seen = np.cumsum(counted, axis=1, dtype=np.int64)[:, ends]
+        hits = np.cumsum(counted[:, members], axis=1, dtype=np.int64)[:, np.searchsorted(members, ends, 'right') - 1]
+        total = hits[:, -1]
+        sums = (np.diff(hits, axis=1, prepend=0) * (hits / np.maximum(seen, 1))).sum(axis=1)
+        found[:, label] = np.where(total > 0, sums / np.maximum(total, 1), np.nan)
     return found
 
 
@@ -54,6 +74,45 @@ class LabelSetPredictions:
 
     sets: np.ndarray
     logits: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sets)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What the data set says, the label sets."""
+        return self.sets
+
+    @cached_property
+    def probabilities(self) -> np.ndarray:
+        """Sigmoids of the logits, float64 [N, C]."""
+        return torch.from_numpy(self.logits.astype(np.float64)).sigmoid().numpy()
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Binary cross-entropy of each picture, the mean over the classes, float64 [N]."""
+        logits = self.logits.astype(np.float64)
+        return (np.logaddexp(0, logits) - logits * self.sets).mean(axis=1)
+
+    @classmethod
+    def read(cls, path: str | Path) -> 'LabelSetPredictions':
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: It is no such file.
+        """
+        try:
+            with np.load(path) as arrays:
+                sets, logits = arrays['label_sets'], arrays['logits']
+            if sets.ndim != 2 or sets.shape != logits.shape or not len(sets):
+                raise ValueError('label sets and logits are not of the same pictures and classes')
+            if not ((sets == 0) | (sets == 1)).all() or not np.isfinite(logits).all():
+                raise ValueError('a label or a logit is none')
+            return cls(sets.astype(np.uint8), logits.astype(np.float32))
+        except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
+            reason = ' '.join(str(error).split())
+            raise InputError(f"the predictions '{path}' cannot be read ({reason}): evaluate again with nbn-validate "
+                             '--logits-file') from error
 
     def write(self, path: str | Path) -> None:
         """Write a compressed NumPy file, whole or not at all."""

@@ -78,6 +78,11 @@ class Predictions:
                            self.label_log_probability[chosen], lengths)
 
     @property
+    def targets(self) -> np.ndarray:
+        """What the data set says, the labels."""
+        return self.labels
+
+    @property
     def predicted(self) -> np.ndarray:
         """The likeliest class, [N]."""
         return self.top[:, 0]

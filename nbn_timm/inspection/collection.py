@@ -4,11 +4,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
+from nbn_timm.data.bands import bands_of, require_readers
 from nbn_timm.data.classes import label_names
-from nbn_timm.data.dataset import ImageSamples, LabelledImages
+from nbn_timm.data.dataset import ImageSamples, LabelledImages, picture
 from nbn_timm.data.folders import class_pictures, find_split_folder, is_plain
-from nbn_timm.data.pictures import natural_order
+from nbn_timm.data.label_sets import images_per_class, is_label_sets, labels_of
+from nbn_timm.data.pictures import mode_of, natural_order
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Source
 from nbn_timm.data.val_split import SplitFile, picture_key
@@ -16,6 +19,7 @@ from nbn_timm.datasets import create_splits, find_dataset
 from nbn_timm.errors import InputError
 
 ALL = 'all'  # the one split of a folder that has no splits
+BETWEEN, NO_CLASS = '; ', 'no class'  # names of the classes of one picture, and what stands for none
 
 
 @dataclass
@@ -24,7 +28,7 @@ class Collection:
 
     Attributes:
         what: The collection, in words.
-        splits: Pictures by split, labelled by position in `names`.
+        splits: Pictures by split, labelled by position in `names`; their targets are labels or label sets.
         names: All classes, those of the training split first.
         trained: How many of them the training split names; the others are only in other splits.
         unlabelled: Splits whose pictures have no labels.
@@ -45,11 +49,17 @@ class Collection:
     def __post_init__(self) -> None:
         sizes = [len(images) for images in self.splits.values()]
         self.parts = np.repeat(np.arange(len(sizes)), sizes)  # position of the split of each picture
-        self.labels = np.concatenate([images.targets for images in self.splits.values()]) if sizes else np.zeros(0, int)
+        targets = [images.targets for images in self.splits.values()]
+        self.targets = np.concatenate(targets) if sizes else np.zeros(0, int)
         self._starts = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
+
+    @property
+    def label_sets(self) -> bool:
+        """Whether a picture can be of several classes."""
+        return is_label_sets(self.targets)
 
     @property
     def counted(self) -> str:
@@ -61,8 +71,8 @@ class Collection:
         return list(self.splits)[self.parts[index]]
 
     def class_name(self, index: int) -> str:
-        """Name of the class of a picture."""
-        return self.names[self.labels[index]]
+        """Name of the class of a picture; of several classes all names, of none `NO_CLASS`."""
+        return BETWEEN.join(self.names[label] for label in labels_of(self.targets[index])) or NO_CLASS
 
     def path(self, index: int) -> str | None:
         """File of a picture; None in memory."""
@@ -76,17 +86,31 @@ class Collection:
             return f'{self.part(index)} picture {index - self._start(index)}'
         return picture_key(path, self.root)
 
-    def picture(self, index: int):
-        """The picture itself, RGB.
+    def picture(self, index: int) -> Image.Image:
+        """The picture itself, for people.
 
         Raises:
             InputError: It cannot be read.
         """
-        return self.splits[self.part(index)].image(index - self._start(index))
+        return picture(self.splits[self.part(index)], index - self._start(index))
+
+    def read_as(self, channels: int) -> None:
+        """Have pictures read as ones of so many channels, as a training on these would read them.
+
+        Raises:
+            InputError: They are in memory, and have others; or files of so many channels cannot be read here.
+        """
+        mode = mode_of(channels)
+        if bands_of(mode) is not None:
+            if not all(isinstance(images, ImageSamples) for images in self.splits.values()):
+                raise InputError(f'the pictures of {self.what} have three channels: leave out --in-chans {channels}')
+            require_readers(path for index in range(len(self)) if (path := self.path(index)) is not None)
+        for images in self.splits.values():
+            images.mode = mode
 
     def counts(self, part: str) -> np.ndarray:
         """Pictures per class of a split, int64 [C]."""
-        return np.bincount(self.splits[part].targets, minlength=len(self.names))
+        return images_per_class(self.splits[part].targets, len(self.names))
 
     def _start(self, index: int) -> int:
         return int(self._starts[self.parts[index]])
@@ -105,7 +129,7 @@ def collect(settings: DataSettings) -> Collection:
         return _folders(settings)
     dataset = find_dataset(settings.dataset)
     data = replace(settings, val_fraction=None, val_groups=None, group_column=None, class_counts=None)
-    splits = create_splits(data, _parts(data))
+    splits = create_splits(data, _parts(data), label_sets=True)
     found = {part: images for part in PARTS if (images := getattr(splits, part)) is not None}
     foreign = next((part for part, images in found.items() if not isinstance(images, LabelledImages)), None)
     if foreign is not None:

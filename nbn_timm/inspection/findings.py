@@ -11,6 +11,7 @@ from nbn_timm.data.pictures import extensions_of
 from nbn_timm.errors import quoted
 from nbn_timm.inspection.collection import Collection
 from nbn_timm.inspection.facts import GREY_SIDE, PictureFacts
+from nbn_timm.inspection.label_sets import common_pairs, labels_per_picture, never_apart, pairs_as_data
 from nbn_timm.inspection.repeats import near_groups, same_content
 
 Severity = Literal['stops', 'look', 'note']
@@ -82,7 +83,8 @@ def inspect(collection: Collection, facts: Iterable[PictureFacts]) -> Inspection
         hashes = np.array([seen[index].hash for index in sound], np.uint64)
         greys = np.stack([np.frombuffer(seen[index].grey, np.uint8) for index in sound])
         result.near = [sound[group].tolist() for group in near_groups(hashes, greys)]
-    found = [*_of_places(collection), *_of_repeats(collection, result.same, result.near), *_of_pictures(result)]
+    found = [*_of_places(collection), *_of_label_sets(collection),
+             *_of_repeats(collection, result.same, result.near), *_of_pictures(result)]
     order = list(TITLES)
     result.findings = sorted((one for one in found if one.number), key=lambda one: order.index(one.severity))
     return result
@@ -132,6 +134,28 @@ def _classes(names: Sequence[str]) -> str:
     return f'{len(names):,} class{"es" * (len(names) != 1)}'
 
 
+# Of label sets ----------------------------------------------------------------------------------------------------
+
+def _of_label_sets(collection: Collection) -> Iterable[Finding]:
+    """What is said of pictures that can be of several classes."""
+    if not collection.label_sets or collection.counted not in collection.splits:
+        return
+    sets = collection.splits[collection.counted].targets
+    where = np.flatnonzero(collection.parts == list(collection.splits).index(collection.counted))
+    bare = [[index] for index in where[~sets.any(axis=1)].tolist()]
+    yield Finding('of_no_class', 'note', len(bare), f'{_pictures_of(len(bare))} of no class',
+                  'right if they show none of the classes; a sampler by class never draws them', bare)
+    names = [f'{quoted(collection.names[one])} only with {quoted(collection.names[other])}'
+             for one, other in never_apart(sets)]
+    yield Finding('never_apart', 'look', len(names), f'classes that only come together with another: '
+                  f'{_times(len(names))}', 'add training pictures of the first without the second, else a network may '
+                  'learn the second for it', names=names)
+
+
+def _pictures_of(number: int) -> str:
+    return f'{number:,} training picture{"s" * (number != 1)}'
+
+
 # Of repeated pictures ---------------------------------------------------------------------------------------------
 
 def _of_repeats(collection: Collection, same: list[list[int]], near: list[list[int]]) -> Iterable[Finding]:
@@ -149,9 +173,12 @@ def _of_repeats(collection: Collection, same: list[list[int]], near: list[list[i
         known = 'same' if exact else 'near'
         yield _repeat(f'{known}_across_splits', where['across_splits'], f'{word} in two splits',
                       'remove from training, else the accuracy is too good to be true')
-        yield _repeat(f'{known}_two_classes', where['two_classes'], f'{word} under two classes',
-                      'decide which class is right')
-        yield _repeat(f'{known}_inside_class', where['inside_class'], f'{word} twice in one class and split',
+        sets = collection.label_sets
+        yield _repeat(f'{known}_two_classes', where['two_classes'],
+                      f'{word} {"with different labels" if sets else "under two classes"}',
+                      f'decide which {"labels are" if sets else "class is"} right')
+        yield _repeat(f'{known}_inside_class', where['inside_class'],
+                      f'{word} twice in one {"split, with the same labels" if sets else "class and split"}',
                       'keep one of them, since it counts double' if exact else
                       'no fault if they are views of one thing; write --groups-file, by which nbn-train --val-groups '
                       'keeps them together')
@@ -190,6 +217,9 @@ def _of_pictures(result: Inspection) -> Iterable[Finding]:
     turned = [index for index in sound if facts[index].orientation != 1]
     yield _pictures('turned', 'note', turned, 'turned by their EXIF orientation',
                     'nothing to do, all commands read them upright')
+    paged = [index for index in sound if facts[index].pages > 1]
+    yield _pictures('pages', 'note', paged, 'of several pages, of which the first is read',
+                    'nothing to do, or --in-chans N if the pages are channels')
     misnamed = [index for index in sound if _misnamed(result.collection.path(index), facts[index].format)]
     yield _pictures('misnamed', 'note', misnamed, 'of another format than their names say',
                     'nothing to do, they are read all the same')
@@ -234,9 +264,13 @@ def as_data(result: Inspection) -> dict[str, Any]:
     sides = np.array([(one.width, one.height) for one in facts if not one.fault])
     if len(sides):
         sizes |= {'width': _range(sides[:, 0]), 'height': _range(sides[:, 1])}
+    if moments := channel_moments(result):
+        sizes |= moments
     return {
         'what': collection.what, 'pictures': len(collection), 'classes': len(collection.names), 'stops': result.stops,
-        'splits': splits, 'files': sizes, 'notes': collection.notes,
+        'label_sets': collection.label_sets, 'splits': splits, 'files': sizes, 'notes': collection.notes,
+        **({'pairs': pairs_as_data(common_pairs(collection.splits[collection.counted].targets), collection.names)}
+           if collection.label_sets and collection.counted in splits else {}),
         'per_class': {name: {**{part: counts[part][label] for part in counts}, 'shot': shots[label] or None}
                       for label, name in enumerate(collection.names)},
         'findings': [{
@@ -253,10 +287,22 @@ def split_summary(collection: Collection, part: str) -> dict[str, Any]:
     there = counts[counts > 0]
     shots = shots_of(collection)
     return {
-        'pictures': int(counts.sum()), 'classes': len(there), 'largest': int(there.max()) if len(there) else 0,
-        'smallest': int(there.min()) if len(there) else 0,
+        'pictures': len(collection.splits[part]), 'classes': len(there),
+        'largest': int(there.max()) if len(there) else 0, 'smallest': int(there.min()) if len(there) else 0,
         'imbalance_factor': float(there.max() / there.min()) if len(there) else None,
-        **({name: shots.count(name) for name in ('many', 'medium', 'few')} if part == collection.counted else {})}
+        **({name: shots.count(name) for name in ('many', 'medium', 'few')} if part == collection.counted else {}),
+        **({'labels': labels_per_picture(collection.splits[part].targets)} if collection.label_sets else {})}
+
+
+def channel_moments(result: Inspection) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel of the training pictures, in [0, 1]; none of Pillow's pictures."""
+    collection = result.collection
+    moments = [one.moments for index, one in enumerate(result.facts)
+               if one.moments[0] and collection.part(index) == collection.counted]
+    if not moments:
+        return {}
+    mean, square = np.mean(moments, axis=0)
+    return {'mean': mean.tolist(), 'std': np.sqrt((square - mean ** 2).clip(0)).tolist()}
 
 
 def _picture(result: Inspection, index: int) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import numpy as np
 from nbn_timm.errors import InputError, one_line
 from nbn_timm.inspection.collection import Collection
 from nbn_timm.inspection.findings import TITLES, Finding, Inspection, as_data, shots_of
+from nbn_timm.inspection.label_sets import common_pairs, together
 from nbn_timm.inspection.text import reason_of_fault, sentence, shown_names, verdict
-from nbn_timm.pages import Card, Table, figure_svg, thumbnail, write_page
+from nbn_timm.pages import Card, Table, figure_svg, matrix, thumbnail, write_page
 from nbn_timm.pages.figures import SERIES
 
 _GROUPS_SHOWN, _PICTURES_SHOWN = 12, 6  # thumbnails of a finding: groups, and pictures of each
 _NAMES_SHOWN = 300
+_PAIRS_SHOWN, _TALL = 200, 15
 _SHOT_COLOURS = dict(zip(('many', 'medium', 'few', ''), SERIES, strict=False))
 
 
@@ -39,6 +41,7 @@ def page_content(result: Inspection) -> dict[str, Any]:
         'figure': _tail(collection),
         'findings': [(title, found) for title, found in findings if found],
         'classes': _classes(collection),
+        **_label_sets(collection),
         'files': _files(told['files']),
         'notes': collection.notes,
     }
@@ -54,12 +57,19 @@ def _cards(collection: Collection, told: dict[str, Any]) -> list[Card]:
                   Card('many / medium / few', ' / '.join(str(counted[shot]) for shot in ('many', 'medium', 'few')),
                        'classes above {}, below {} training pictures'.format(*collection.shot_limits))]
     damaged = next((one['number'] for one in told['findings'] if one['kind'] == 'damaged'), 0)
+    if collection.label_sets and counted:
+        labels = counted['labels']
+        cards.append(Card('labels per picture', labels['mean'],
+                          f'{labels["most"]} at most; {labels["none"]:,} training pictures have none'))
     return [*cards, Card('damaged files', damaged)]
 
 
 def _splits(told: dict[str, Any]) -> Table:
-    return Table(['split', 'pictures', 'classes', 'largest class', 'smallest class', 'factor'], [
-        [part, split['pictures'], split['classes'], split['largest'], split['smallest'], split['imbalance_factor']]
+    sets = told['label_sets']
+    return Table(['split', 'pictures', 'classes', 'largest class', 'smallest class', 'factor',
+                  *(['labels per picture', 'most', 'of no class'] if sets else [])], [
+        [part, split['pictures'], split['classes'], split['largest'], split['smallest'], split['imbalance_factor'],
+         *(split['labels'][name] for name in ('mean', 'most', 'none') if sets)]
         for part, split in told['splits'].items()], decimals=1)
 
 
@@ -70,6 +80,40 @@ def _classes(collection: Collection) -> Table:
     rows = [[one_line(collection.names[label]), *(counts[part][label] for part in counts), shots[label]]
             for label in order]
     return Table(['class', *counts, 'shots'], rows, tall=True)
+
+
+def _label_sets(collection: Collection) -> dict[str, Any]:
+    """Labels per picture and classes that come together, where pictures can be of several."""
+    shown: dict[str, Any] = {'per_picture': None, 'pairs': None}
+    if not collection.label_sets or collection.counted not in collection.splits:
+        return shown
+    sets = collection.splits[collection.counted].targets
+    names = [one_line(name) for name in collection.names]
+    rows = [[names[pair.rarer], names[pair.other], pair.pictures, 100 * pair.pictures / pair.of_rarer,
+             100 * pair.pictures / pair.of_other] for pair in common_pairs(sets)]
+    columns = ['class', 'comes with', 'training pictures', '% of the class', '% of the other']
+    return {'per_picture': _per_picture(sets.sum(axis=1, dtype=np.int64)), 'more_pairs': len(rows) - _PAIRS_SHOWN,
+            'pairs': Table(columns, rows[:_PAIRS_SHOWN], decimals=1, tall=len(rows) > _TALL) if rows else None,
+            'matrix': _matrix(together(sets), names) if rows else None}
+
+
+def _matrix(counts: np.ndarray, names: list[str]) -> Any:
+    return matrix(counts, np.diag(counts), names, 'classes that come together', 'are also of', 'training pictures of')
+
+
+def _per_picture(numbers: np.ndarray) -> Any:
+    """How many training pictures are of so many classes, as SVG."""
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        counts = np.bincount(numbers)
+        bars = axes.bar(range(len(counts)), counts, color=SERIES[0])
+        if len(counts) <= 12:
+            axes.bar_label(bars, fmt='{:,.0f}', fontsize=8)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel='labels of a picture', ylabel='training pictures')
+        axes.grid(axis='x', visible=False)
+
+    return figure_svg(draw, 'Labels per training picture', width=4.6, height=3.0)
 
 
 def _files(files: dict[str, Any]) -> Table:

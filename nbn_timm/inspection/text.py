@@ -1,13 +1,17 @@
 """An inspection as a table on a terminal: what a person takes in at once."""
+import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nbn_timm.errors import one_line, quoted
 from nbn_timm.inspection.collection import Collection
 from nbn_timm.inspection.findings import TITLES, Finding, Inspection, as_data, shots_of, split_summary
+from nbn_timm.inspection.label_sets import common_pairs
 
 _CLASSES_AT_ONCE = 30  # of more, the largest and the smallest are shown
 _ENDS = 10
 _EXAMPLES = 3
+_PAIRS = 10
 _BAR = 30  # characters of the longest
 
 
@@ -15,7 +19,7 @@ def as_text(result: Inspection) -> str:
     """The tables, the findings with the first examples, and a line that says whether a training would go through."""
     collection = result.collection
     parts = [f'{one_line(collection.what)}: {len(collection):,} pictures of {len(collection.names):,} classes',
-             _splits(collection), _files(result), _classes(collection), *_found(result)]
+             _splits(collection), _files(result), _classes(collection), _pairs(collection), *_found(result)]
     return '\n\n'.join(filter(None, [*parts, '\n'.join(collection.notes), verdict(result)]))
 
 
@@ -27,15 +31,37 @@ def verdict(result: Inspection) -> str:
 
 
 def _splits(collection: Collection) -> str:
-    rows = [['split', 'pictures', 'classes', 'largest', 'smallest', 'factor', 'many/medium/few']]
+    sets = collection.label_sets
+    rows = [['split', 'pictures', 'classes', 'largest', 'smallest', 'factor', 'many/medium/few',
+             *(['labels each', 'most', 'of none'] if sets else [])]]
     for part in collection.splits:
         told = split_summary(collection, part)
         factor = told['imbalance_factor']
         rows.append([part, f'{told["pictures"]:,}', f'{told["classes"]:,}', f'{told["largest"]:,}',
                      f'{told["smallest"]:,}', '-' if factor is None else f'{factor:.4g}',
-                     f'{told["many"]}/{told["medium"]}/{told["few"]}' if 'many' in told else ''])
+                     f'{told["many"]}/{told["medium"]}/{told["few"]}' if 'many' in told else '-' if sets else '',
+                     *(_labels(told['labels']) if sets else [])])
     many, few = collection.shot_limits
     return table(rows) + f'\n(many: more than {many} training pictures, few: less than {few})'
+
+
+def _labels(labels: Mapping[str, Any]) -> list[str]:
+    """Labels per picture of a split, for its row."""
+    mean = labels['mean']
+    return ['-' if mean is None else f'{mean:.2f}', f'{labels["most"]:,}', f'{labels["none"]:,}']
+
+
+def _pairs(collection: Collection) -> str:
+    """The classes that come together most often, in training pictures that can be of several."""
+    if not collection.label_sets or collection.counted not in collection.splits:
+        return ''
+    pairs = common_pairs(collection.splits[collection.counted].targets)
+    rows = [['classes together', '', 'pictures', '% of the first', '% of the second']]
+    rows += [[_cut(collection.names[pair.rarer]), _cut(collection.names[pair.other]), f'{pair.pictures:,}',
+              f'{100 * pair.pictures / pair.of_rarer:.1f}', f'{100 * pair.pictures / pair.of_other:.1f}']
+             for pair in pairs[:_PAIRS]]
+    more = f'\n... {len(pairs) - _PAIRS:,} more pairs' if len(pairs) > _PAIRS else ''
+    return table(rows) + more if pairs else ''
 
 
 def _files(result: Inspection) -> str:
@@ -48,6 +74,8 @@ def _files(result: Inspection) -> str:
                      f'{height["median"]:,}')
     if files['bytes']:
         lines.append(f'size     {files["bytes"] / 1e6:,.1f} MB')
+    lines += [f'{name:<9}' + ' '.join(f'{value:.4g}' for value in files[name]) + f' (--{name} of nbn-train)'
+              for name in ('mean', 'std') if name in files]
     return '\n'.join(lines)
 
 
@@ -119,7 +147,7 @@ def reason_of_fault(sentence: str) -> str:
     """The reason in the sentence about a damaged file, which names the file again."""
     if ' cannot be read (' in sentence:
         return one_line(sentence.partition(' cannot be read (')[2].partition('):')[0])
-    return one_line(sentence)
+    return one_line(re.sub(r"^image '[^']*' ", '', sentence))
 
 
 def _cut(name: str, width: int = 40) -> str:

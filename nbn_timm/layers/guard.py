@@ -9,6 +9,7 @@ NBN in the place of a LayerNorm, GroupNorm or RmsNorm is of none of these kinds,
 it. What puts a layer with the raw weight in its place by name is stopped there.
 """
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,6 +31,8 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
 # Frames of their own inside of a function, before Python 3.12.
 _INNER = ('<listcomp>', '<dictcomp>', '<setcomp>', '<genexpr>')
+
+_THIS_ROOM = str(Path(__file__).parent)  # whose walkers know NBN
 
 
 def forbid_lossy_conversions() -> None:
@@ -81,8 +84,8 @@ def _refusal(kind: str, lost: str) -> InputError:
 def _nbn_under_conversion(made: nn.Module, size: int) -> str | None:
     """The NBN layer that is lost if `made`, of `size` channels, is to take the place of a BatchNorm; None if none is.
 
-    It is if the function that makes it has a BatchNorm of that size at hand, and that BatchNorm is NBN or the function
-    was called on a model with NBN; of a recursive function, its first call counts.
+    It is if the function that makes it has a BatchNorm of that size at hand, and that BatchNorm is NBN, or the function
+    was called on a model with NBN, or another one that walks such a model has handed it the BatchNorm.
     """
     maker = _frame_outside(made)
     if maker is None:
@@ -90,11 +93,32 @@ def _nbn_under_conversion(made: nn.Module, size: int) -> str | None:
     held = [value for value in maker.f_locals.values() if isinstance(value, _BatchNorm) and value.num_features == size]
     if not held:
         return None
-    for root in [*held, *_module_arguments(_first_call(maker))]:
+    walker, around = _walker(maker, held)
+    if walker.f_code.co_filename.startswith(_THIS_ROOM):
+        return None
+    roots = [*held, *around, *(one for frame in {maker, walker} for one in _module_arguments(_first_call(frame)))]
+    for root in roots:
         for name, module in root.named_modules():
             if isinstance(module, NormalizedBatchNorm2d):
                 return name or type(module).__name__
     return None
+
+
+def _walker(maker: FrameType, held: list[_BatchNorm]) -> tuple[FrameType, list[nn.Module]]:
+    """The nearest frame, from `maker` up, that has one of the layers at hand and a module around it, and these modules.
+
+    That is a function which walks a model, and calls another one to make each layer. Without one it is `maker`.
+    """
+    frame: FrameType | None = maker
+    while frame is not None:
+        modules = [value for value in frame.f_locals.values() if isinstance(value, nn.Module)]
+        mine = [layer for layer in held if any(module is layer for module in modules)]
+        around = [module for module in modules if not isinstance(module, _BatchNorm)
+                  and any(part is layer for part in module.modules() for layer in mine)]
+        if around:
+            return frame, around
+        frame = frame.f_back
+    return maker, []
 
 
 def _frame_outside(made: nn.Module) -> FrameType | None:

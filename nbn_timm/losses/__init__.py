@@ -4,6 +4,8 @@ from nbn_timm.losses.loss import (
     balances_classes,
     create_loss,
     is_deferrable,
+    learns_in_parallel,
+    needed_mixing,
     number_of_slow_views,
     number_of_views,
     register_loss,
@@ -12,11 +14,12 @@ from nbn_timm.losses.loss import (
     takes_label_sets,
     takes_soft_targets,
     takes_streams,
+    takes_views_apart,
 )
 from nbn_timm.registry import import_modules
 
 import_modules(__name__, __path__)
 
-__all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'number_of_slow_views', 'number_of_views',
-           'register_loss', 'takes_experts', 'takes_features', 'takes_label_sets', 'takes_soft_targets',
-           'takes_streams']
+__all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'learns_in_parallel', 'needed_mixing',
+           'number_of_slow_views', 'number_of_views', 'register_loss', 'takes_experts', 'takes_features',
+           'takes_label_sets', 'takes_soft_targets', 'takes_streams', 'takes_views_apart']

@@ -25,6 +25,9 @@ class _Traits(NamedTuple):
     balances: bool
     label_sets: bool
     streams: bool
+    mixing: str | None
+    apart: bool
+    parallel: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -42,6 +45,9 @@ def register_loss(
         balances: bool = False,
         label_sets: bool = False,
         streams: bool = False,
+        mixing: str | None = None,
+        apart: bool = False,
+        parallel: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -70,12 +76,17 @@ def register_loss(
         label_sets: It takes images of several classes too, with targets uint8 [B, C], see `nbn_timm.data.label_sets`.
         streams: It is called with the logits of each branch [B, 2, C], of two streams of images, and the labels [B, 2]
             of both. `train.py` asks for `--second-stream` and a network of two branches.
+        mixing: Name of the mixing method that makes its images and soft targets, which `train.py` asks for.
+        apart: Its views pass the network one after the other, so that BatchNorm sees each by itself.
+        parallel: Of a loss with parameters: it is a mean over the images and has no other state, so that several
+            processes can train it, by the mean of their gradients.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
         deferrable_here = deferrable and not (experts or streams) and views == 1 and not hasattr(loss_class, 'prepare')
         _TRAITS[name] = _Traits(
-            experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets, streams)
+            experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets, streams, mixing,
+            apart, parallel)
         return loss_class
     return register
 
@@ -118,6 +129,21 @@ def takes_label_sets(name: str) -> bool:
 def takes_streams(name: str) -> bool:
     """Whether the loss of that name is called with the logits of two branches on two streams, [B, 2, C]."""
     return _TRAITS[name].streams
+
+
+def needed_mixing(name: str) -> str | None:
+    """Name of the mixing method without which the loss of that name is not trained; None for most."""
+    return _TRAITS[name].mixing
+
+
+def takes_views_apart(name: str) -> bool:
+    """Whether the views of the loss of that name pass the network one after the other."""
+    return _TRAITS[name].apart
+
+
+def learns_in_parallel(name: str) -> bool:
+    """Whether several processes can train the parameters of the loss of that name."""
+    return _TRAITS[name].parallel
 
 
 def is_deferrable(name: str) -> bool:

@@ -36,7 +36,7 @@ class PatchSampler(EpochSampler):
     Args:
         targets, seed, rank, world_size: See `EpochSampler`; the seed must not be that of the sampler beside it.
         per_rank: Draws for each rank, as many as the sampler beside it gives.
-        power: r of the paper's q(r, k).
+        power: r of the paper's q(r, k); -1 draws all images equally often.
     """
 
     def __init__(
@@ -70,6 +70,30 @@ class PatchSampler(EpochSampler):
 def patch_seed(seed: int) -> int:
     """Seed of the second stream of a run: with the run's own both streams would make the same draws."""
     return int(np.random.SeedSequence(seed).spawn(1)[0].generate_state(1)[0])
+
+
+def patch_loader(run: MixingRun, given: str, power: float, views: int = 1) -> TrainLoader:
+    """Loader of a second stream of a run's training images, with batches like those beside it, and as many.
+
+    Args:
+        run: The run.
+        given: The flag that asks for it.
+        power: Of `PatchSampler`.
+        views: Of each image.
+
+    Raises:
+        InputError: The images cannot be drawn one by one by their labels.
+    """
+    splits, sampler = run.splits, run.loader.loader.sampler
+    if isinstance(splits.train, IterableDataset):
+        raise InputError(f'{given} takes training images one by one, and this dataset is a stream: use a list or '
+                         'folder dataset')
+    if splits.train is None or splits.train_targets is None or not isinstance(sampler, EpochSampler):
+        raise InputError(f'{given} needs the labels of all training images, which this dataset does not tell: use a '
+                         'list or folder dataset')
+    seed = patch_seed(run.seed)
+    patches = PatchSampler(splits.train_targets, seed, run.rank, run.world_size, per_rank=len(sampler), power=power)
+    return run.create_loader(splits.train, patches, run.batch_size, seed, views)
 
 
 @register_mixing('cmo', CmoSettings)
@@ -113,23 +137,13 @@ class CMO(Mixing):
     @classmethod
     def create(cls, settings: Any, run: MixingRun) -> 'CMO':
         """CMO of a run, with a second stream of its training images."""
-        splits, sampler = run.splits, run.loader.loader.sampler
-        if isinstance(splits.train, IterableDataset):
-            raise InputError('--cmo takes training images one by one, and this dataset is a stream: use a list or '
-                             'folder dataset')
-        if splits.train is None or splits.train_targets is None or not isinstance(sampler, EpochSampler):
-            raise InputError('--cmo needs the labels of all training images, which this dataset does not tell: use a '
-                             'list or folder dataset')
         first, last = settings.cmo_skip_first, settings.cmo_skip_last
         epochs = range(first, min(run.epochs - last, run.common.active.stop))
         if not epochs:
             raise InputError(f'--cmo would mix in none of the {run.epochs} epochs, as it leaves out the first {first} '
                              f'and the last {last}: give more --epochs, or smaller --cmo-skip-first and '
                              '--cmo-skip-last')
-        seed = patch_seed(run.seed)
-        patches = PatchSampler(splits.train_targets, seed, run.rank, run.world_size, per_rank=len(sampler),
-                               power=settings.cmo_power)
-        loader = run.create_loader(splits.train, patches, run.batch_size, seed)
+        loader = patch_loader(run, '--cmo', settings.cmo_power)
         return cls(loader, run.num_classes, settings.cmo, run.smoothing, settings.cmo_prob, epochs)
 
     def set_epoch(self, epoch: int) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import Dataset, Sampler
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
 from nbn_timm.errors import InputError
@@ -61,7 +60,7 @@ class MixingRun:
         splits: The data.
         loader: Of the batches that will be mixed.
         create_loader: Makes another loader, with the augmentation of training, from a dataset whose transform it sets,
-            a sampler, the images of a batch per process, and a seed.
+            a sampler, the images of a batch per process, a seed, and the views of each image, 1 unless told.
         device: Of the batches.
         seed: Of the run.
         rank: Of this process.
@@ -75,7 +74,7 @@ class MixingRun:
     batch_size: int
     splits: Splits
     loader: TrainLoader
-    create_loader: Callable[[Dataset, Sampler, int, int], TrainLoader]
+    create_loader: Callable[..., TrainLoader]
     device: torch.device
     seed: int = 0
     rank: int = 0
@@ -97,6 +96,8 @@ class MixingRun:
 class Mixing(ABC):
     """Called with the images [B, 3, H, W] and labels [B] of a batch, gives images and soft targets [B, C].
 
+    Of several views it takes images [views, B, 3, H, W], whose soft targets are the same.
+
     Where it mixes nothing, the targets are soft all the same. All randomness is from the global generators of NumPy
     and torch, which the training loop reseeds when an epoch starts, so that an epoch can be run again.
 
@@ -110,12 +111,14 @@ class Mixing(ABC):
         settings: The group with the method's settings.
         switches: Those of its settings that turn it on by being above 0.
         soft: It gives soft targets [B, C]; else labels [B, 2], of two streams.
+        views: How many views of each image it mixes.
         uses: Of the settings that several methods have in common, those that have an effect on this one.
     """
 
     settings: ClassVar[type[Settings]]
     switches: ClassVar[tuple[str, ...]]
     soft: ClassVar[bool] = True
+    views: ClassVar[int] = 1
     uses: ClassVar[tuple[str, ...]] = ('mixup_prob', 'mixup_off_epoch')
 
     def __init__(

@@ -37,7 +37,8 @@ from nbn_timm.files import atomic_write, file_sha256, read_json_object, watched,
 
 from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
 from .hub_files import hub_file
-from .weight_files import DIGEST, read_state_dict, save_weights, weights_digest
+from .model_folder import read_weights
+from .weight_files import DIGEST, check_weights, read_state_dict, refuse_other_types, save_weights, weights_digest
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
            'register_aliases', 'shipped_file', 'shipped_names', 'shipped_settings', 'weights_record', 'write_zoo_file']
@@ -81,7 +82,12 @@ def build_zoo_model(
 ) -> ModelT:
     """timm's `build_model_with_cfg`, with this package's sources of weights and its conversion of released files.
 
-    Sources that the caller names (`file`, `state_dict`, `hf-hub:`, `local-dir:`, another `url`) are timm's matter.
+    Sources that the caller names (`file`, `state_dict`, `hf-hub:`, `local-dir:`, another `url`) are timm's matter, but
+    files are read here first, as timm's reader compares no checksums, and weights that nothing can be computed with are
+    refused. A model takes no state dict that would be cast to other numbers, see `refuse_other_types`.
+
+    Raises:
+        InputError: No weights can be had, or they are damaged or of something else.
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if pretrained:
@@ -92,6 +98,8 @@ def build_zoo_model(
             overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
         elif file and not cfg.source:
             overlay['file'] = file
+        elif cfg.source and not cfg.hf_hub_filename:
+            read_weights(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}')
         weights = read_state_dict(overlay['file']) if 'file' in overlay else cfg.state_dict
         recognized = recognize(without_wrapper(weights)) if weights else None
         if recognized is not None:
@@ -102,13 +110,17 @@ def build_zoo_model(
     classes = overlay.get('num_classes', cfg.num_classes) if pretrained else None
 
     def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-        return checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
+        fitting = checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
+        check_weights(fitting, str(overlay.get('file') or cfg.file or cfg.hf_hub_id or cfg.url or 'state_dict'))
+        return fitting
 
     if isinstance(kwargs.get('num_experts'), int):
         overlay.setdefault('classifier', tuple(f'fc.{expert}' for expert in range(kwargs['num_experts'])))
-    return build_model_with_cfg(
+    model = build_model_with_cfg(
         model_cls, variant, pretrained, pretrained_cfg=pretrained_cfg, pretrained_cfg_overlay=overlay or None,
         pretrained_filter_fn=fit, **kwargs)
+    model.register_load_state_dict_pre_hook(refuse_other_types)
+    return model
 
 
 def _like_the_file(file: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import textwrap
 import warnings
 import zipfile
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from nbn_timm.errors import InputError
 
 from ._released import StateDict, recognize, to_model_format
 
-__all__ = ['DIGEST', 'check_weights', 'load_weights', 'read_checkpoint', 'read_state_dict', 'save_weights',
-           'weights_digest']
+__all__ = ['DIGEST', 'check_weights', 'load_weights', 'read_checkpoint', 'read_state_dict', 'refuse_other_types',
+           'save_weights', 'weights_digest']
 
 DIGEST = 'weights_sha256'  # key of `weights_digest` in a file's metadata and in the record of a training
 
@@ -205,6 +206,20 @@ def load_weights(model: nn.Module, path: str | Path, use_ema: bool = True) -> No
         (missing, 'missing'), (unexpected, 'unexpected'), (sorted(shapes), 'of another shape')) if keys]
     raise InputError(f'the weights in {what} do not fit {name} with {classes} classes: {", ".join(differences)}; '
                      'give the --model and --num-classes that the checkpoint was trained with')
+
+
+def refuse_other_types(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Hook before `load_state_dict`, of whosever reader: torch would cast whole and complex numbers without a word.
+
+    Raises:
+        InputError: A tensor of numbers that were learned or measured comes as whole, complex or quantised ones.
+    """
+    for name, own in chain(module.named_parameters(prefix.removesuffix('.')),
+                           module.named_buffers(prefix.removesuffix('.'))):
+        value = state_dict.get(name)
+        if own.is_floating_point() and isinstance(value, torch.Tensor) and not value.is_floating_point():
+            raise InputError(f"the weights for {type(module).__name__} cannot be used, as '{name}' is of "
+                             f'{_type(value)}: save them in float32')
 
 
 def _type(value: torch.Tensor) -> str:

@@ -3,15 +3,17 @@ import importlib.util
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 # Colours that figures are drawn in, each of which becomes a variable of the page's style: so a figure is light or dark
 # with its page.
 INK, GRID, *SERIES = (f'#0{number}fe0{number}' for number in range(10))
 _VARIABLES = {INK: 'ink', GRID: 'line'} | {colour: f'series-{number}' for number, colour in enumerate(SERIES, 1)}
+MATRIX_LIMIT = 50  # classes of which a matrix can be read
 
 _STYLE: dict[str, Any] = {
     'svg.fonttype': 'none', 'text.parse_math': False, 'font.size': 9, 'axes.titlesize': 10,
@@ -57,6 +59,51 @@ def figure_svg(draw: Callable[[Any], None], label: str, width: float = 4.8, heig
         draw(figure)
         figure.savefig(file, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
     return _inline(file.getvalue(), label)
+
+
+def matrix(
+        counts: np.ndarray,
+        totals: np.ndarray,
+        names: Sequence[str],
+        label: str,
+        xlabel: str,
+        ylabel: str,
+) -> Markup | None:
+    """Pictures by two classes: numbers, and each row coloured by its shares.
+
+    Args:
+        counts: [C, C].
+        totals: Of which a row is shares, [C].
+        names: Of the classes.
+        label: See `figure_svg`.
+        xlabel: What a column is.
+        ylabel: What a row is.
+
+    Returns:
+        None without matplotlib, and for more than `MATRIX_LIMIT` classes.
+    """
+    number = len(names)
+    if number > MATRIX_LIMIT:
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        picture = np.zeros((number, number, 4))
+        picture[..., :3] = (0.18, 0.45, 0.83)
+        picture[..., 3] = counts / np.maximum(totals, 1)[:, None]
+        axes.imshow(picture, interpolation='nearest')
+        size = 8 if number <= 20 else 5.5
+        short = [name if len(name) <= 18 else f'{name[:17]}…' for name in names]
+        axes.set_xticks(range(number), short, rotation=90, fontsize=size)
+        axes.set_yticks(range(number), short, fontsize=size)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.grid(visible=False)
+        if number <= 20:
+            for row, column in zip(*np.nonzero(counts), strict=True):
+                axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=7)
+
+    side = 4.8 if number <= 20 else 6.4
+    return figure_svg(draw, label, side, side)
 
 
 def plain_log(axis: Any) -> None:

@@ -3,6 +3,7 @@
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (the percentile interval). Both
 networks are judged on the same drawn pictures, so what makes a picture hard for both does not widen the interval.
 """
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ _AT_ONCE = 2_000_000  # drawn indices in memory
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and its bootstrap interval."""
+    """A difference and its bootstrap interval."""
 
     mean: float
     low: float
@@ -50,5 +51,19 @@ def paired_interval(
         means = np.concatenate([
             differences[random.integers(0, number, (min(rows, resamples - done), number))].mean(axis=1)
             for done in range(0, resamples, rows)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(differences.mean()), float(low), float(high))
+    return percentile_interval(float(differences.mean()), means, level)
+
+
+def percentile_interval(value: float, drawn: np.ndarray, level: float = LEVEL) -> Interval:
+    """The interval of a value from what it came to in each draw, [R]; draws in which it is not defined are NaN."""
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def draws_of(number: int, resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each of `number` pictures is drawn, for what is no mean over pictures: int [R, N], in blocks."""
+    random, rows = np.random.default_rng(seed), max(1, _AT_ONCE // number)
+    for done in range(0, resamples, rows):
+        block = min(rows, resamples - done)
+        drawn = random.integers(0, number, (block, number)) + number * np.arange(block)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=block * number).reshape(block, number)

@@ -7,15 +7,14 @@ import numpy as np
 from markupsafe import Markup
 
 from nbn_timm.evaluation.calibration import BINS, Calibration
-from nbn_timm.pages import figure_svg
+from nbn_timm.pages import figure_svg, matrix
 from nbn_timm.pages.figures import INK, SERIES, plain_log
 from nbn_timm.report.norms import NormSizes
-from nbn_timm.report.run import SHOTS, ClassRow, FinishedRun
+from nbn_timm.report.run import ACCURACY, SHOTS, ClassRow, FinishedRun, Measure
 
 Svg = Markup | None
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
-MATRIX_LIMIT = 50  # classes of which a matrix can be read
 _OF_SHOT = {'all': INK, 'many': SERIES[0], 'medium': SERIES[1], 'few': SERIES[2]}
 
 
@@ -41,53 +40,61 @@ def training_curves(run: FinishedRun) -> list[tuple[Svg, str]]:
     """Loss, accuracy by shot and rate over the epochs."""
     watched = 'validation' if 'model_best' in str(run.results.get('checkpoint')) else 'evaluation'
     loss = {'training': run.curve('train_loss'), watched: run.curve('eval_loss')}
-    accuracy = {shot: run.curve(column) for shot, column in
-                (('all', 'eval_top1'), *((shot, f'eval_{shot}') for shot in SHOTS))}
+    measure = run.measure
+    judged = {shot: run.curve(f'eval_{column}') for shot, column in measure.columns.items()}
     return [
         (curves(loss, 'loss by epoch', 'loss'), 'Loss. The training loss is of the method, which may weigh classes.'),
-        (curves(accuracy, 'accuracy by epoch', 'accuracy in %', _OF_SHOT), f'Accuracy after each epoch, {watched}.'),
+        (curves(judged, f'{measure.words} by epoch', f'{measure.words} in %', _OF_SHOT),
+         f'{sentence_case(measure.words)} after each epoch, {watched}.'),
         (curves({'rate': run.curve('lr')}, 'learning rate by epoch', 'learning rate'), 'Learning rate.')]
 
 
-def shot_bars(runs: Mapping[str, Mapping[str, Any]], label: str = 'accuracy by shot') -> Svg:
-    """Accuracy over all, many-, medium- and few-shot classes, a bar for each run."""
-    names = ('top1', *SHOTS)
-    shown = [name for name in names if any(isinstance(results.get(name), int | float) for results in runs.values())]
+def sentence_case(words: str) -> str:
+    """With a capital at the beginning."""
+    return words[:1].upper() + words[1:]
+
+
+def shot_bars(runs: Mapping[str, Mapping[str, Any]], measure: Measure = ACCURACY) -> Svg:
+    """What is measured over all, many-, medium- and few-shot classes, a bar for each run."""
+    shown = {shot: name for shot, name in measure.columns.items()
+             if any(isinstance(results.get(name), int | float) for results in runs.values())}
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
         width = 0.8 / len(runs)
         for position, (run, results) in enumerate(runs.items()):
             places = np.arange(len(shown)) + (position - (len(runs) - 1) / 2) * width
-            heights = [results.get(name) or 0 for name in shown]
+            heights = [results.get(name) or 0 for name in shown.values()]
             bars = axes.bar(places, heights, width * 0.94, label=run, color=SERIES[position % len(SERIES)])
             if len(runs) < 4:
                 axes.bar_label(bars, fmt='%.1f', fontsize=8)
-        axes.set_xticks(range(len(shown)), ['all' if name == 'top1' else name for name in shown])
-        axes.set(ylabel='accuracy in %', ylim=(0, None))
+        axes.set_xticks(range(len(shown)), list(shown))
+        axes.set(ylabel=f'{measure.words} in %', ylim=(0, None))
         axes.grid(visible=False, axis='x')
         if len(runs) > 1:
             figure.legend(loc='outside lower center', fontsize=8, ncols=1 + (len(runs) > 3))
 
-    return figure_svg(draw, label, height=3.0 + 0.12 * len(runs)) if shown else None
+    return figure_svg(draw, f'{measure.words} by shot', height=3.0 + 0.12 * len(runs)) if shown else None
 
 
-def recall_by_images(classes: Sequence[ClassRow]) -> Svg:
-    """Recall and precision of each class over its training images."""
-    known = [row for row in classes if row.train_images is not None and row.recall is not None]
+def rates_by_images(classes: Sequence[ClassRow], first: str = 'recall', second: str = 'precision') -> Svg:
+    """Two rates of each class, attributes of `ClassRow`, over its training images."""
+    known = [(max(row.train_images, 0.5), getattr(row, first), getattr(row, second)) for row in classes
+             if row.train_images is not None and getattr(row, first) is not None]
+    names = [name.replace('f1', 'F1').replace('_', ' ') for name in (first, second)]
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        images = [max(row.train_images or 0, 0.5) for row in known]
-        axes.scatter(images, [row.recall for row in known], s=14, label='recall', color=SERIES[0])
-        told = [(count, row.precision) for count, row in zip(images, known, strict=True) if row.precision is not None]
+        axes.scatter([images for images, _, _ in known], [rate for _, rate, _ in known], s=14, label=names[0],
+                     color=SERIES[0])
+        told = [(images, rate) for images, _, rate in known if rate is not None]
         if told:
-            axes.scatter(*zip(*told, strict=True), s=14, marker='x', linewidths=1, label='precision', color=SERIES[1])
+            axes.scatter(*zip(*told, strict=True), s=14, marker='x', linewidths=1, label=names[1], color=SERIES[1])
         axes.set(xscale='log', xlabel='training images of the class', ylabel='%', ylim=(-3, 103))
         plain_log(axes.xaxis)
         axes.legend(fontsize=8)
 
-    return figure_svg(draw, 'recall and precision by training images') if known else None
+    return figure_svg(draw, f'{names[0]} and {names[1]} by training images') if known else None
 
 
 def reliability(whole: Calibration, by_shot: Mapping[str, Calibration]) -> Svg:
@@ -111,29 +118,7 @@ def reliability(whole: Calibration, by_shot: Mapping[str, Calibration]) -> Svg:
 
 def confusion_matrix(counts: np.ndarray, names: Sequence[str]) -> Svg:
     """Shares of each class's pictures by what they were told to be; None for more than `MATRIX_LIMIT` classes."""
-    number = len(names)
-    if number > MATRIX_LIMIT:
-        return None
-
-    def draw(figure: Any) -> None:
-        axes = figure.add_subplot()
-        share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        picture = np.zeros((number, number, 4))
-        picture[..., :3] = (0.18, 0.45, 0.83)
-        picture[..., 3] = share
-        axes.imshow(picture, interpolation='nearest')
-        size = 8 if number <= 20 else 5.5
-        short = [name if len(name) <= 18 else f'{name[:17]}…' for name in names]
-        axes.set_xticks(range(number), short, rotation=90, fontsize=size)
-        axes.set_yticks(range(number), short, fontsize=size)
-        axes.set(xlabel='told to be', ylabel='is')
-        axes.grid(visible=False)
-        if number <= 20:
-            for row, column in zip(*np.nonzero(counts), strict=True):
-                axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=7)
-
-    side = 4.8 if number <= 20 else 6.4
-    return figure_svg(draw, 'confusion matrix', side, side)
+    return matrix(counts, counts.sum(axis=1), names, 'confusion matrix', 'told to be', 'is')
 
 
 def norm_figures(networks: Mapping[str, NormSizes], lengths: Mapping[str, Mapping[str, float]]
@@ -184,8 +169,26 @@ def draw_lengths(axes: Any, lengths: Mapping[str, Mapping[str, float]], colors: 
         axes.legend(fontsize=8)
 
 
-def gain_by_images(classes: Sequence[ClassRow], gains: np.ndarray) -> Svg:
-    """Difference of recall of each class over its training images; gains [C] in points, NaN where it is not known."""
+def labels_each(numbers: Mapping[str, np.ndarray]) -> Svg:
+    """How many pictures have so many labels, a group of bars for each kind of label; numbers [N] by what they are."""
+    most = max(int(values.max()) for values in numbers.values())
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        width = 0.8 / len(numbers)
+        for position, (name, values) in enumerate(numbers.items()):
+            places = np.arange(most + 1) + (position - (len(numbers) - 1) / 2) * width
+            axes.bar(places, np.bincount(values, minlength=most + 1), width * 0.94, label=name, color=SERIES[position])
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel='labels of a picture', ylabel='pictures')
+        axes.grid(visible=False, axis='x')
+        axes.legend(fontsize=8)
+
+    return figure_svg(draw, 'labels per picture')
+
+
+def gain_by_images(classes: Sequence[ClassRow], gains: np.ndarray, measure: str = 'recall') -> Svg:
+    """Change of each class over its training images; gains [C] in points, NaN where it is not known."""
     known = [(max(row.train_images, 0.5), gain) for row, gain in zip(classes, gains.tolist(), strict=True)
              if row.train_images is not None and gain == gain]
 
@@ -194,7 +197,7 @@ def gain_by_images(classes: Sequence[ClassRow], gains: np.ndarray) -> Svg:
         images, values = np.array(known).T
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.scatter(images, values, s=14, c=[SERIES[2] if value >= 0 else SERIES[4] for value in values])
-        axes.set(xscale='log', xlabel='training images of the class', ylabel='change of recall in points')
+        axes.set(xscale='log', xlabel='training images of the class', ylabel=f'change of {measure} in points')
         plain_log(axes.xaxis)
 
-    return figure_svg(draw, 'change of recall by training images') if known else None
+    return figure_svg(draw, f'change of {measure} by training images') if known else None

@@ -10,9 +10,10 @@ from torch.utils.data import IterableDataset
 
 from nbn_timm.data.dataset import ImageSamples, picture
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.pages import thumbnail
 from nbn_timm.report.run import ClassRow, FinishedRun
+
+PICTURES, PICTURES_OF_PAIR = 12, 4  # of a gallery, and in a cell of a table
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Gallery:
 
     Args:
         dataset: The split; None, a stream or one with other labels gives no thumbnails.
-        predictions: Of the split, whose labels must be the same.
+        evaluated: The targets that the predictions are of, which must be those of the split.
     """
 
-    def __init__(self, dataset: Any, predictions: Predictions) -> None:
+    def __init__(self, dataset: Any, evaluated: np.ndarray) -> None:
         self.dataset = dataset
         self.reason: str | None = None
         targets = getattr(dataset, 'targets', None)
@@ -40,7 +41,7 @@ class Gallery:
             self.reason = 'the data are not at hand'
         elif isinstance(dataset, IterableDataset):
             self.reason = 'the data are a stream, whose pictures cannot be asked for'
-        elif targets is not None and not np.array_equal(targets, predictions.labels):
+        elif targets is not None and not np.array_equal(targets, evaluated):
             self.reason = 'the data are not those that were evaluated'
         if self.reason is not None:
             self.dataset = None

@@ -13,8 +13,11 @@ import yaml
 
 from nbn_timm.data.classes import label_names
 from nbn_timm.errors import InputError, quoted
+from nbn_timm.evaluation import label_sets
+from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
 
 SHOTS = ('many', 'medium', 'few')
@@ -22,6 +25,23 @@ _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
 _MOST_VALUES = 100_000  # of args.yaml
 
 T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a run is judged by.
+
+    Attributes:
+        words: What it is.
+        columns: Its names in results, by 'all' and the shots; with 'eval_' before them in the summary.
+    """
+
+    words: str
+    columns: Mapping[str, str]
+
+
+ACCURACY = Measure('accuracy', {'all': 'top1', **{shot: shot for shot in SHOTS}})
+PRECISION = Measure('mean average precision', {'all': 'map', **{shot: f'map_{shot}' for shot in SHOTS}})
 
 
 @dataclass(frozen=True)
@@ -35,6 +55,7 @@ class ClassRow:
         test_images: Of the evaluated split.
         correct: Of these, how many were told right.
         predicted: Pictures that were told to be of it; None where that was not kept.
+        average_precision: In percent, where a picture can be of several classes and one is of this.
     """
 
     name: str
@@ -43,6 +64,7 @@ class ClassRow:
     test_images: int
     correct: int
     predicted: int | None
+    average_precision: float | None = None
 
     @property
     def recall(self) -> float | None:
@@ -74,7 +96,9 @@ class FinishedRun:
         split: That was evaluated at the end, 'test' or 'val'.
         results: Of test.json or val.json.
         classes: In label order.
-        predictions: Of the pictures of the split.
+        predictions: Of the pictures of the split, where these are of one class.
+        label_sets: Likewise, where they can be of several.
+        thresholds: From which probability on a class is told, there.
         notes: What is missing and why, a sentence each.
     """
 
@@ -87,6 +111,30 @@ class FinishedRun:
     classes: Sequence[ClassRow]
     predictions: Predictions | None
     notes: tuple[str, ...] = ()
+    label_sets: LabelSetPredictions | None = None
+    thresholds: Thresholds = Thresholds.fixed()
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether its pictures can be of several classes."""
+        return bool(self.results.get('label_sets')) or any('eval_map' in row for row in self.epochs)
+
+    @property
+    def measure(self) -> Measure:
+        """What it is judged by."""
+        return PRECISION if self.of_sets else ACCURACY
+
+    @property
+    def targets(self) -> np.ndarray | None:
+        """Labels [N] or label sets [N, C] of the pictures whose predictions were kept; None if none were."""
+        kept = self.label_sets if self.of_sets else self.predictions
+        return None if kept is None else kept.targets
+
+    @cached_property
+    def told_sets(self) -> np.ndarray:
+        """Classes that are told of each picture that can be of several, uint8 [N, C]."""
+        assert self.label_sets is not None
+        return self.thresholds.answers(self.label_sets.logits)
 
     @property
     def names(self) -> list[str]:
@@ -114,7 +162,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
         name: What to call it instead of the folder's name.
 
     Raises:
-        InputError: It is no folder of a run, is of pictures of several classes, or a file is damaged.
+        InputError: It is no folder of a run, or a file is damaged.
     """
     if evaluated is None and not is_run(folder):
         raise InputError(f"'{folder}' is no folder of a run (it has none of {', '.join(_FILES)}): give the folder that "
@@ -122,23 +170,24 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     place = evaluated or folder
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', _results, {})
-    if results.get('label_sets'):
-        raise InputError(f"the run in '{place}' is of pictures of several classes, for which there is no page: look at "
-                         f'{split}.json and {split}_per_class.csv')
     counted = _rows_of_results(results) if results else []
     classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, []) or counted
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
         raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
                          'damaged: evaluate again')
+    run = FinishedRun(
+        name or folder.resolve().name, folder, _read(folder / 'args.yaml', _settings, {}),
+        _read(folder / 'summary.csv', _summary, []), split, results, classes, None)
+    if run.of_sets:
+        thresholds = Thresholds.from_dict(results.get(THRESHOLDS), len(classes)) or Thresholds.fixed()
+        sets, notes = _label_sets(place, split, results, classes, thresholds)
+        return replace(run, label_sets=sets, thresholds=thresholds, notes=tuple(notes))
     predictions, notes = _predictions(place, split, results, classes)
     if predictions is not None:
         told = np.bincount(predictions.predicted, minlength=len(classes)).tolist()
         classes = [row if row.predicted is not None else replace(row, predicted=number)
                    for row, number in zip(classes, told, strict=True)]
-    return FinishedRun(
-        name or folder.resolve().name, folder,
-        _read(folder / 'args.yaml', _settings, {}),
-        _read(folder / 'summary.csv', _summary, []), split, results, classes, predictions, tuple(notes))
+    return replace(run, classes=classes, predictions=predictions, notes=tuple(notes))
 
 
 def is_run(folder: Path) -> bool:
@@ -186,16 +235,16 @@ def _settings(text: str) -> dict[str, Any]:
 def _results(text: str) -> dict[str, Any]:
     """Of test.json, in which every number is one and those of the classes add up."""
     results = dict(json.loads(text))
-    if results.get('label_sets'):  # have other numbers
-        return results
+    of_sets = bool(results.get('label_sets'))
     if not all(_is_count(results[name]) for name in ('num_samples', 'num_classes')):
         raise ValueError('num_samples or num_classes is no number')
-    for name in (*METRICS, *FURTHER_METRICS):
+    for name in label_sets.METRICS if of_sets else (*METRICS, *FURTHER_METRICS):
         if results.get(name) is not None and not _is_finite(results[name]):
             raise ValueError(f'{name} is no number')
     splits = results.get('splits')
     if splits and not all(_is_count(number) for number in (
-            splits['many_above'], splits['few_below'], *(splits[shot]['images'] for shot in SHOTS))):
+            splits['many_above'], splits['few_below'],
+            *(splits[shot]['classes' if of_sets else 'images'] for shot in SHOTS))):
         raise ValueError('splits are no numbers')
     classes = results.get('per_class')
     if classes is not None:
@@ -203,10 +252,25 @@ def _results(text: str) -> dict[str, Any]:
         if not all(_is_count(number) for column in columns for number in column) or (
                 {len(column) for column in columns} != {results['num_classes']}):
             raise ValueError('the numbers of the classes are none')
+        if of_sets:
+            _check_set_numbers(results, classes)
+            return results
         correct, total = sum(classes['correct']), sum(classes['total'])
         if total != results['num_samples'] or not abs(results['top1'] * total - 100 * correct) <= 0.001 * total:
             raise ValueError('the numbers of the classes do not add up')
     return results
+
+
+def _check_set_numbers(results: Mapping[str, Any], classes: Mapping[str, Any]) -> None:
+    """Refuse numbers of the classes that pictures of several classes cannot have."""
+    precisions = classes['average_precision']
+    if len(precisions) != results['num_classes'] or not all(
+            value is None or _is_finite(value) and 0 <= value <= 1 for value in precisions):
+        raise ValueError('an average precision is none')
+    numbers = zip(classes['correct'], classes['total'], classes['predicted'], strict=True)
+    if any(correct > min(total, predicted) or max(total, predicted) > results['num_samples']
+           for correct, total, predicted in numbers):
+        raise ValueError('the numbers of the classes do not add up')
 
 
 def _is_count(value: Any) -> bool:
@@ -236,12 +300,13 @@ def _class_rows(text: str) -> list[ClassRow]:
         return int(text) if text else None
 
     rows = [ClassRow(row['name'] or row['class'], number(row['train_images']), row['shot'] or None,
-                     int(row['test_images']), int(row['correct']), number(row.get('predicted')))
+                     int(row['test_images']), int(row['correct']), number(row.get('predicted')),
+                     float(row['average_precision']) if row.get('average_precision') else None)
             for row in csv.DictReader(text.splitlines())]
     for row in rows:
         counts = (row.train_images, row.test_images, row.correct, row.predicted)
         if row.shot not in (None, *SHOTS) or not all(one is None or _is_count(one) for one in counts) or (
-                row.correct > row.test_images):
+                row.correct > row.test_images or not 0 <= (row.average_precision or 0) <= 100):
             raise ValueError(f'its row of {quoted(str(row.name))} has impossible values')
     return rows
 
@@ -254,8 +319,10 @@ def _rows_of_results(results: Mapping[str, Any]) -> list[ClassRow]:
     counted = results.get('per_class') or {}
     correct, total = counted.get('correct') or [], counted.get('total') or []
     predicted = counted.get('predicted') or [None] * len(total)
-    return [ClassRow(name, None, None, *numbers) for name, *numbers in
-            zip(label_names(len(total)), total, correct, predicted, strict=True)]
+    precisions = counted.get('average_precision') or [None] * len(total)
+    return [ClassRow(name, None, None, of_class, right, told, None if precision is None else 100 * precision)
+            for name, of_class, right, told, precision in
+            zip(label_names(len(total)), total, correct, predicted, precisions, strict=True)]
 
 
 def _predictions(
@@ -278,3 +345,24 @@ def _predictions(
     if list(zip(*counted, strict=True)) != [_numbers(row) for row in classes]:
         return None, [f'{files[0].name} has other hits than {split}.json, so it is left out: evaluate again']
     return found, []
+
+
+def _label_sets(
+        place: Path,
+        split: str,
+        results: Mapping[str, Any],
+        classes: Sequence[ClassRow],
+        thresholds: Thresholds,
+) -> tuple[LabelSetPredictions | None, list[str]]:
+    """What was kept of the pictures, if it is of the evaluation that the results are of."""
+    file = place / f'{split}_predictions.npz'
+    if not file.is_file():
+        return None, []
+    found = LabelSetPredictions.read(file)
+    expected = [(row.correct, row.test_images, row.predicted) for row in classes]
+    if found.sets.shape[1] == len(classes) and len(found) == results.get('num_samples'):
+        told = thresholds.answers(found.logits)
+        counts = (part.sum(axis=0, dtype=np.int64).tolist() for part in (told & found.sets, found.sets, told))
+        if list(zip(*counts, strict=True)) == expected:
+            return found, []
+    return None, [f'{file.name} is not of the evaluation in {split}.json, so it is left out: evaluate again']

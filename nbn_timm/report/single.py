@@ -1,5 +1,5 @@
 """The page of one run."""
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +7,15 @@ import numpy as np
 
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.pages import Card, Number, Table, can_draw, how_to_draw, write_page
-from nbn_timm.report import figures
+from nbn_timm.pages.figures import MATRIX_LIMIT
+from nbn_timm.report import figures, label_sets
 from nbn_timm.report.norms import NormSizes
-from nbn_timm.report.pictures import Gallery, told
+from nbn_timm.report.pictures import PICTURES, PICTURES_OF_PAIR, Gallery, told
 from nbn_timm.report.recipe import changed_settings, other_settings, repeating_command
 from nbn_timm.report.run import SHOTS, FinishedRun
 from nbn_timm.settings import SettingGroups
 
-PAIRS, PICTURES_OF_PAIR, PICTURES = 12, 4, 12  # most confused pairs, pictures of each, worst pictures
+PAIRS = 12  # the most confused ones
 CARDS = (
     ('top1', 'Top-1', 'of all pictures, %'), ('mean_class', 'Mean class', 'mean of the recalls, %'),
     ('many', 'Many', 'accuracy, %'), ('medium', 'Medium', 'accuracy, %'), ('few', 'Few', 'accuracy, %'),
@@ -22,7 +23,7 @@ CARDS = (
     ('harmonic_mean', 'Harmonic mean', 'of the recalls, %'), ('worst_class', 'Worst class', 'its recall, %'),
     ('ece', 'Calibration error', '15 bins, points'), ('nll', 'NLL', 'per picture'), ('brier', 'Brier', '0 to 2'),
 )
-DECIMALS = {'nll': 4, 'brier': 4}
+DECIMALS = {'nll': 4, 'brier': 4, 'loss': 4}
 _TALL = 15  # rows from which a table scrolls by itself
 
 
@@ -49,29 +50,27 @@ def write_report(
     Raises:
         InputError: The file system refused.
     """
-    write_page(path, 'run.html', **report_context(run, groups, dataset, norms, processes, notes))
-
-
-def report_context(
-        run: FinishedRun,
-        groups: type[SettingGroups],
-        dataset: Any,
-        norms: NormSizes | None,
-        processes: int,
-        notes: tuple[str, ...],
-) -> dict[str, Any]:
-    """What the template shows."""
-    gallery = None if run.predictions is None else Gallery(dataset, run.predictions)
-    notes = (*run.notes, *notes, *missing(run, gallery))
-    return dict(
-        run=run, notes=notes, cards=cards(run), curves=figures.training_curves(run), shots=shot_table(run),
-        shot_bars=figures.shot_bars({run.name: run.results}), classes=class_table(run),
-        recall=figures.recall_by_images(run.classes), pairs=pair_table(run, gallery), shifts=shot_confusion(run),
-        matrix=confusion_figure(run), reliability=reliability_figure(run), **worst_pictures(run, gallery),
+    gallery = None if run.targets is None else Gallery(dataset, run.targets)
+    evaluation = label_sets.evaluation(run, gallery) if run.of_sets else evaluation_of_one_class(run, gallery)
+    write_page(
+        path, 'label_sets.html' if run.of_sets else 'run.html', run=run, cards=cards(run), **evaluation,
+        notes=(*run.notes, *notes, *missing(run, gallery)), curves=figures.training_curves(run),
+        shot_bars=figures.shot_bars({run.name: run.results}, run.measure),
         norms=figures.norm_figures({} if norms is None else {run.name: norms}, feature_lengths({run.name: run})),
         layers=norms, changed=Table(['setting', 'value', 'default'], changed_settings(run.settings, groups)),
         others=Table(['setting', 'value'], other_settings(run.settings, groups)),
         command=repeating_command(run.settings, groups, run.name, processes))
+
+
+def evaluation_of_one_class(run: FinishedRun, gallery: Gallery | None) -> dict[str, Any]:
+    """What the page of a run shows of its evaluation, where a picture is of one class."""
+    classes, pairs, reliability = class_table(run), pair_table(run, gallery), reliability_figure(run)
+    worst = worst_pictures(run, gallery)
+    return dict(
+        shots=shot_table(run), classes=classes, recall=figures.rates_by_images(run.classes), pairs=pairs,
+        shifts=shot_confusion(run), matrix=confusion_figure(run), reliability=reliability, **worst,
+        sections=[('classes', 'Classes', classes), ('confusion', 'Confusion', pairs),
+                  ('pictures', 'Pictures', worst['surprising']), ('calibration', 'Calibration', reliability)])
 
 
 def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
@@ -82,7 +81,7 @@ def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
     if not run.results:
         found.append('There is no test.json: the run is not finished, or another program has made it. nbn-report '
                      '--evaluate evaluates its network.')
-    if run.results and run.predictions is None:
+    if run.results and run.targets is None:
         found.append('There is nothing of single pictures, since an earlier version kept no predictions: '
                      'nbn-report --evaluate runs the network again.')
     if gallery is not None and gallery.reason is not None:
@@ -90,9 +89,14 @@ def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
     return found
 
 
+def known_cards(run: FinishedRun) -> Sequence[tuple[str, str, str]]:
+    """The headline numbers of runs of its kind: name in the results, title, unit."""
+    return label_sets.CARDS if run.of_sets else CARDS
+
+
 def cards(run: FinishedRun) -> list[Card]:
     """The headline numbers that there are."""
-    return [Card(label, Number(run.results[key], DECIMALS.get(key, 2)), note) for key, label, note in CARDS
+    return [Card(label, Number(run.results[key], DECIMALS.get(key, 2)), note) for key, label, note in known_cards(run)
             if isinstance(run.results.get(key), int | float)]
 
 
@@ -132,7 +136,7 @@ def confusion_counts(run: FinishedRun) -> np.ndarray:
 
 def confusion_figure(run: FinishedRun) -> figures.Svg:
     """The matrix, of few enough classes."""
-    if run.predictions is None or len(run.classes) > figures.MATRIX_LIMIT:
+    if run.predictions is None or len(run.classes) > MATRIX_LIMIT:
         return None
     return figures.confusion_matrix(confusion_counts(run), run.names)
 

@@ -16,11 +16,13 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
 from nbn_timm.losses import (
     create_loss,
+    learns_in_parallel,
     number_of_slow_views,
     number_of_views,
     takes_experts,
     takes_features,
     takes_streams,
+    takes_views_apart,
 )
 from nbn_timm.losses.deferred_loss import DeferredLoss
 from nbn_timm.mixing import MIXINGS, Mixing, MixingRun
@@ -218,7 +220,8 @@ def build_task(
     if slow_views := number_of_slow_views(name):
         loss.slow_network = SlowCopy(model, loss.momentum)  # type: ignore[arg-type]
     if number_of_views(name) > 1:
-        model = WithViews(model, loss.slow_network if slow_views else None, slow_views)  # type: ignore[arg-type]
+        slow: Any = loss.slow_network if slow_views else None
+        model = WithViews(model, slow, slow_views, takes_views_apart(name))
     if loss.state_dict():
         check_lone_loss(settings, plan.world)
         return LearningLossTask(model, loss, device=device, verbose=False)
@@ -252,10 +255,11 @@ def check_lone_loss(settings: TrainSettings, world: World) -> None:
         InputError: There is something.
     """
     name = settings.loss.loss
-    if world.distributed:
+    alone = not learns_in_parallel(name)
+    if world.distributed and alone:
         raise InputError(f"loss '{name}' compares all images of a batch and has a state of its own, so it is for one "
                          'process: start one')
-    if settings.optimizer.sam_rho:
+    if settings.optimizer.sam_rho and alone:
         raise InputError(f"loss '{name}' has a state of its own, which would count each batch twice with --sam-rho: "
                          'leave one of them out')
     if settings.optimizer.layer_decay is not None:

@@ -7,13 +7,14 @@ from nbn_timm.adversarial import ADVERSARIAL
 from nbn_timm.errors import InputError
 from nbn_timm.losses import (
     balances_classes,
+    needed_mixing,
     number_of_views,
     takes_experts,
     takes_features,
     takes_soft_targets,
     takes_streams,
 )
-from nbn_timm.losses.loss import check_loss_settings
+from nbn_timm.losses.loss import LOSSES, check_loss_settings
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.samplers.sampler import check_sampler_settings
@@ -130,6 +131,9 @@ def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = No
     if takes_streams(loss) and 'second_stream' not in chosen:
         raise InputError(f"loss '{loss}' takes two streams of images: give the sampler of the second one, as "
                          '--second-stream reverse')
+    needed = needed_mixing(loss)
+    if needed is not None and needed not in chosen:
+        raise InputError(f"loss '{loss}' takes images that are mixed for it: give {flag(needed)} 1")
     if not chosen or (stage is not None and not stage.takes_mixing):
         return None
     switches = [flag(on[0]) for on in chosen.values()]
@@ -143,10 +147,15 @@ def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = No
     if not takes_soft_targets(loss):
         raise InputError(f"loss '{loss}' takes labels and no mixed targets: leave out {switches[0]}, or "
                          'give another --loss')
-    if number_of_views(loss) > 1:
+    (name,), views = chosen, number_of_views(loss)
+    if views == MIXINGS[name].views:
+        return name
+    if views > 1:
         raise InputError(f"loss '{loss}' takes several views of an image, which are not mixed: leave out "
                          f'{switches[0]}, or give another --loss')
-    return next(iter(chosen))
+    made_for = ' or '.join(each for each in LOSSES if needed_mixing(each) == name)
+    raise InputError(f"{switches[0]} mixes several views of an image, and loss '{loss}' takes one: leave it out, or "
+                     f'give --loss {made_for}')
 
 
 def loss_settings(settings: TrainSettings, mixed: bool) -> dict[str, Any]:

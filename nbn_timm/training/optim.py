@@ -37,6 +37,7 @@ from nbn_timm.settings import (
     only_with,
     setting,
 )
+from nbn_timm.training.optimizer_limits import annotated, check_values
 
 
 def _clips(name: str, others: Values) -> str | None:
@@ -90,7 +91,7 @@ class OptimizerSettings(Settings):
         None, 'how the rate grows with the images of an update: in proportion to their number or to its square root',
         choices=('linear', 'sqrt'), effect=only_with('lr_base'),
         unset="sqrt for Adam's relatives and LAMB, else linear")
-    momentum: float = setting(0.9, 'for optimizers that have one', limits=NOT_NEGATIVE, effect=_has_momentum)
+    momentum: float = setting(0.9, 'for optimizers that have one', limits=PROBABILITY, effect=_has_momentum)
     weight_decay: float = setting(5e-4, 'of all parameters', limits=NOT_NEGATIVE)
     decay_1d: bool = setting(True, "decay biases and norm parameters too, which NBN needs; --no-decay-1d is timm's "
                              'default', effect=only_with('weight_decay'))
@@ -207,6 +208,9 @@ def create_optimizer(
     if known is not None:
         refuse_unknown(what, settings.opt_kwargs, known, sorted(known.keys() - _OWNERS.keys()))
         check_types(what, own, known)
+        check_values(what, own, known)
+    if settings.layer_decay is None:
+        refuse_owned(own, _OF_LAYER_DECAY)
 
     rates = classifier_rate(model, settings) if rates is None else rates
     scaled = (settings.bias_lr_scale, settings.norm_lr_scale) != (1, 1)
@@ -284,10 +288,13 @@ _OWNERS = {
     'filter_bias_and_bn': 'give --decay-1d or --no-decay-1d',
     'weight_decay_exclude_1d': 'give --decay-1d or --no-decay-1d',
     'layer_decay': 'give --layer-decay',
+    'maximize': 'a loss is made smaller, so leave it out',
     'model_or_params': 'the parameters are those of the model, so leave it out',
     'param_group_fn': 'the parameters are grouped by --decay-1d, --classifier-lr, --bias-lr-scale, --norm-lr-scale '
                       'and --layer-decay, so leave it out',
 }
+
+_OF_LAYER_DECAY = dict.fromkeys(('layer_decay_min_scale', 'layer_decay_no_opt_scale'), 'give --layer-decay too')
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
@@ -311,7 +318,7 @@ def _parameters(name: str) -> dict[str, inspect.Parameter] | None:
     kinds = {parameter.kind for parameter in inspect.signature(optimizer_class).parameters.values()}
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return None
-    return {key: parameter for key, parameter in found.items() if key not in ('kwargs', 'params')}
+    return {key: annotated(parameter) for key, parameter in found.items() if key not in ('kwargs', 'params')}
 
 
 def step_on_stand_ins(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Any]]:

@@ -200,7 +200,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if splits.classes is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
         files.append(f'{split}_per_class.csv')
-    if settings.run.report and not splits.label_sets:
+    if settings.run.report:
         write_page(folder, TrainSettings, model, dataset, plan.world.size)
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),

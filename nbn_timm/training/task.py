@@ -3,6 +3,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from timm.task import ClassificationTask, TrainingTask
 from timm.utils import distribute_bn, unwrap_model
 from torch import nn
@@ -127,6 +128,14 @@ class LearningLossTask(ClassificationTask):
 
     criterion: nn.Module
 
+    def prepare_distributed(self, device_ids: list | None = None, **ddp_kwargs: Any) -> 'LearningLossTask':
+        """Spread the network over the processes, and let the loss have the same parameters in all of them."""
+        super().prepare_distributed(device_ids, **ddp_kwargs)
+        for parameter in self.criterion.parameters():
+            dist.broadcast(parameter.data, 0)
+            parameter.register_hook(_mean_over_processes)
+        return self
+
     def modules_to_train(self) -> nn.Module:
         """Network and loss, for an optimizer over the parameters of both."""
         return _NetworkAndLoss(unwrap_model(self.trainable_module), self.criterion)
@@ -158,6 +167,12 @@ class LearningLossTask(ClassificationTask):
         except RuntimeError as error:
             raise InputError('the checkpoint has not the state of this --loss, or of other --loss-kwargs: resume a run '
                              'with the same, or start one with --initial-checkpoint') from error
+
+
+def _mean_over_processes(gradient: torch.Tensor) -> torch.Tensor:
+    gradient = gradient / dist.get_world_size()
+    dist.all_reduce(gradient)
+    return gradient
 
 
 def begin_epoch(

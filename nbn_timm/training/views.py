@@ -6,30 +6,39 @@ from nbn_timm.layers import SlowCopy
 
 
 class WithViews(nn.Module):
-    """A model that takes views [V, B, 3, H, W] in training, all in one pass, and in evaluation images as usual.
+    """A model that takes views [V, B, 3, H, W] in training, and in evaluation images as usual.
 
-    BatchNorm thus sees all views together. Views for a slow copy pass that instead, after it has gone a step. The model
-    is called `module`, as in DistributedDataParallel, because that is what timm unwraps: checkpoints and averaged
-    weights have the model's own keys.
+    All views pass in one, so that BatchNorm sees them together, or one after the other. Views for a slow copy pass that
+    instead, after it has gone a step. The model is called `module`, as in DistributedDataParallel, because that is what
+    timm unwraps: checkpoints and averaged weights have the model's own keys.
 
     Args:
         model: Gives logits, or logits and features.
         slow: A slow copy of it, which belongs to the loss and not to the model.
         slow_views: How many views, the last ones, are for the slow copy.
+        apart: They pass one after the other.
     """
 
-    def __init__(self, model: nn.Module, slow: SlowCopy | None = None, slow_views: int = 0) -> None:
+    def __init__(
+            self,
+            model: nn.Module,
+            slow: SlowCopy | None = None,
+            slow_views: int = 0,
+            apart: bool = False,
+    ) -> None:
         super().__init__()
         self.module = model
         self.slow_copies = (slow,) * bool(slow_views)
         self.slow_views = slow_views
+        self.apart = apart
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Views to outputs [V, B, ...], or in evaluation images [B, 3, H, W] to logits."""
         if not self.training:
             return self.module(x)
         views = len(x) - self.slow_views
-        parts = [_all_at_once(self.module, x[:views])]
+        passes = x[:views].split(1 if self.apart else views)
+        parts = [_all_at_once(self.module, images) for images in passes]
         for slow in self.slow_copies:
             assert slow is not None
             slow.follow(self.module)
