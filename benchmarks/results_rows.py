@@ -25,7 +25,7 @@ from nbn_timm.datasets.cifar import CifarLT
 from nbn_timm.datasets.cifar_draw import Files, find_files, judge
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import write_arrays
-from nbn_timm.files import file_sha256, write_text_atomic
+from nbn_timm.files import file_sha256, make_folder, write_text_atomic
 from nbn_timm.models.create import create_model
 
 SCHEMA = 2  # of the rows, see results/row.schema.json
@@ -42,6 +42,8 @@ def keep_predictions(run: Path, target: Path, data_dir: str, logits: Path | None
         data_dir: Of images and lists.
         logits: Folder for the logits of all test images, float16, as `<run>.npz`; None keeps none.
     """
+    if logits:
+        make_folder(logits)
     keep = ['--logits-file', str(logits / f'{target.name}.npz')] if logits else []
     validate.main(['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', data_dir, '--device', 'cpu',
                    '--workers', '0', '--save-predictions', str(target / PREDICTIONS), *keep])

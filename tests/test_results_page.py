@@ -372,6 +372,28 @@ def test_what_collecting_keeps_of_the_data(results_page, tmp_path):
     assert found['train']['published_draw'] is False and 'no such numbers' in found['train']['draw']
 
 
+def test_kept_logits_are_in_half_precision_and_known_by_their_digest(results_page, tmp_path, monkeypatch):
+    import results_rows
+    run = write_run(tmp_path / 'runs', 'ce-s0', (1,) * 6, 0, train_list=None, test_list=None)
+    logits = np.random.RandomState(0).randn(4, 6).astype(np.float32)
+
+    def evaluate(argv):
+        np.savez(argv[argv.index('--logits-file') + 1], logits=logits, labels=np.arange(4))
+
+    monkeypatch.setattr(results_rows.validate, 'main', evaluate)
+    (tmp_path / 'logits').mkdir()
+    results_rows.keep_predictions(run, run, 'images', tmp_path / 'logits')
+    results_rows.keep_data_digests(run, run, 'images', tmp_path / 'logits')
+    path = tmp_path / 'logits' / 'ce-s0.npz'
+    with np.load(path) as kept:
+        assert kept['logits'].dtype == np.float16 and np.array_equal(kept['logits'], logits.astype(np.float16))
+        assert kept['labels'].tolist() == [0, 1, 2, 3]
+    digest = {'file': 'ce-s0.npz', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert json.loads((run / 'data.json').read_text()) == {'logits': digest}
+    results_rows.keep_data_digests(run, run, 'images')  # without them it still knows of them
+    assert json.loads((run / 'data.json').read_text()) == {'logits': digest}
+
+
 def test_a_run_is_trained_again_by_its_command(results_page, tmp_path):
     """One that went on elsewhere has that machine's settings in args.yaml."""
     import retrain
