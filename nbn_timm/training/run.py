@@ -91,10 +91,9 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     optimizer = create_optimizer(parts_to_train(task, model, stage), of_batch, rates)
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
-    scaler = build_scaler(plan)
+    scaler, curriculum = build_scaler(plan), build_curriculum(plan)
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
 
-    curriculum = build_curriculum(plan)
     keeper = Keeper(plan, task, optimizer, scaler, curriculum)
     start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
