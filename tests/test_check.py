@@ -98,7 +98,7 @@ def test_all_damaged_files_at_once(pictures, monkeypatch, capsys):
     assert files(found['damaged']) == [['train/ant/cut.png'], ['train/bee/text.jpg'], ['test/bee/empty.png']]
     assert found['damaged']['severity'] == 'stops' and 'no picture' in found['damaged']['pictures'][1][0]['fault']
     text = capsys.readouterr().out
-    assert all(name in text for name in ('cut.png (', 'text.jpg (it is no picture', 'empty.png ('))
+    assert all(name in text for name in ('cut.png (', 'text.jpg (it is no picture', 'empty.png (the file is empty)'))
     assert '1 thing would stop a training' in text
     monkeypatch.setattr('sys.argv', ['nbn-check', str(pictures), '-j', '0'])
     assert check.console() == 1

@@ -169,6 +169,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, UnidentifiedImageError):
+        if os.path.getsize(path) == 0:
+            return 'the file is empty'
         more = ', and one of more than four channels needs --in-chans' if may_hold_bands(path) else ''
         return f'it is no picture that Pillow knows{more}'
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
