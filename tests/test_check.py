@@ -305,7 +305,7 @@ def test_a_training_looks_at_what_costs_nothing(pictures):
     shutil.copy(pictures / 'train/bee/0.png', pictures / 'test/bee/leak.png')
     shutil.copy(pictures / 'train/ant/0.png', pictures / 'train/bee/wrong.png')
     assert [note.partition(',')[0] for note in notes()] == [
-        'the same picture in two splits: 1 times', 'the same picture under two classes: 1 times']
+        'the same picture in two splits: once', 'the same picture under two classes: once']
     assert f"such as '{pictures}/train/bee/0.png' = '{pictures}/test/bee/leak.png', so" in notes()[0]
     listed = DataSettings('list', str(pictures), train_list=_list(pictures, 'train/ant/1.png 0\ntrain/bee/1.png 1\n'),
                           test_list=str(pictures / 'list.txt'))
