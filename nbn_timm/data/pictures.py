@@ -112,10 +112,14 @@ def read_picture(
         raise InputError(f'image {quoted(path)} is missing: check the image root (--data-dir) or remove the line from '
                          'the list') from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
-        bands = isinstance(error, UnidentifiedImageError) and may_hold_bands(path)
-        more = ', and one of more than four channels needs --in-chans' if bands else ''
+        reason = reason_unreadable(error)
+        if isinstance(error, UnidentifiedImageError):
+            if os.path.getsize(path) == 0:
+                reason = 'the file is empty'
+            elif may_hold_bands(path):
+                reason += ', and one of more than four channels needs --in-chans'
         raise InputError(
-            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}{more}): replace the file by an '
+            f'image {quoted(path)} cannot be read ({reason}): replace the file by an '
             'intact copy; nbn-check DIR names all damaged files at once') from error
 
 

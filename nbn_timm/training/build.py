@@ -148,12 +148,12 @@ def build_freezing(settings: TrainSettings, model: nn.Module, world: World) -> F
         InputError: It cannot be had on this run.
     """
     start = settings.start
-    if start.freeze is None and not start.freeze_epochs:
+    if start.freeze is None and not start.freeze_epochs and not start.keep_bn_stats:
         return None
     if start.freeze_epochs and (world.distributed or settings.gpu.cuda_graphs):
         raise InputError('--freeze-epochs changes what is trained in the middle of a run, which several processes and '
                          'CUDA graphs cannot follow: leave it out, or train on one process without --cuda-graphs')
-    return Freezing(model, start.freeze, start.freeze_epochs)
+    return Freezing(model, start.freeze, start.freeze_epochs, start.keep_bn_stats)
 
 
 def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:

@@ -72,6 +72,9 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
     if settings.average.swa_epochs and settings.schedule.patience is not None:
         raise InputError('--patience can end a run before the last --swa-epochs, of which the mean is taken: leave one '
                          'of them out')
+    if settings.run.kept_epoch == 'last' and settings.schedule.patience is not None:
+        raise InputError('--patience waits for a better epoch, and --kept-epoch last keeps every one: give '
+                         '--kept-epoch best with it')
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')

@@ -90,7 +90,8 @@ class Keeper:
             result: Result | None,
             seconds: Mapping[str, float] | None = None,
     ) -> None:
-        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one.
+        """Log an epoch (0-based) and write its checkpoint; the validation split, or --kept-epoch, decides whether it is
+        the one to end with.
 
         Args:
             epoch: 0-based.
@@ -99,7 +100,8 @@ class Keeper:
             seconds: Of the parts of the epoch, for the log.
         """
         metric, is_best = self._metric(result), False
-        if metric is not None and is_better(metric, self.best, self.plan.settings.run.eval_metric):
+        run = self.plan.settings.run
+        if metric is not None and (run.kept_epoch == 'last' or is_better(metric, self.best, run.eval_metric)):
             self.best, is_best = Best(metric, epoch), True
         if self.log is None:
             return

@@ -116,11 +116,10 @@ def read_result(folder: Path) -> TrialResult | None:
     weights = found.get('weights')
     if not isinstance(weights, dict):
         raise InputError(f"the results '{path}' do not say of which weights they are: {again}")
-    chosen_by = str(weights.get('chosen_by') or '')
-    if not chosen_by.startswith('validation '):
+    _, validated, metric = str(weights.get('chosen_by') or '').rpartition('validation ')
+    if not validated:
         raise InputError(f"'{folder}' had no validation split to compare settings by, and the test split is not for "
                          'choosing: give a --val-list, a folder val, or --val-split')
-    metric = chosen_by.removeprefix('validation ')
     try:
         with open_regular(folder / 'log.jsonl') as file:
             rows = [json.loads(line) for line in file]
