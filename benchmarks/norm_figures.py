@@ -2,16 +2,19 @@
 
     python benchmarks/norm_figures.py output/full/modern-s42/last.pth.tar output/full/nbn_modern-s42/last.pth.tar \\
         --data-dir /data/cifar100_lt --output docs/images/norms.png
+    python benchmarks/norm_figures.py resnet32.cifar100_lt resnet32_nbn.cifar100_lt --data-dir /data/cifar100_lt
 
-Three panels, a line or group of bars for each network: the applied weights |g| and biases |b| of the normalisation
-layers of the last stage, sorted within each layer and averaged over its layers; and the mean length of the features
-before the classifier, for test images of many-, medium- and few-shot classes. The numbers are printed as well.
+A network is a checkpoint of a run, or a name of the zoo whose weights come with the package. Three panels, a line or
+group of bars for each network: the applied weights |g| and biases |b| of the normalisation layers of the last stage,
+sorted within each layer and averaged over its layers; and the mean length of the features before the classifier, for
+test images of many-, medium- and few-shot classes. The numbers are printed as well.
 """
 import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from matplotlib.figure import Figure
 
@@ -27,14 +30,15 @@ from nbn_timm.validation import ValidateSettings, open_evaluated_data, open_netw
 COLORS = ('#5c5c5c', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7')
 
 
-def look_inside(checkpoint: str, data_dir: str | None) -> tuple[NormSizes, dict[str, float]]:
+def look_inside(network: str, data_dir: str | None) -> tuple[NormSizes, dict[str, float]]:
     """Sizes of a network's normalisation layers, and the mean length of its features on test images by shot."""
-    given = {'checkpoint': checkpoint, 'workers': 0, 'device': 'cpu', **({'data_dir': data_dir} if data_dir else {})}
+    weights = {'model': network, 'pretrained': True} if is_zoo_name(network) else {'checkpoint': network}
+    given = {**weights, 'workers': 0, 'device': 'cpu', **({'data_dir': data_dir} if data_dir else {})}
     settings = validation_settings(ValidateSettings.of(given), given)
     trained = open_network(settings)
     splits, counts = open_evaluated_data(settings, trained, init_world('cpu'))
     if counts is None or splits.test is None:
-        raise InputError(f"'{checkpoint}' does not say how many training images its classes had: give another")
+        raise InputError(f"'{network}' does not say how many training images its classes had: give another")
     loader = create_eval_loader(splits.test, batch_size=256, num_workers=0,
                                 defaults=resolve_input(settings, splits.defaults, trained))
     evaluator = LongTailEvaluator(counts.num_classes, counts)
@@ -42,10 +46,15 @@ def look_inside(checkpoint: str, data_dir: str | None) -> tuple[NormSizes, dict[
     evaluate(trained.model, loader, evaluator, torch.device('cpu'))
     kept = evaluator.predictions()
     if kept.feature_length is None:
-        raise InputError(f"'{checkpoint}' has no single classifier of vectors: give a network with one")
+        raise InputError(f"'{network}' has no single classifier of vectors: give a network with one")
     return norm_sizes(trained.model), {
         shot: float(kept.feature_length[np.isin(kept.labels, labels)].mean())
         for shot, labels in counts.shot_split(*splits.shot_limits).items()}
+
+
+def is_zoo_name(network: str) -> bool:
+    """Whether it is a name of a model and no file."""
+    return not Path(network).exists() and timm.is_model(network)
 
 
 def draw(networks: dict[str, tuple[NormSizes, dict[str, float]]]) -> Figure:
@@ -64,16 +73,16 @@ def draw(networks: dict[str, tuple[NormSizes, dict[str, float]]]) -> Figure:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoints', nargs='+', metavar='CHECKPOINT')
-    parser.add_argument('--names', nargs='+', default=[], help="of the networks (default: their folders')")
+    parser.add_argument('networks', nargs='+', metavar='CHECKPOINT|NAME')
+    parser.add_argument('--names', nargs='+', default=[], help="of the networks (default: their folders' or their own)")
     parser.add_argument('--data-dir', help='folder of the test images (default: as recorded)')
     parser.add_argument('--output', type=Path, default=Path('norms.png'))
     args = parser.parse_args(argv)
-    names = args.names or [Path(checkpoint).resolve().parent.name for checkpoint in args.checkpoints]
-    if len(names) != len(set(names)) or len(names) != len(args.checkpoints):
+    names = args.names or [network if is_zoo_name(network) else Path(network).resolve().parent.name
+                           for network in args.networks]
+    if len(names) != len(set(names)) or len(names) != len(args.networks):
         raise InputError('the networks need one name each: give --names')
-    networks = {name: look_inside(checkpoint, args.data_dir)
-                for name, checkpoint in zip(names, args.checkpoints, strict=True)}
+    networks = {name: look_inside(network, args.data_dir) for name, network in zip(names, args.networks, strict=True)}
     for name, (sizes, by_shot) in networks.items():
         weight, bias = sizes.weight, sizes.bias
         told = ', '.join(f'{shot} {length:.3f}' for shot, length in by_shot.items())

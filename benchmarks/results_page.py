@@ -6,8 +6,9 @@
 
 A run is called `<method>-s<seed>`. Runs of one method must agree in every setting but the seed; what is reported is
 their test accuracy after the last epoch. With `--images` collecting also evaluates the last checkpoint in float32 on
-the CPU and keeps what it says of every test image, from which the page's numbers are then counted. Needs
-`pip install '.[plots]'`.
+the CPU and keeps what it says of every test image, from which the page's numbers are then counted; `--logits DIR`
+keeps all of its logits too, in float16, with their SHA-256 in the run's data.json. A run that went from one machine to
+another has the parts in its hardware.json, see results_runs.py. Needs `pip install '.[plots]'`.
 """
 import argparse
 import hashlib
@@ -17,6 +18,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from results_rows import (
     differences,
     keep_data_digests,
     keep_predictions,
+    machine_hours,
     row_of,
     size_of,
     training_pflops,
@@ -42,13 +45,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
 DIGEST = 'Digest'  # key of a plot's PNG text: of the numbers that it shows
 
+Effect = tuple[Method, Method, Mapping[str, Spread]]  # what the second differs by from the first, by shot
+
 # What a published number is never without a word about; a run with one of these is compared with none.
 EXTRAS = ('stage', 'kd_checkpoint', 'aa', *(switch for method in MIXINGS.values() for switch in method.switches))
 
 
 # Collecting runs ----------------------------------------------------------------------------------------------------
 
-def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = None) -> Path:
+def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = None, logits: Path | None = None
+            ) -> Path:
     """Copy the logs of a run, without checkpoints and without the paths of the machine that it was done on.
 
     Args:
@@ -56,6 +62,7 @@ def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = 
         target: Parent of the folder to write.
         data_dir: Stands for the run's image root in its settings.
         images: Folder of the images and lists here, to keep predictions and digests; None keeps none.
+        logits: Folder for the logits of the test images; None keeps none.
 
     Returns:
         The folder written.
@@ -67,7 +74,8 @@ def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = 
     folder = target / run.name
     texts = {name: (run_folder / name).read_text(encoding='utf-8') for name in NEEDED}
     if run.done_with:
-        record = {key: value.replace(str(run.settings['data_dir']), data_dir) for key, value in run.done_with.items()}
+        record = {key: value.replace(str(run.settings['data_dir']), data_dir) if isinstance(value, str) else value
+                  for key, value in run.done_with.items()}
         texts[HARDWARE] = json.dumps(record, indent=2) + '\n'
     comment = ''.join(line for line in texts['args.yaml'].splitlines(keepends=True) if line.startswith('#'))
     settings = neutral_settings(run.settings, data_dir)
@@ -75,8 +83,8 @@ def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = 
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     if images:
-        keep_predictions(run_folder, folder, images)
-        keep_data_digests(run_folder, folder, images)
+        keep_predictions(run_folder, folder, images, logits)
+        keep_data_digests(run_folder, folder, images, logits)
     return folder
 
 
@@ -103,19 +111,13 @@ def read_published(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding='utf-8'))
 
 
-def published_beside(settings: Mapping[str, Any], published: Mapping[str, Any]) -> str:
-    """The published accuracy of a run's method, or an empty string."""
+def published_beside(settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The published entry of a run's method."""
     if any(settings.get(name) for name in EXTRAS) or settings['sampler'] != 'instance_balanced':
-        return ''
+        return None
     flat = {**settings, **(settings.get('model_kwargs') or {}), **(settings.get('loss_kwargs') or {})}
-    return next((shown(entry) for entry in published['entries']
-                 if 'beside' in entry and all(flat.get(key) in value for key, value in entry['beside'].items())), '')
-
-
-def shown(entry: Mapping[str, Any]) -> str:
-    """A published accuracy: over all classes and, in parentheses, over many, medium and few."""
-    splits = ' / '.join(str(entry[shot]) for shot in SHOTS if shot in entry)
-    return str(entry['all']) + (f' ({splits})' if splits else '')
+    return next((entry for entry in published['entries']
+                 if 'beside' in entry and all(flat.get(key) in value for key, value in entry['beside'].items())), None)
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
@@ -162,49 +164,99 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
     classes = methods[0].runs[0].classes
     sizes = ', '.join(f'{sum(row.shot == shot for row in classes)} {shot}' for shot in SHOTS)
     costs = {method.name: size_of(method.settings, len(classes)) for method in methods}
-    accuracy = table(
-        ['method', 'seeds', 'epochs', 'PFLOP', 'all', *SHOTS, 'ECE', f'published, {published["epochs"]} epochs'],
-        ([method.label, len(method.runs), method.settings['epochs'],
-          f'{training_pflops(method.runs[0], costs[method.name][1]):.2f}',
-          *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
-          mean_and_spread(errors) if None not in (errors := [calibration_error(run) for run in method.runs]) else '',
-          published_beside(method.settings, published)] for method in methods))
+    draws = dict.fromkeys(run.draw for method in methods for run in method.runs)
     cost = table(
-        ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'hardware', 'logs, by seed'],
+        ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'machine hours', 'hardware',
+         'logs, by seed'],
         ([method.label, recipe(method.settings), f'{parameters:,}', f'{multiply_adds / 1e6:.1f} M',
-          duration(statistics.mean(run.train_seconds for run in method.runs)),
-          '; '.join(dict.fromkeys(run.hardware for run in method.runs)),
+          duration(statistics.mean(run.train_seconds for run in method.runs)), machine_time(method),
+          '<br>'.join(dict.fromkeys(run.hardware for run in method.runs)),
           ', '.join(f'[{run.seed}]({results}/{run.name})' for run in method.runs)]
          for method in methods for parameters, multiply_adds in [costs[method.name]]))
     commands = '\n'.join(command(method.runs[0], results) for method in methods)
-    others = table(
-        ['published', 'accuracy', 'source'],
-        ([entry['method'], shown(entry), entry['source']] for entry in published['entries']))
-    plots = '\n\n'.join(f'![{caption}]({images}/{name})' for name, caption in PLOTS.items())
+    beside = [published_beside(method.settings, published) for method in methods]
+    others = [entry for entry in published['entries'] if entry not in beside]
+    plots = {name: f'![{caption}]({images}/{name})' for name, caption in PLOTS.items()}
     return '\n\n'.join([
         f'{sum(row.train_images for row in classes):,} training images of {len(classes)} classes, the largest with '
         f'{max(row.train_images for row in classes)} and the smallest with '
         f'{min(row.train_images for row in classes)} ({sizes}); {sum(row.test_images for row in classes):,} test '
-        'images. Test accuracy in percent after the last epoch, mean ± sample standard deviation over seeds; in '
-        'parentheses many / medium / few. ECE is the expected calibration error in points, over 15 bins. PFLOP is the '
-        'arithmetic of training: six times the multiply-adds of an image, for each image and epoch.',
-        accuracy, *effects_text(methods, published), published['note'].strip(), plots, cost,
-        'Training is the mean time of a run in training steps, without evaluation. The commands, for the first seed of '
-        'each method:', f'```\n{commands}\n```',
-        'Published numbers, at their best setting:', others])
+        'images. Test accuracy in percent, mean ± sample standard deviation over seeds. ECE is the expected '
+        'calibration error in points, over 15 bins. PFLOP is the arithmetic of training: six times the multiply-adds '
+        "of an image, for each image, view and epoch. 1x is plain ResNet-32's 68.9 M multiply-adds.",
+        f'### Ours beside published\n\nOur training images are {" or ".join(draws)}. '
+        f'{published["note"].strip()}',
+        accuracy_table(methods, costs, published),
+        *effects_text(methods, published, plots[EFFECT]),
+        f'### Accuracy and cost\n\n{plots[COST]}\n\nFilled: ours. Hollow: published, each with its own network, draw '
+        'and choice of the epoch.',
+        f'### By class\n\n{plots[CLASSES]}\n\n{plots[SPLITS]}',
+        f'### How ours were trained\n\n{cost}',
+        'Training is the mean time of a run in training steps, without evaluation. Runs side by side share the hours '
+        'of their GPU. Core-hours are of cores with other work too. The commands, for the first seed of '
+        'each method:', f'```\n{commands}\n```', plots[TRAINING],
+        '### Published otherwise',
+        table(HEAD, ([entry['method'], *published_cells(entry)] for entry in others)),
+        table(['published', 'source'], ([entry['method'], entry['source']] for entry in published['entries']))])
 
 
-def effects_text(methods: Sequence[Method], published: Mapping[str, Any]) -> list[str]:
-    """What each pair of methods that is to be compared differs by, over the seeds that both have."""
+HEAD = ('method', 'network', 'draw', 'epochs', 'reported', 'PFLOP', 'seeds', 'all', *SHOTS, 'ECE')
+
+
+def accuracy_table(methods: Sequence[Method], costs: Mapping[str, tuple[int, int]], published: Mapping[str, Any]
+                   ) -> str:
+    """Each method of ours, and below it what is published of it."""
+    plain = published['plain']['multiply_adds']
+    lines: list[list[Any]] = []
+    for method in methods:
+        run = method.runs[0]
+        errors = [calibration_error(run) for run in method.runs]
+        lines.append([
+            f'**{method.label}**', network_in_words(costs[method.name][1] / plain, method.settings['model']),
+            "LDAM's" if run.data.get('train', {}).get('published_draw') else 'ours', method.settings['epochs'], 'last',
+            f'{training_pflops(run, costs[method.name][1]):.2f}', len(method.runs),
+            *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
+            mean_and_spread(errors) if None not in errors else ''])
+        entry = published_beside(method.settings, published)
+        if entry is not None:
+            lines.append([f'{entry["method"]}, published', *published_cells(entry)])
+    return table(HEAD, lines)
+
+
+def network_in_words(cost: float, name: str) -> str:
+    """A network of ours: its name and its multiply-adds in those of plain ResNet-32."""
+    return f'`{name}`, {cost:.2g}x'
+
+
+def published_cells(entry: Mapping[str, Any]) -> list[Any]:
+    """What a published entry shows under `HEAD`, without its name."""
+    return [entry['network'], entry['draw'], entry['epochs'], entry['reported'], entry.get('pflop', ''),
+            entry.get('seeds', ''), entry['all'], *(entry.get(shot, '') for shot in SHOTS), entry.get('ece', '')]
+
+
+def machine_time(method: Method) -> str:
+    """Mean hours of GPUs and of CPU cores of a run."""
+    found = ((statistics.mean(machine_hours(run, gpu) for run in method.runs), kind)
+             for gpu, kind in ((True, 'GPU-hours'), (False, 'core-hours')))
+    return ', '.join(f'{hours:.2g} {kind}' for hours, kind in found if hours)
+
+
+def effects(methods: Sequence[Method], published: Mapping[str, Any]) -> list[Effect]:
+    """What each pair of methods that is to be compared differs by, over the seeds that both have, if these are two."""
     by_name = {method.name: method for method in methods}
     pairs = [(by_name[base], by_name[other]) for base, other in published.get('pairs', ())
              if base in by_name and other in by_name]
-    found = [(base, other, spreads) for base, other in pairs
-             if len((spreads := differences(base, other))['all'].values) > 1]
+    return [(base, other, spreads) for base, other in pairs
+            if len((spreads := differences(base, other))['all'].values) > 1]
+
+
+def effects_text(methods: Sequence[Method], published: Mapping[str, Any], plot: str) -> list[str]:
+    """The differences of the pairs, in numbers and drawn."""
+    found = effects(methods, published)
     if not found:
         return []
     return [
-        'Differences in points, seed by seed: mean and its 95% interval by Student\'s t.',
+        '### What NBN changes\n\nDifferences in points, seed by seed: mean and its 95% interval by Student\'s t.', plot,
         table(['of', 'over', 'pairs', 'all', *SHOTS],
               ([other.label, base.label, len(spreads['all'].values),
                 *(with_interval(spreads[shot]) for shot in ('all', *SHOTS))] for base, other, spreads in found))]
@@ -216,10 +268,14 @@ def with_interval(spread: Spread) -> str:
     return f'{spread.mean:+.2f} ({spread.mean - half:+.2f} to {spread.mean + half:+.2f})'
 
 
+EFFECT, COST = 'cifar100_lt_effect.svg', 'cifar100_lt_cost.svg'
+CLASSES, SPLITS, TRAINING = 'cifar100_lt_classes.png', 'cifar100_lt_splits.png', 'cifar100_lt_training.png'
 PLOTS = {
-    'cifar100_lt_classes.png': 'Accuracy of each class against its number of training images',
-    'cifar100_lt_splits.png': 'Accuracy over many-, medium- and few-shot classes',
-    'cifar100_lt_training.png': 'Training loss and learning rate',
+    EFFECT: 'Differences of accuracy with their 95% intervals, over all, many-, medium- and few-shot classes',
+    COST: 'Accuracy against the arithmetic of training, ours and published',
+    CLASSES: 'Accuracy of each class against its number of training images',
+    SPLITS: 'Accuracy over many-, medium- and few-shot classes',
+    TRAINING: 'Training loss and learning rate',
 }
 
 
@@ -231,11 +287,11 @@ def between_markers(page: str, text: str, path: Path) -> str:
     return f'{before}{BEGIN}\n\n{text}\n\n{END}{rest.split(END, 1)[1]}'
 
 
-def digest_of(methods: Sequence[Method]) -> str:
+def digest_of(methods: Sequence[Method], published: Mapping[str, Any]) -> str:
     """SHA-256 of everything that the plots show."""
-    shown = [[method.label, method.curve('train_loss'), method.curve('lr'), [
+    shown = [[method.label, method.curve('train_loss'), method.curve('lr'), method.settings['epochs'], [
         [asdict(row) for row in run.classes] for run in method.runs]] for method in methods]
-    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([shown, published['entries'], published.get('pairs')]).encode()).hexdigest()
 
 
 def build(results: Path, page: Path, images: Path, published: Mapping[str, Any], check: bool) -> None:
@@ -245,16 +301,17 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         InputError: The logs are not in order, or on `check` something is out of date.
     """
     methods = read_methods(results, published['labels'])
-    digest = digest_of(methods)
+    digest = digest_of(methods, published)
     rows = {results / 'rows' / f'{method.name}.json': json.dumps(row_of(
-        method, published_beside(method.settings, published),
+        method, published_beside(method.settings, published), recipe(method.settings),
         [command(run, os.path.relpath(results, page.parent)) for run in method.runs]), indent=1) + '\n'
         for method in methods}
     old = page.read_text(encoding='utf-8')
     text = page_text(methods, published, os.path.relpath(results, page.parent), os.path.relpath(images, page.parent))
     new = between_markers(old, text, page)
     if check:
-        stale = [str(path) for path in (images / name for name in PLOTS) if digest_in(path) != digest]
+        wanted = [name for name in PLOTS if name != EFFECT or effects(methods, published)]
+        stale = [str(path) for path in (images / name for name in wanted) if digest_in(path) != digest]
         stale = ([str(page)] if old != new else []) + stale
         stale += [str(path) for path, row in rows.items() if not path.is_file() or path.read_text() != row]
         stale += [str(path) for path in (results / 'rows').glob('*.json') if path not in rows]
@@ -266,10 +323,15 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         import results_plots
     except ImportError as error:
         raise InputError(f"plots need matplotlib ({error}): pip install '.[plots]'") from error
-    figures = (results_plots.classes(methods), results_plots.splits(methods), results_plots.training(methods))
-    for name, figure in zip(PLOTS, figures, strict=True):
-        atomic_write(images / name, lambda path, figure=figure: figure.savefig(
-            path, format='png', dpi=150, metadata={DIGEST: digest, 'Software': None}))
+    costs = [(method, training_pflops(method.runs[0], size_of(method.settings, len(method.runs[0].classes))[1]))
+             for method in methods]
+    found = effects(methods, published)
+    figures = {COST: results_plots.cost(costs, published['entries']), CLASSES: results_plots.classes(methods),
+               SPLITS: results_plots.splits(methods), TRAINING: results_plots.training(methods)}
+    if found:
+        figures[EFFECT] = results_plots.effect([(other.label, base.label, spreads) for base, other, spreads in found])
+    for name, figure in figures.items():
+        atomic_write(images / name, partial(save, figure, name.rpartition('.')[2], digest))
     write_text_atomic(page, new)
     for path in (results / 'rows').glob('*.json'):
         if path not in rows:
@@ -278,10 +340,23 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         write_text_atomic(path, row)
 
 
+def save(figure: Any, kind: str, digest: str, path: Path) -> None:
+    """Write a plot that carries the digest and is the same whenever it is drawn."""
+    from matplotlib import rc_context
+
+    with rc_context({'svg.hashsalt': 'zoo', 'svg.fonttype': 'path'}):
+        metadata = {'Description': f'{DIGEST} {digest}', 'Date': None, 'Creator': None} if kind == 'svg' else {
+            DIGEST: digest, 'Software': None}
+        figure.savefig(path, format=kind, dpi=150, metadata=metadata)
+
+
 def digest_in(plot: Path) -> str | None:
     """The digest that a plot carries, None without a plot."""
     if not plot.is_file():
         return None
+    if plot.suffix == '.svg':
+        found = re.search(rf'{DIGEST} ([0-9a-f]{{64}})', plot.read_text(encoding='utf-8'))
+        return found[1] if found else None
     with Image.open(plot) as image:
         return image.info.get(DIGEST)
 
@@ -295,6 +370,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                          help="what to write in place of the image root (default: /data/cifar100_lt)")
     command.add_argument('--images', metavar='DIR', help='folder of the images and lists here: evaluate the last '
                          'checkpoint and keep its predictions')
+    command.add_argument('--logits', type=Path, metavar='DIR', help='with --images: keep all logits of the test images '
+                         'there, in float16')
     command.add_argument('--results', type=Path, default=ROOT / 'results' / 'cifar100_lt', metavar='DIR')
     command = commands.add_parser('build', help='make tables and plots of all collected logs')
     command.add_argument('--check', action='store_true', help='write nothing, fail if something would change')
@@ -309,7 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.command == 'collect':
         for run in args.runs:
-            print(f"wrote '{collect(run, args.results, args.data_dir, args.images)}'", flush=True)
+            print(f"wrote '{collect(run, args.results, args.data_dir, args.images, args.logits)}'", flush=True)
     else:
         build(args.results, args.page, args.images, read_published(args.published), args.check)
 

@@ -1,12 +1,14 @@
 """The plots of docs/zoo.md. A method has one colour and line style in all of them."""
 import math
 import statistics
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from results_rows import Spread
 from results_runs import Method
 
 # Okabe and Ito's colours, which the colour-blind tell apart; the yellow, too pale for lines, is left out, and the black
@@ -45,7 +47,7 @@ def classes(methods: Sequence[Method]) -> Figure:
             axes.plot(baseline, linewidth=1.4, **style(0))
         axes.scatter(range(len(order)), accuracies, s=10, color=look['color'], alpha=0.3, linewidths=0)
         axes.plot(smoothed(accuracies), linewidth=2.4, **look)
-        axes.set_title(method.label, fontsize=10, loc='left', pad=16)
+        axes.set_title(textwrap.fill(method.label, 34), fontsize=9.5, loc='left', pad=16)
         _mark_shots(axes, [sum(row.shot == shot for row in rows) for shot in SHOTS])
         ticks = {amount: min(range(len(counts)), key=lambda rank: abs(math.log((counts[rank] or 0.5) / amount)))
                  for amount in _round_amounts(min(counts), max(counts))}
@@ -122,6 +124,76 @@ def training(methods: Sequence[Method]) -> Figure:
     if len(set(schedules)) < len(methods):
         below.set_title('one line for methods that share a schedule', fontsize=9, color=FAINT, loc='left')
     _legend(figure, above)
+    return figure
+
+
+def cost(methods: Sequence[tuple[Method, float]], published: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy against PFLOP of training: ours with standard deviations, and hollow what is published with one number.
+
+    Args:
+        methods: With their PFLOP.
+        published: Entries of published.yaml; those without `pflop`, and ranges, are drawn as far as they go.
+    """
+    figure = Figure(figsize=(WIDTH, 5.2), layout='constrained')
+    axes = figure.subplots()
+    _plain(axes)
+    named: list[tuple[float, float]] = []  # points whose names stand to their right
+    for entry in sorted((entry for entry in published if 'pflop' in entry), key=lambda entry: -float(entry['pflop'])):
+        low, high = _range(entry['all'])
+        place, middle = float(entry['pflop']), (low + high) / 2
+        if low < high:
+            axes.plot([place, place], [low, high], color=FAINT, linewidth=1)
+        axes.plot([place], [middle], 'o', markersize=6, markerfacecolor='white', markeredgecolor=FAINT)
+        crowded = any(abs(middle - other) < 0.7 and 0.6 < place / cost < 1.7 for cost, other in named)
+        if not crowded:
+            named.append((place, middle))
+        axes.annotate(entry['method'].removesuffix(', with routing'), (place, middle), xytext=(-7 if crowded else 7, 0),
+                      textcoords='offset points', ha='right' if crowded else 'left', va='center', fontsize=7.5,
+                      color=FAINT)
+    for position, (method, pflop) in enumerate(methods):
+        values = method.accuracies()
+        axes.errorbar([pflop], [statistics.mean(values)], [statistics.stdev(values)] if len(values) > 1 else None,
+                      fmt='o', markersize=7, capsize=3, color=COLORS[position % len(COLORS)],
+                      label=f'{method.label} ({len(values)})')
+    axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel('PFLOP of training')
+    axes.set_ylabel('test accuracy, %')
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=2, frameon=False, fontsize=9,
+                  title='ours, in parentheses the seeds; hollow: published', title_fontsize=9)
+    return figure
+
+
+def _range(value: Any) -> tuple[float, float]:
+    """The ends of a published accuracy such as 48.6 or '38 to 41'."""
+    low, _, high = str(value).partition(' to ')
+    return float(low), float(high or low)
+
+
+def effect(pairs: Sequence[tuple[str, str, Mapping[str, Spread]]]) -> Figure:
+    """What each pair differs by: a point of each seed, the mean and its 95% interval."""
+    groups = ('all', *SHOTS)
+    figure = Figure(figsize=(WIDTH, 0.9 + 2.3 * len(pairs)), layout='constrained')
+    grid = figure.subplots(len(pairs), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (other, base, spreads) in zip(grid, pairs, strict=True):
+        axes.spines[['top', 'right', 'left']].set_visible(False)
+        axes.axvline(0, color=FAINT, linewidth=1)
+        for place, shot in enumerate(groups):
+            spread = spreads[shot]
+            axes.plot(spread.values, [place + 0.22] * len(spread.values), 'o', markersize=5, color=COLORS[1],
+                      alpha=0.35, markeredgewidth=0)
+            axes.errorbar([spread.mean], [place], xerr=[spread.half_width or 0.0], fmt='o', markersize=7, capsize=4,
+                          linewidth=2, color=COLORS[1])
+        axes.set_yticks(range(len(groups)), ['all classes', *SHOTS])
+        axes.tick_params(axis='y', length=0)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.grid(axis='x', color='#e4e4e4', linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_title(f'{other}, over {base}: {len(spreads["all"].values)} pairs', fontsize=10, loc='left')
+    grid[-1].set_xlabel('difference of test accuracy in points: each seed, the mean and its 95% interval')
     return figure
 
 

@@ -4,48 +4,88 @@ A row is the runs of one method. Its JSON is made from the folders of its runs a
 """
 import hashlib
 import json
+import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from results_runs import DATA, PREDICTIONS, SHOTS, Method, Run
+from results_runs import DATA, PREDICTIONS, SHOTS, Method, Part, Run
 from scipy import stats
 from torch.utils.flop_counter import FlopCounterMode
 
 from nbn_timm.cli import validate
-from nbn_timm.files import write_text_atomic
+from nbn_timm.data.lists import read_image_list
+from nbn_timm.datasets import find_benchmark
+from nbn_timm.datasets.cifar import CifarLT
+from nbn_timm.datasets.cifar_draw import Files, find_files, judge
+from nbn_timm.errors import InputError
+from nbn_timm.evaluation.predictions import write_arrays
+from nbn_timm.files import file_sha256, make_folder, write_text_atomic
 from nbn_timm.models.create import create_model
 
-SCHEMA = 1
+SCHEMA = 2  # of the rows, see results/row.schema.json
 
 
 # What collecting leaves in a run's folder -----------------------------------------------------------------------------
 
-def keep_predictions(run: Path, target: Path, data_dir: str) -> None:
-    """Evaluate the run's last checkpoint in float32 on the CPU and write predictions.npz."""
+def keep_predictions(run: Path, target: Path, data_dir: str, logits: Path | None = None) -> None:
+    """Evaluate the run's last checkpoint in float32 on the CPU and write predictions.npz.
+
+    Args:
+        run: Folder of the run.
+        target: Folder to write to.
+        data_dir: Of images and lists.
+        logits: Folder for the logits of all test images, float16, as `<run>.npz`; None keeps none.
+    """
+    if logits:
+        make_folder(logits)
+    keep = ['--logits-file', str(logits / f'{target.name}.npz')] if logits else []
     validate.main(['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', data_dir, '--device', 'cpu',
-                   '--workers', '0', '--save-predictions', str(target / PREDICTIONS)])
+                   '--workers', '0', '--save-predictions', str(target / PREDICTIONS), *keep])
+    if logits:
+        with np.load(logits / f'{target.name}.npz') as arrays:
+            kept = {'logits': arrays['logits'].astype(np.float16), 'labels': arrays['labels'].astype(np.int16)}
+        write_arrays(logits / f'{target.name}.npz', **kept)
 
 
-def keep_data_digests(run: Path, target: Path, data_dir: str) -> None:
-    """Write data.json: SHA-256 of the lists, and of the labels in their order."""
+def keep_data_digests(run: Path, target: Path, data_dir: str, logits: Path | None = None) -> None:
+    """Write data.json: SHA-256 of the lists, of the labels in their order and of the logits, and which draw it is."""
     settings = yaml.safe_load((run / 'args.yaml').read_text(encoding='utf-8'))
     found: dict[str, Any] = {}
     for split in ('train', 'test'):
         name = settings[f'{split}_list']
-        path = Path(data_dir, name) if name else None
-        if path is None or not path.is_file():
+        if not name:
             continue
+        path = Path(data_dir, os.path.relpath(name, settings['data_dir']) if os.path.isabs(name) else name)
+        if not path.is_file():
+            raise InputError(f"the {split} list '{path}' of '{run}' is not there: correct --images")
         lines = path.read_bytes().splitlines()
         labels = b'\n'.join(line.rsplit(b' ', 1)[1] for line in lines)
-        found[split] = {'list': Path(name).name, 'images': len(lines),
-                        'list_sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        found[split] = {'list': Path(name).name, 'images': len(lines), 'list_sha256': file_sha256(path),
                         'labels_sha256': hashlib.sha256(labels).hexdigest()}
+        if split == 'train':
+            found[split] |= draw_of(settings['dataset'], path, Path(data_dir))
+    if logits:
+        found['logits'] = {'file': f'{target.name}.npz', 'sha256': file_sha256(logits / f'{target.name}.npz')}
+    elif (target / DATA).is_file():
+        found |= {key: value for key, value in json.loads((target / DATA).read_text()).items() if key == 'logits'}
     write_text_atomic(target / DATA, json.dumps(found, indent=2) + '\n')
+
+
+def draw_of(dataset: str, path: Path, data_dir: Path) -> dict[str, Any]:
+    """Which draw a training list is, as nbn-prepare says it, and whether it is LDAM's published one."""
+    benchmark = find_benchmark(dataset)
+    if not isinstance(benchmark, CifarLT):
+        return {}
+    rows = read_image_list(path, benchmark.num_classes)
+    verdict = judge(Files(data_dir, rows.paths, rows.targets), benchmark.order,
+                    find_files(data_dir, benchmark.num_classes))
+    return {'draw': verdict.text, 'published_draw': verdict.published}
 
 
 # The row ------------------------------------------------------------------------------------------------------------
@@ -105,13 +145,21 @@ def calibration_error(run: Run) -> float | None:
     return None if run.predictions is None else run.predictions.calibration().error
 
 
-def row_of(method: Method, published: str, commands: Sequence[str]) -> dict[str, Any]:
-    """Everything of a row, as plain data."""
+def row_of(method: Method, published: Mapping[str, Any] | None, recipe: str, commands: Sequence[str]) -> dict[str, Any]:
+    """Everything of a row, as plain data, by results/row.schema.json.
+
+    Args:
+        method: Its runs.
+        published: The entry of published.yaml that it stands beside.
+        recipe: In words.
+        commands: That repeat the runs.
+    """
     runs = method.runs
     parameters, multiply_adds = size_of(method.settings, len(runs[0].classes))
     errors = [error for run in runs if (error := calibration_error(run)) is not None]
     return {
-        'schema': SCHEMA, 'method': method.name, 'label': method.label, 'commands': list(commands),
+        'schema': SCHEMA, 'method': method.name, 'label': method.label, 'recipe': recipe,
+        'settings': [f'{run.name}/args.yaml' for run in runs], 'commands': list(commands),
         'n': len(runs), 'seeds': [run.seed for run in runs], 'epochs': method.settings['epochs'],
         'reported': 'last epoch',
         'accuracy': {shot or 'all': Spread(method.accuracies(shot)).to_dict() for shot in (None, *SHOTS)},
@@ -119,11 +167,25 @@ def row_of(method: Method, published: str, commands: Sequence[str]) -> dict[str,
         'parameters': parameters, 'multiply_adds': multiply_adds,
         'training_pflops': round(training_pflops(runs[0], multiply_adds), 4),
         'training_hours': [round(run.train_seconds / 3600, 4) for run in runs],
-        'hardware': list(dict.fromkeys(run.hardware for run in runs)),
-        'versions': list({json.dumps(_versions(run)): _versions(run) for run in runs}.values()),
-        'data': runs[0].data, 'published': published or None,
+        'gpu_hours': [machine_hours(run, gpu=True) for run in runs],
+        'core_hours': [machine_hours(run, gpu=False) for run in runs],
+        'machines': _distinct([_part(part) for part in run.parts] for run in runs),
+        'data': {split: runs[0].data[split] for split in ('train', 'test') if split in runs[0].data},
+        'predictions_sha256': [run.predictions_sha256 for run in runs],
+        'logits_sha256': [run.data.get('logits', {}).get('sha256') for run in runs],
+        'published': None if published is None else {
+            key: value for key, value in published.items() if key != 'beside'},
     }
 
 
-def _versions(run: Run) -> dict[str, str]:
-    return {key: run.done_with[key] for key in ('torch', 'timm', 'commit') if key in run.done_with}
+def machine_hours(run: Run, gpu: bool) -> float:
+    """Hours of GPUs or of CPU cores that a run took."""
+    return round(sum(part.machine_hours for part in run.parts if part.gpu == gpu), 6)
+
+
+def _part(part: Part) -> dict[str, Any]:
+    return {'hardware': part.hardware, 'epochs': part.epochs, 'precision': part.precision or None, **part.versions}
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    return list({json.dumps(value): value for value in values}.values())

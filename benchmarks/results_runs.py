@@ -14,11 +14,14 @@ import yaml
 
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.files import file_sha256
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.settings import TrainSettings
 
 NEEDED = ('args.yaml', 'log.jsonl', 'test.json', 'test_per_class.csv')
-HARDWARE = 'hardware.json'  # of train_list.py: {"hardware": "in words", "torch": version, "command": ...}
+# Of train_list.py: {"hardware": "in words", "torch": version, "command": ...}; of a run that went from one machine to
+# another {"command": ..., "parts": [{"hardware": ..., "epochs": 182, "precision": "bfloat16", ...}, ...]}.
+HARDWARE = 'hardware.json'
 SHOTS = ('many', 'medium', 'few')
 DATA = 'data.json'  # digests of the lists, see results_rows.py
 PREDICTIONS = 'predictions.npz'  # of the last checkpoint, in float32 on the CPU
@@ -41,6 +44,45 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Epochs of a run that one machine trained.
+
+    Attributes:
+        hardware: In words, as train_list.py writes them.
+        epochs: How many.
+        precision: Of the arithmetic, empty where it is that of the settings.
+        versions: Of torch, timm and this package, as far as recorded.
+        hours: In training steps.
+    """
+
+    hardware: str
+    epochs: int
+    precision: str
+    versions: Mapping[str, str]
+    hours: float
+
+    @property
+    def gpu(self) -> bool:
+        return 'NVIDIA' in self.hardware
+
+    @property
+    def machine_hours(self) -> float:
+        """Hours of a GPU, which runs side by side share, or of a CPU core."""
+        side_by_side = re.search(r'(\d+) runs at a time', self.hardware)
+        cores = re.search(r'(\d+) of \d+ cores', self.hardware)
+        if self.gpu:
+            return self.hours / int(side_by_side[1] if side_by_side else 1)
+        return self.hours * int(cores[1] if cores else 1)
+
+    def in_words(self, whole: bool) -> str:
+        """Hardware and version of torch; of a part that is not the whole run its epochs and precision too."""
+        torch = self.versions.get('torch')
+        return ', '.join(text for text in (
+            self.hardware, '' if whole else f'{self.epochs} epochs', '' if whole else self.precision,
+            torch and f'torch {torch}') if text)
+
+
+@dataclass(frozen=True)
 class Run:
     """What the logs of a finished run say."""
 
@@ -48,15 +90,30 @@ class Run:
     settings: Mapping[str, Any]
     log: Sequence[Mapping[str, Any]]  # one entry per epoch
     classes: Sequence[ClassRow]
-    done_with: Mapping[str, str]  # hardware, versions, command; empty if that was not recorded
+    done_with: Mapping[str, Any]  # see `HARDWARE`; empty if that was not recorded
     predictions: Predictions | None = None
     data: Mapping[str, Any] = field(default_factory=dict)  # digests of the lists
+    predictions_sha256: str | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        """What each machine trained, in their order."""
+        images = sum(row.train_images for row in self.classes)
+        hours = [images / entry['train_images_per_second'] / 3600 for entry in self.log]
+        found, begin = [], 0
+        for part in self.done_with.get('parts') or [self.done_with]:
+            end = begin + part.get('epochs', len(self.log))
+            found.append(Part(
+                part.get('hardware', 'not recorded'), end - begin, part.get('precision', ''),
+                {key: part[key] for key in ('torch', 'timm', 'commit') if key in part}, sum(hours[begin:end])))
+            begin = end
+        return found
 
     @property
     def hardware(self) -> str:
         """In words, with the version of torch."""
-        parts = [self.done_with.get('hardware', 'not recorded')]
-        return ', '.join([*parts, f'torch {self.done_with["torch"]}'] if 'torch' in self.done_with else parts)
+        parts = self.parts
+        return '; then '.join(part.in_words(len(parts) == 1) for part in parts)
 
     @property
     def method(self) -> str:
@@ -69,8 +126,12 @@ class Run:
     @property
     def train_seconds(self) -> float:
         """Seconds in training steps: without evaluation, and without the pauses of a resumed run."""
-        images = sum(row.train_images for row in self.classes)
-        return sum(images / entry['train_images_per_second'] for entry in self.log)
+        return 3600 * sum(part.hours for part in self.parts)
+
+    @property
+    def draw(self) -> str:
+        """Which draw the training images are, in words."""
+        return self.data.get('train', {}).get('draw', 'not recorded')
 
     def accuracy(self, shot: str | None = None) -> float:
         """Test accuracy in percent over the images of all classes, or of the many-, medium- or few-shot ones."""
@@ -129,6 +190,8 @@ def read_run(folder: Path) -> Run:
                                 int(row['correct'])) for row in csv.DictReader(file)]
         done_with = json.loads((folder / HARDWARE).read_text(encoding='utf-8')) if (folder / HARDWARE).is_file() else {}
         run = Run(settings.get('experiment') or folder.name, settings, log, classes, dict(done_with))
+        if 'parts' in done_with and sum(part.epochs for part in run.parts) != len(log):
+            raise ValueError(f'the parts of {HARDWARE} do not add up to {len(log)} epochs')
         epochs = [entry['epoch'] for entry in log]
         stated = [test[name] for name in ('top1', *SHOTS)]
         found = [round(run.accuracy(shot), 6) for shot in (None, *SHOTS)]
@@ -159,7 +222,7 @@ def with_predictions(run: Run, folder: Path) -> Run:
         return run
     kept = Predictions.read(file)
     hits = np.bincount(kept.labels[kept.correct], minlength=len(run.classes)).tolist()
-    audited = replace(run, predictions=kept, classes=[
+    audited = replace(run, predictions=kept, predictions_sha256=file_sha256(file), classes=[
         replace(row, correct=correct) for row, correct in zip(run.classes, hits, strict=True)])
     if abs(audited.accuracy() - run.accuracy()) > ROUNDING:
         raise InputError(f"'{file}' says {audited.accuracy():.2f}% and the run {run.accuracy():.2f}%: they are of two "

@@ -4,12 +4,14 @@
     python benchmarks/retrain.py results/cifar100_lt/modern-s42 --epochs 1 --data-dir /data/cifar100_lt -- \\
         --device cpu --no-cuda-graphs --no-amp
 
-The schedule is the run's own: training is stopped after those epochs. What stands behind `--` goes to train.py. The
-same losses can only be expected on the same kind of machine and the versions of the run's hardware.json; elsewhere the
-differences are shown. Exits with 1 if there is any.
+The run is trained with its recorded settings and the flags of its command, which say how it began where it went from
+one machine to another. Its schedule is its own: training is stopped after those epochs. What stands behind `--` goes to
+train.py and has the last word. The same losses can only be expected on the same kind of machine and the versions of the
+run's hardware.json; elsewhere the differences are shown. Exits with 1 if there is any.
 """
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,12 +28,24 @@ def losses(log: Path) -> list[float]:
     return [json.loads(line)['train_loss'] for line in lines]
 
 
+def flags_of(run: Path) -> list[str]:
+    """The arguments of the run's command, without its config, whose settings are in args.yaml."""
+    path = run / 'hardware.json'
+    command = json.loads(path.read_text(encoding='utf-8')).get('command', '') if path.is_file() else ''
+    words = shlex.split(command)
+    flags = words[next((place for place, word in enumerate(words, 1) if word.endswith('train.py')), len(words)):]
+    if '--config' in flags:
+        place = flags.index('--config')
+        del flags[place:place + 2]
+    return flags
+
+
 def train_again(run: Path, data_dir: str, epochs: int, flags: Sequence[str]) -> list[float]:
     """Losses of the first epochs of a run, trained here."""
     with tempfile.TemporaryDirectory() as output:
         process = subprocess.Popen([
-            sys.executable, str(ROOT / 'train.py'), '--config', str(run / 'args.yaml'), '--data-dir', data_dir,
-            '--output', output, '--experiment', 'again', *flags])
+            sys.executable, str(ROOT / 'train.py'), '--config', str(run / 'args.yaml'), *flags_of(run),
+            '--data-dir', data_dir, '--output', output, '--experiment', 'again', *flags])
         try:
             while process.poll() is None and len(losses(Path(output, 'again', 'log.jsonl'))) < epochs:
                 time.sleep(0.5)

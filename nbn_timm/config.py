@@ -14,7 +14,7 @@ import yaml
 from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, first_to_say, nearest, quoted
-from nbn_timm.files import open_regular
+from nbn_timm.files import open_regular, refuse_no_file
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
@@ -295,6 +295,7 @@ def config_path(name: str) -> Path:
     shipped = shipped_configs()
     key = name.removeprefix('configs/').removesuffix('.yaml')
     if key not in shipped:
+        refuse_no_file(name)
         known = nearest(key, shipped, most=3) or (
             f': give a file, or one of the {len(shipped)} below {quoted(str(shipped_folder()))} by its name')
         raise InputError(f'there is no config file {quoted(name)} and none of that name is shipped{known}')

@@ -40,6 +40,14 @@ def one_line(text: str) -> str:
     return ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def in_words(error: BaseException) -> str:
+    """What an error says, on one line; with its type where the text is only a key or a number, or empty."""
+    text, name = ' '.join(str(error).split()), type(error).__name__
+    if isinstance(error, KeyError) or not any(map(str.isalpha, text)):
+        return f'{name}: {text}' if text else name
+    return text
+
+
 def quoted(name: str) -> str:
     """A name in quotes for a sentence, on one line; the middle of a very long one is left out."""
     if len(name) > _LONGEST_NAME:

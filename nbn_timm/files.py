@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 
 T = TypeVar('T')
 
@@ -261,13 +261,41 @@ def _check_replaceable(folder: Path, replaceable: Collection[str]) -> None:
         raise InputError(f"the folder '{folder}' is not empty (it has '{foreign}'): {remedy}")
 
 
+def refuse_no_file(*paths: str | os.PathLike[str], or_folder: bool = False) -> None:
+    """Refuse what is there in the place of a file, but is none, as a pipe that the shell makes of `<(command)`.
+
+    Args:
+        paths: Where a file may be.
+        or_folder: A folder is right too.
+
+    Raises:
+        InputError: Names the first.
+    """
+    for path in paths:
+        try:
+            mode = os.stat(path).st_mode
+        except (OSError, ValueError):  # it is not there, or no file can be called so
+            continue
+        if stat.S_ISREG(mode) or (or_folder and stat.S_ISDIR(mode)):
+            continue
+        kinds = {stat.S_ISDIR: 'folder', stat.S_ISFIFO: 'pipe', stat.S_ISSOCK: 'socket'}
+        kind = next((kind for test, kind in kinds.items() if test(mode)), 'device')
+        wanted = 'a file or a folder' if or_folder else 'a file'
+        raise InputError(f'{quoted(os.fspath(path))} is a {kind} and no file: give {wanted}')
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading, and nothing that could keep its reader waiting: no pipe, socket or device.
 
     Raises:
         OSError: It is not there, may not be read, or is something else than a file.
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0) | getattr(os, 'O_BINARY', 0))
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.EINVAL, 'it is a socket and no regular file', os.fspath(path)) from error
+        raise
     try:
         mode = os.fstat(handle).st_mode
         if stat.S_ISDIR(mode):
@@ -295,7 +323,7 @@ def read_json_object(path: str | os.PathLike[str], what: str, remedy: str) -> di
         with open_regular(path) as file:
             data = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f'{what} cannot be read ({error}): {remedy}') from error
+        raise InputError(f'{what} cannot be read ({in_words(error)}): {remedy}') from error
     if not isinstance(data, dict):
         raise InputError(f'{what} is no JSON object: {remedy}')
     return data

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from nbn_timm.errors import InputError, nearest, one_line
+from nbn_timm.errors import InputError, in_words, nearest, one_line
 
 T = TypeVar('T')
 
@@ -116,8 +116,8 @@ def check_types(what: str, given: Iterable[KeyValue], parameters: Mapping[str, i
             continue
         wanted = _kinds(parameter.annotation)
         if wanted is not None and not any(_is_a(one.value, kind) for kind in wanted):
-            in_words = ' or '.join(dict.fromkeys(_IN_WORDS[kind] for kind in wanted))
-            raise InputError(f'{what} cannot take {one.written}: give {in_words}')
+            allowed = ' or '.join(dict.fromkeys(_IN_WORDS[kind] for kind in wanted))
+            raise InputError(f'{what} cannot take {one.written}: give {allowed}')
 
 
 _IN_WORDS: dict[Any, str] = {
@@ -244,11 +244,9 @@ def call(
 
 def reason_of(error: BaseException) -> str:
     """What an error says, on one line, with its type where that says more than the text."""
-    text = ' '.join(str(error).split())[:10 * _LONGEST]
-    if text and isinstance(error, ValueError | AssertionError | RuntimeError):
-        return text
-    name = type(error).__name__
-    return f'{name}: {text}' if text else name
+    text, name = in_words(error)[:10 * _LONGEST], type(error).__name__
+    of_itself = isinstance(error, ValueError | AssertionError | RuntimeError) or text.startswith(name)
+    return text if of_itself else f'{name}: {text}'
 
 
 def raised_here(error: BaseException) -> bool:

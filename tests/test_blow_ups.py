@@ -1,9 +1,10 @@
 """Small inputs that would take all memory, or wait for ever: each is one sentence at once."""
 import http.server
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from nbn_timm.cli import predict, push, train
 from nbn_timm.config import config_path, read_config, read_mapping
-from nbn_timm.data import DataSettings
+from nbn_timm.data import DataSettings, read_counts
 from nbn_timm.data.lists import read_image_list
 from nbn_timm.data.shards import ShardIndex
 from nbn_timm.datasets import create_splits, fetching
@@ -22,6 +23,8 @@ from nbn_timm.errors import InputError, quoted
 from nbn_timm.files import _size, watched
 from nbn_timm.models._pretrained import find_weights
 from nbn_timm.models.model_folder import read_folder_config, read_weights
+from nbn_timm.models.run_folder import source_file
+from nbn_timm.trained.opening import open_trained
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.run_checkpoint import find_resume
 from nbn_timm.training.settings import TrainSettings
@@ -64,6 +67,38 @@ def test_classes_have_the_names_of_folders_where_all_have_some(lines, names, tmp
 def pipe(tmp_path) -> Path:
     os.mkfifo(tmp_path / 'pipe.png')
     return tmp_path / 'pipe.png'
+
+
+@pytest.fixture
+def odd_places(tmp_path, monkeypatch) -> Iterator[dict[str, Path]]:
+    """What is there, but is no file."""
+    places = {kind: tmp_path / f'a.{kind}' for kind in ('pipe', 'socket', 'folder', 'device')}
+    os.mkfifo(places['pipe'])
+    places['folder'].mkdir()
+    places['device'].symlink_to(os.devnull)
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(places['socket'].name)
+        yield places
+
+
+@pytest.mark.parametrize('asked', [
+    ['--dataset', 'list', '--data-dir', '.', '--train-list'], ['--dataset', 'csv', '--data-dir', '.', '--train-csv'],
+    ['--config']], ids=lambda asked: asked[-1])
+def test_what_is_no_file_is_told_for_what_it_is(odd_places, asked):
+    for kind, place in odd_places.items():
+        with pytest.raises(InputError, match=f"'{place.name}' is a {kind} and no file: give a file"):
+            train.main([*asked, place.name, '--model', 'resnet20', '--device', 'cpu'])
+
+
+def test_what_is_neither_a_file_nor_a_folder_is_told_for_what_it_is(odd_places):
+    del odd_places['folder']
+    for kind, place in odd_places.items():
+        for look in (source_file, open_trained, lambda name: find_resume(name, Path('runs'))):
+            with pytest.raises(InputError, match=f"'.*{place.name}' is a {kind} and no file: give a file or a folder"):
+                look(str(place))
+        with pytest.raises(InputError, match='no regular file|no class counts|nothing in it|cannot be read'):
+            read_counts(place)
 
 
 def test_a_prediction_leaves_a_pipe_out_of_a_folder_and_names_it_otherwise(pipe, tmp_path, capsys):

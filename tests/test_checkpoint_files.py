@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import nbn_timm  # noqa: F401
 import nbn_timm.files
 from nbn_timm import InputError
-from nbn_timm.errors import one_line, run_cli, without_password
+from nbn_timm.errors import in_words, one_line, run_cli, without_password
 from nbn_timm.files import (
     atomic_write,
     file_sha256,
@@ -462,3 +462,17 @@ def test_digests(tmp_path):
     (tmp_path / 'file').write_bytes(b'hello\n')
     assert file_sha256(tmp_path / 'file') == '5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03'
     assert git_blob_id(tmp_path / 'file') == 'ce013625030ba8dba906f756967f9e9ca394464a'  # git hash-object
+
+
+@pytest.mark.parametrize('content', [b'h\x05.', b'j\xa5\x86\x6b\x0a.'])
+def test_a_number_is_no_reason_that_a_checkpoint_cannot_be_read_for(tmp_path, content):
+    (tmp_path / 'junk.pth').write_bytes(content)  # asks for what was never stored
+    with pytest.raises(InputError, match="junk.pth' cannot be read: it is damaged or no checkpoint, so get it again"):
+        read_checkpoint(tmp_path / 'junk.pth')
+
+
+@pytest.mark.parametrize(('error', 'said'), [
+    (KeyError(174812789), 'KeyError: 174812789'), (KeyError('images'), "KeyError: 'images'"),
+    (ValueError(), 'ValueError'), (OSError(5), 'OSError: 5'), (ValueError('it is\n odd'), 'it is odd')])
+def test_what_an_error_says_is_in_words(error, said):
+    assert in_words(error) == said

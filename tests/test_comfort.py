@@ -20,6 +20,7 @@ from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.run_checkpoint import BEST, LAST
+from nbn_timm.training.sweep import read_result
 
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
 
@@ -113,6 +114,17 @@ def test_val_interval_evaluates_these_epochs_and_the_last(images, tmp_path):
     table = [line.split(',') for line in (tmp_path / 'seldom' / 'summary.csv').read_text().splitlines()]
     assert len({len(line) for line in table}) == 1 and table[1][table[0].index('eval_top1')] == ''
     assert torch.load(tmp_path / 'seldom' / BEST)['epoch'] in (1, 3, 4)
+
+
+def test_the_last_epoch_is_kept_whatever_the_validation_says(images, tmp_path, monkeypatch):
+    with_metrics(monkeypatch, [30, 50, 40])
+    train.main(flags(images, tmp_path, 'last', '--epochs', '3', '--kept-epoch', 'last'))
+    assert torch.load(tmp_path / 'last' / BEST)['epoch'] == 2
+    weights = json.loads((tmp_path / 'last' / 'test.json').read_text())['weights']
+    assert weights['epoch'] == 3 and weights['chosen_by'] == '--kept-epoch last and not by validation top1'
+    assert read_result(tmp_path / 'last').validation == 40  # by which a sweep compares
+    with pytest.raises(InputError, match='--kept-epoch last keeps every one: give --kept-epoch best'):
+        train.main(flags(images, tmp_path, 'both', '--kept-epoch', 'last', '--patience', '2'))
 
 
 def test_patience_waits_for_an_evaluation(images, tmp_path, monkeypatch):

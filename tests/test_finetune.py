@@ -16,7 +16,7 @@ from nbn_timm.cli.train import main as train
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
-from nbn_timm.layers.frozen import is_frozen
+from nbn_timm.layers.frozen import is_frozen, learn_statistics
 from nbn_timm.models.create import create_model
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, start_model
@@ -217,6 +217,35 @@ def test_frozen_layers_keep_weights_and_statistics_and_thaw():
             assert name in frozen or type(module) is kinds[name]
         assert (model.layer3[0].conv1.weight.grad is None) == (epoch == 0) and model.fc.weight.grad is not None
     assert model.layer1[0].conv1.weight.grad is None
+
+
+@pytest.mark.parametrize('nbn', [False, True])
+def test_statistics_are_kept_and_all_else_learns(nbn):
+    torch.manual_seed(0)
+    model = create_model('test_efficientnet', 3)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.bias)
+    if nbn:
+        nbn_timm.add_nbn(model)
+    before, images = deepcopy(model.state_dict()), torch.randn(4, 3, 32, 32)
+    expected = model.eval()(images)
+    freezing = Freezing(model, None, head_epochs=1, keep_statistics=True)
+    for epoch in (0, 1):
+        freezing.set_epoch(epoch)
+        model.zero_grad()
+        logits = model.train()(images)
+        torch.testing.assert_close(logits, expected)
+        logits.square().sum().backward()
+        learn = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        assert learn == ({'classifier.weight', 'classifier.bias'} if epoch == 0 else
+                         {name for name, _ in model.named_parameters()})
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(is_frozen(module) for module in model.modules()) and len(nbn_layers(model)) == (3 if nbn else 0)
+    learn_statistics(model).train()(images)
+    assert not torch.equal(model.bn1.running_mean, before['bn1.running_mean'])
 
 
 def test_a_run_leaves_what_is_frozen(first, folder, tmp_path):

@@ -13,6 +13,7 @@ from formats import CIFAR_LT
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
+from nbn_timm.losses import number_of_views
 from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.mixing.manifold_mixup import ManifoldMixup
 from nbn_timm.samplers import create_sampler
@@ -302,7 +303,7 @@ def built(*flags: str, data: Splits | None = None, world: World | None = None, b
     plan = Plan(settings, world, Path(), BatchPlan(batch_size, 1, batch_size * world.size), data, CIFAR_LT, 3)
     sampler = create_sampler(settings.sampler.sampler, data.train_targets, None, settings.run.seed, world.rank,
                              world.size)
-    loader = plan.train_loader(data.train, sampler, batch_size, settings.run.seed)
+    loader = plan.train_loader(data.train, sampler, batch_size, settings.run.seed, number_of_views(settings.loss.loss))
     return loader, build_mixing(plan, loader)
 
 
@@ -311,11 +312,12 @@ def run_epoch(loader, mixing, epoch):
     loader.set_epoch(epoch)
     mixing.set_epoch(epoch)
     batches = [mixing(*batch) for batch in loader]
-    return torch.cat([images for images, _ in batches]), torch.cat([target for _, target in batches])
+    return torch.cat([images for images, _ in batches], dim=-4), torch.cat([target for _, target in batches])
 
 
 @pytest.mark.parametrize('flags', [
-    *(tuple(f'{flag(switch)}=1' for switch in method.switches) for method in MIXINGS.values() if method.soft),
+    *((*(f'{flag(switch)}=1' for switch in method.switches), *['--loss', name] * (method.views > 1))
+      for name, method in MIXINGS.items() if method.soft),
     ('--cmo', '1', '--cmo-prob', '1')])
 @pytest.mark.parametrize('sampler', ['instance_balanced', 'class_balanced'])
 def test_an_epoch_can_be_run_again(flags, sampler):
@@ -355,7 +357,7 @@ def test_epochs_with_cmo(flags, epochs):
     assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.patches.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
 
 
-@pytest.mark.parametrize('name', [name for name, method in MIXINGS.items() if method.soft])
+@pytest.mark.parametrize('name', [name for name, method in MIXINGS.items() if method.soft and method.views == 1])
 def test_labels_are_smoothed_once(name):
     """By the loss where nothing is mixed, and else by the method, whether or not it mixes a batch."""
     torch.manual_seed(0)

@@ -1,5 +1,6 @@
 """benchmarks/results_page.py on made-up runs: its numbers, its refusals, and that the repository's page is current."""
 import csv
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from nbn_timm.errors import InputError
 ROOT = Path(__file__).parents[1]
 COUNTS = (200, 120, 60, 30, 9, 3)
 SHOTS = ('many', 'many', 'medium', 'medium', 'few', 'few')
+CONDITIONS = {'network': 'ResNet-20, 1x', 'draw': "LDAM's", 'epochs': 200, 'reported': 'best on test', 'pflop': 0.9}
 PUBLISHED = {
-    'epochs': 200, 'note': 'Another draw.', 'labels': {'ce': 'cross entropy'},
-    'entries': [{'method': 'CE', 'all': '38 to 41', 'source': 'a paper',
+    'plain': {'multiply_adds': 68868352}, 'note': 'Another draw.', 'labels': {'ce': 'cross entropy'},
+    'entries': [{'method': 'CE', 'all': '38 to 41', 'source': 'a paper', **CONDITIONS,
                  'beside': {'model': ['resnet20'], 'loss': ['cross_entropy']}},
-                {'method': 'two experts', 'all': 48.6, 'many': 67.0, 'medium': 49.9, 'few': 25.7, 'source': 'a zoo',
-                 'beside': {'loss': ['ride'], 'num_experts': [2, 3]}}]}
+                {'method': 'some experts', 'all': 48.6, 'many': 67.0, 'medium': 49.9, 'few': 25.7, 'source': 'a zoo',
+                 **CONDITIONS, 'beside': {'loss': ['ride'], 'num_experts': [2, 3]}},
+                {'method': 'another', 'all': 60.0, 'source': 'elsewhere', **CONDITIONS}]}
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +36,7 @@ def results_page():
         sys.path.remove(str(ROOT / 'benchmarks'))
 
 
-def write_run(parent: Path, name: str, correct, seed: int, hardware=None, **settings) -> Path:
+def write_run(parent: Path, name: str, correct, seed: int, hardware=None, parts=None, **settings) -> Path:
     """A run folder as train.py leaves it, with ten test images per class."""
     folder = parent / name
     folder.mkdir(parents=True)
@@ -57,9 +60,9 @@ def write_run(parent: Path, name: str, correct, seed: int, hardware=None, **sett
         {'checkpoint': 'epoch 2 (last.pth.tar), the last one, since there is no validation split to choose by',
          'top1': round(sum(correct) / 0.6, 6), **accuracy}))
     (folder / 'last.pth.tar').write_text('large')
-    if hardware:
+    if hardware or parts:
         (folder / 'hardware.json').write_text(json.dumps({
-            'hardware': hardware, 'torch': '2.14',
+            **({'parts': parts} if parts else {'hardware': hardware, 'torch': '2.14'}),
             'command': f'python train.py --data-dir /home/me/pictures --seed {seed}'}))
     return folder
 
@@ -89,26 +92,62 @@ def test_numbers_are_those_of_the_logs(results_page, place):
     results_page.build(**place, check=False)
     rows = rows_of(place['page'])
     # 27/60 and 29/60; medium 9/20 and 11/20: the sample deviation of two values is their distance over root two.
-    assert ['cross entropy', '2', '2', '0.00',
-            '46.67 ± 2.36', '85.00 ± 0.00', '50.00 ± 7.07', '5.00 ± 0.00', '', '38 to 41'] in rows
-    assert ['two experts', '1', '2', '0.00',
-            '53.33', '80.00', '55.00', '25.00', '', '48.6 (67.0 / 49.9 / 25.7)'] in rows
-    cost = {row[0]: row[1:] for row in rows if len(row) == 7 and row[0] != 'method'}
+    assert ['**cross entropy**', '`resnet20`, 0.59x', 'ours', '2', 'last', '0.00', '2',
+            '46.67 ± 2.36', '85.00 ± 0.00', '50.00 ± 7.07', '5.00 ± 0.00', ''] in rows
+    below = ['CE, published', 'ResNet-20, 1x', "LDAM's", '200', 'best on test', '0.9', '', '38 to 41', '', '', '', '']
+    assert rows[rows.index(below) - 1][0] == '**cross entropy**'
+    ours = next(row for row in rows if row[0] == '**two experts**')
+    assert ours[6:] == ['1', '53.33', '80.00', '55.00', '25.00', '']
+    assert rows[rows.index(ours) + 1][7:] == ['48.6', '67.0', '49.9', '25.7', '']
+    assert ['another', 'ResNet-20, 1x', "LDAM's", '200', 'best on test', '0.9', '', '60.0', '', '', '', ''] in rows
+    cost = {row[0]: row[1:] for row in rows if len(row) == 8 and row[0] != 'method'}
     assert cost['cross entropy'] == [
-        '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', 'one core, torch 2.14',
+        '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', '0.00083 core-hours', 'one core, torch 2.14',
         '[0](../results/ce-s0), [1](../results/ce-s1)']
     assert cost['two experts'][0] == '`resnet32_ride` (num_experts=2), ride'
-    assert cost['two experts'][4:] == ['not recorded', '[7](../results/two_experts-s7)']
+    assert cost['two experts'][5:] == ['not recorded', '[7](../results/two_experts-s7)']
     page = place['page'].read_text()
     assert '\npython train.py --data-dir /data/pictures --seed 0\n' in page
     assert '\npython train.py --config results/two_experts-s7/args.yaml\n' in page
     assert page.startswith('# Zoo\n') and page.endswith('The end.\n') and 'old' not in page
     assert '422 training images of 6 classes' in page and '(2 many, 2 medium, 2 few)' in page
     assert 'Another draw.' in page
-    for name in results_page.PLOTS:
-        with Image.open(place['images'] / name) as plot:
-            assert plot.width > 1000 and len(plot.convert('L').getcolors()) > 10
+    for name in results_page.PLOTS.keys() - {results_page.EFFECT}:
+        if name.endswith('.png'):
+            with Image.open(place['images'] / name) as plot:
+                assert plot.width > 1000 and len(plot.convert('L').getcolors()) > 10
         assert f'](images/{name})' in page
+    assert not (place['images'] / results_page.EFFECT).exists() and results_page.EFFECT not in page  # nothing compared
+
+
+def test_plot_of_the_cost_has_ours_and_what_is_published(results_page, place):
+    pytest.importorskip('matplotlib')
+    import results_plots
+    methods = results_page.read_methods(place['results'], PUBLISHED['labels'])
+    axes = results_plots.cost([(method, 0.5 + place) for place, method in enumerate(methods)],
+                              PUBLISHED['entries']).axes[0]
+    assert {text.get_text() for text in axes.texts} == {'CE', 'some experts', 'another'}
+    assert axes.get_legend_handles_labels()[1] == ['cross entropy (2)', 'two experts (1)']
+    drawn = {(float(x), float(y)) for line in axes.lines
+             for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True)}
+    assert {(0.9, 48.6), (0.9, 60.0), (0.9, 38.0), (0.9, 41.0)} <= drawn
+    assert any(x == 0.5 and y == pytest.approx(100 * 28 / 60) for x, y in drawn)
+
+
+def test_run_of_two_machines_says_so(results_page, tmp_path):
+    import results_rows
+    parts = [{'hardware': 'NVIDIA X, 4 runs at a time', 'epochs': 1, 'precision': 'bfloat16', 'torch': '2.11'},
+             {'hardware': 'EPYC, 2 of 8 cores', 'epochs': 1, 'precision': 'float32', 'torch': '2.14', 'commit': 'abc'}]
+    run = results_page.read_run(write_run(tmp_path, 'ce-s0', (9, 8, 5, 4, 1, 0), 0, parts=parts))
+    assert run.hardware == ('NVIDIA X, 4 runs at a time, 1 epochs, bfloat16, torch 2.11; then EPYC, 2 of 8 cores, '
+                            '1 epochs, float32, torch 2.14')
+    # 422 images at 422 and at 211 a second: one second of a quarter of a GPU, two of two cores.
+    assert [part.machine_hours * 3600 for part in run.parts] == pytest.approx([0.25, 4])
+    assert run.train_seconds == pytest.approx(3)
+    assert results_rows.machine_hours(run, gpu=True) == round(0.25 / 3600, 6)
+    parts[1]['epochs'] = 2
+    with pytest.raises(InputError, match='do not add up to 2 epochs'):
+        results_page.read_run(write_run(tmp_path, 'ce-s1', (9, 8, 5, 4, 1, 0), 1, parts=parts))
 
 
 def keep_predictions(folder: Path, correct, confidence=0.5) -> None:
@@ -162,7 +201,13 @@ def test_differences_are_taken_seed_by_seed(results_page, place, tmp_path):
     written = json.loads((place['results'] / 'rows' / 'ce.json').read_text())
     assert written['seeds'] == [0, 1] and written['accuracy']['all']['values'] == [45.0, 48.3333]
     assert written['training_pflops'] == round(6 * written['multiply_adds'] * 422 * 2 / 1e15, 4)
-    assert written['hardware'] == ['one core, torch 2.14'] and written['published'] == '38 to 41'
+    assert written['machines'] == [[{'hardware': 'one core', 'epochs': 2, 'precision': None, 'torch': '2.14'}]]
+    assert written['published'] == {'method': 'CE', 'all': '38 to 41', 'source': 'a paper', **CONDITIONS}
+    import results_plots
+    axes = results_plots.effect([(other.label, base.label, spreads) for base, other, spreads in results_page.effects(
+        results_page.read_methods(place['results'], PUBLISHED['labels']), place['published'])]).axes[0]
+    assert axes.get_title(loc='left') == 'nbn, over cross entropy: 2 pairs'
+    assert (place['images'] / results_page.EFFECT).is_file()
     results_page.build(**place, check=True)
     (place['results'] / 'rows' / 'ce.json').write_text('{}')
     with pytest.raises(InputError, match='ce.json'):
@@ -264,11 +309,11 @@ def test_page_without_markers_is_refused(results_page, place):
 
 
 @pytest.mark.parametrize('change, expected', [
-    ({}, '38 to 41'), ({'loss': 'focal'}, ''), ({'stage': 'crt'}, ''), ({'mixup': 0.2}, ''),
-    ({'sampler': 'class_aware'}, ''), ({'model': 'resnet20_nbn'}, '')])
+    ({}, 'CE'), ({'loss': 'focal'}, None), ({'stage': 'crt'}, None), ({'mixup': 0.2}, None),
+    ({'sampler': 'class_aware'}, None), ({'model': 'resnet20_nbn'}, None)])
 def test_published_numbers_stand_beside_their_own_recipe_only(results_page, change, expected):
     settings = {'model': 'resnet20', 'loss': 'cross_entropy', 'sampler': 'instance_balanced', **change}
-    assert results_page.published_beside(settings, PUBLISHED) == expected
+    assert (results_page.published_beside(settings, PUBLISHED) or {}).get('method') == expected
 
 
 def test_published_file_fits_the_shipped_recipes(results_page):
@@ -278,14 +323,90 @@ def test_published_file_fits_the_shipped_recipes(results_page):
 
     published = results_page.read_published(ROOT / 'benchmarks' / 'published.yaml')
     expected = {
-        'resnet32': '38 to 41', 'resnet32_balanced_softmax': '43 to 46.5', 'resnet32_ldam_drw': '42.0 to 42.9',
-        'resnet32_logit_adjusted': '44 to 45', 'resnet32_ride': '48.6 (67.0 / 49.9 / 25.7)',
-        'resnet32_ride_balanced_softmax': '48.6 (67.0 / 49.9 / 25.7)',
-        'resnet32_nbn': '', 'resnet32_ride_nbn_lr': '', 'resnet32_cmo': '', 'resnet32_ldam': ''}
-    for name, accuracy in expected.items():
+        'resnet32': 'cross entropy', 'resnet32_balanced_softmax': 'balanced softmax',
+        'resnet32_ldam_drw': 'LDAM-DRW', 'resnet32_logit_adjusted': 'logit adjustment',
+        'resnet32_ride': 'RIDE, 3 experts, with routing',
+        'resnet32_ride_balanced_softmax': 'RIDE, 3 experts, with routing',
+        'resnet32_nbn': None, 'resnet32_ride_nbn_lr': None, 'resnet32_cmo': None, 'resnet32_ldam': None}
+    for name, method in expected.items():
         path = str(shipped_configs()[f'cifar100_lt/{name}'])
         settings = parse_train(['--config', path]).values()
-        assert results_page.published_beside(settings, published) == accuracy, name
+        assert (results_page.published_beside(settings, published) or {}).get('method') == method, name
+
+
+def test_rows_of_the_repository_fit_the_schema():
+    import jsonschema
+
+    schema = json.loads((ROOT / 'results' / 'row.schema.json').read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    rows = sorted((ROOT / 'results').glob('*/rows/*.json'))
+    for path in rows:
+        row = json.loads(path.read_text())
+        jsonschema.validate(row, schema)
+        assert row['n'] == len(row['seeds']) == len(row['settings']) == len(row['predictions_sha256'])
+        assert all((path.parents[1] / name).is_file() for name in row['settings'])
+        assert row['data']['train']['draw'], 'every row says which draw it is'
+    broken = {**json.loads(rows[0].read_text()), 'epochs': 'many'}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, schema)
+
+
+def test_published_conditions_are_whole(results_page):
+    for entry in results_page.read_published(ROOT / 'benchmarks' / 'published.yaml')['entries']:
+        assert {'method', 'all', 'network', 'draw', 'epochs', 'reported', 'source'} <= entry.keys(), entry['method']
+
+
+def test_what_collecting_keeps_of_the_data(results_page, tmp_path):
+    """Digests of the lists that the run names, where the images lie now, and which draw it is."""
+    import results_rows
+    run = write_run(tmp_path / 'runs', 'ce-s0', (1,) * 6, 0, test_list=None)
+    lists = tmp_path / 'moved' / 'lists'
+    lists.mkdir(parents=True)
+    with pytest.raises(InputError, match='--images'):
+        results_rows.keep_data_digests(run, run, str(tmp_path / 'moved'))
+    (lists / 'a.txt').write_text('train/a/x.png 0\ntrain/b/y.png 1\n')
+    results_rows.keep_data_digests(run, run, str(tmp_path / 'moved'))
+    found = json.loads((run / 'data.json').read_text())
+    assert found['train']['images'] == 2 and 'test' not in found
+    assert found['train']['labels_sha256'] == hashlib.sha256(b'0\n1').hexdigest()
+    assert found['train']['published_draw'] is False and 'no such numbers' in found['train']['draw']
+
+
+def test_kept_logits_are_in_half_precision_and_known_by_their_digest(results_page, tmp_path, monkeypatch):
+    import results_rows
+    run = write_run(tmp_path / 'runs', 'ce-s0', (1,) * 6, 0, train_list=None, test_list=None)
+    logits = np.random.RandomState(0).randn(4, 6).astype(np.float32)
+
+    def evaluate(argv):
+        np.savez(argv[argv.index('--logits-file') + 1], logits=logits, labels=np.arange(4))
+
+    monkeypatch.setattr(results_rows.validate, 'main', evaluate)
+    (tmp_path / 'logits').mkdir()
+    results_rows.keep_predictions(run, run, 'images', tmp_path / 'logits')
+    results_rows.keep_data_digests(run, run, 'images', tmp_path / 'logits')
+    path = tmp_path / 'logits' / 'ce-s0.npz'
+    with np.load(path) as kept:
+        assert kept['logits'].dtype == np.float16 and np.array_equal(kept['logits'], logits.astype(np.float16))
+        assert kept['labels'].tolist() == [0, 1, 2, 3]
+    digest = {'file': 'ce-s0.npz', 'sha256': hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert json.loads((run / 'data.json').read_text()) == {'logits': digest}
+    results_rows.keep_data_digests(run, run, 'images')  # without them it still knows of them
+    assert json.loads((run / 'data.json').read_text()) == {'logits': digest}
+
+
+def test_a_run_is_trained_again_by_its_command(results_page, tmp_path):
+    """One that went on elsewhere has that machine's settings in args.yaml."""
+    import retrain
+    (tmp_path / 'hardware.json').write_text(json.dumps(
+        {'command': 'python train.py --config cifar100_lt/x --seed 3 --amp --device cuda', 'parts': []}))
+    assert retrain.flags_of(tmp_path) == ['--seed', '3', '--amp', '--device', 'cuda']
+    assert retrain.flags_of(tmp_path / 'without') == []
+
+
+def test_networks_of_the_figures_are_files_or_names(results_page, tmp_path):
+    import norm_figures
+    assert norm_figures.is_zoo_name('resnet32_nbn.cifar100_lt')
+    assert not norm_figures.is_zoo_name(str(tmp_path)) and not norm_figures.is_zoo_name('absent.pth.tar')
 
 
 def test_page_of_the_repository_is_current(results_page):

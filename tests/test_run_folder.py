@@ -1,17 +1,20 @@
 """The folder of a run in place of a file: which checkpoint it stands for, and who takes it."""
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from nbn_timm.cli import probe, train
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
-from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, finished_file, source_file
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, finished_file, new_run_folder, source_file
 from nbn_timm.probe.probe import probe_settings
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.trained.opening import open_trained, opened_source
 from nbn_timm.training.distillation import DistillationSettings, build_teacher
 from nbn_timm.training.run_checkpoint import find_resume
+from nbn_timm.training.sweep import Trial
 from nbn_timm.validation import ValidateSettings, validation_settings
 
 pytestmark = pytest.mark.fast
@@ -67,6 +70,27 @@ def test_commands_take_the_folder(run, tmp_path):
     teacher = build_teacher(DistillationSettings(kd_checkpoint=str(run)), 3, None, open_trained(str(run)).input)
     assert bool((teacher.conv1.weight == 1).all())
     assert find_resume(str(run), tmp_path / 'new') == run / LAST
-    with pytest.raises(InputError, match="--resume '.*empty' does not exist: give a checkpoint, the folder"):
+    with pytest.raises(InputError, match="--resume '.*empty' has no checkpoint in it: give a checkpoint, the folder"):
         (tmp_path / 'empty').mkdir()
         find_resume(str(tmp_path / 'empty'), tmp_path / 'new')
+
+
+@pytest.mark.parametrize('name', ['', ' ', '.', '..', '../elsewhere', 'a/b', '/tmp/elsewhere', 'two\nlines'])
+@pytest.mark.parametrize('command', [train.main, probe.main], ids=['train', 'probe'])
+def test_a_run_lies_where_its_name_says(name, command, tmp_path):
+    flags = ['--dataset', 'digits_lt', '--model', 'resnet20_nbn.digits_lt', '--device', 'cpu']
+    flags += ['--pretrained'] if command is probe.main else []
+    with pytest.raises(InputError, match=r"^--experiment '.*' is no name of a folder in --output: give"):
+        command([*flags, '--output', str(tmp_path / 'out'), '--experiment', name])
+    with pytest.raises(InputError, match=r"^--output '' is no name of a folder"):
+        command([*flags, '--output', '', '--experiment', 'run'])
+    assert not (tmp_path / 'out').exists()
+
+
+def test_names_of_runs_are_as_long_as_a_file_system_takes():
+    assert new_run_folder('out', None, 'x' * 255) == Path('out', 'x' * 255)
+    with pytest.raises(InputError, match='is too long: give an --experiment of at most 255 bytes'):
+        new_run_folder('out', None, 'ä' * 128)
+    short, long, other = (Trial((('aa', value),), 7, ()).folder for value in ('rand', 'x-' * 200, 'x-' * 200 + 'y'))
+    assert short == 'aa-rand-s7' and Trial((), 7, ()).folder == 's7'
+    assert long != other and len(long) <= 255 and long.startswith('aa-x-x-') and long.endswith('-s7')

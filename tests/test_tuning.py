@@ -1,5 +1,6 @@
 """Fine-tuning of a part: what learns, what is computed, adapter files, and runs of it from the command line."""
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,12 @@ def test_lora_does_not_take_a_head_that_is_not_linear(head):
     ('lora', {'kind': 'lorra'}, 'kind=lorra.*lora'),
     ('lora', {'rank': 4}, 'rank'),
     ('lora', {'r': 0}, 'r=0'), ('lora', {'r': 2.5}, 'r=2.5'), ('lora', {'r': 10 ** 10}, 'r=10000000000'),
+    ('lora', {'lora_alpha': 0}, 'lora_alpha=0: give a number above 0'), ('lora', {'lora_alpha': math.nan}, 'alpha=nan'),
+    ('lora', {'lora_dropout': -0.1}, 'lora_dropout=-0.1: give a number from 0 to less than 1'),
+    ('lora', {'lora_dropout': 1}, 'lora_dropout=1'), ('lora', {'use_rslora': 'false'}, 'give True or False'),
+    ('lora', {'rank_pattern': {'qkv': 0}}, 'rank_pattern=0'), ('lora', {'alpha_pattern': {'qkv': -1}}, 'pattern=-1'),
+    ('lora', {'kind': 'lokr', 'module_dropout': 2}, 'module_dropout=2'), ('lora', {'kind': 'oft', 'r': -1}, 'r=-1'),
+    ('lora', {'kind': 'vera', 'd_initial': math.inf}, 'd_initial=inf'),
     ('lora', {'target_modules': '*('}, 'peft cannot put lora.*target_modules=.*'),
     ('lora', {'target_modules': 3}, 'peft cannot put lora.*target_modules=3'),
     ('lora', {'bias': 'foo'}, 'peft cannot put lora.*bias=foo'),
@@ -182,6 +189,13 @@ def test_lora_does_not_take_a_head_that_is_not_linear(head):
 def test_wrong_settings_are_one_sentence(name, kwargs, message):
     with pytest.raises(InputError, match=message):
         apply_tuning(vit(), name, kwargs)
+
+
+@pytest.mark.parametrize('head, settings', [('cosine', {'scale': math.inf}), ('cosplus', {'gamma': math.nan}),
+                                            ('cosplus', {'gamma': -1}), ('cosplus', {'gamma': 'x'})])
+def test_numbers_that_mean_nothing_to_a_head_are_refused(head, settings):
+    with pytest.raises(InputError, match='give a number (above|from) 0'):
+        with_head(vit(), head, settings)
 
 
 @pytest.mark.parametrize('name, kwargs', [

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nbn_timm.errors import InputError, one_line, quoted
+from nbn_timm.errors import InputError, in_words, one_line, quoted
 from nbn_timm.evaluation.prediction import PredictedClass
 
 Answer = tuple[PredictedClass, ...]
@@ -64,7 +64,7 @@ class Form:
                 found = frozenset(self._files(whole.decode()))
                 file.truncate(len(whole))
         except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-            reason = ' '.join(str(error).split()) or type(error).__name__
+            reason = in_words(error)
             raise InputError(f'no answers can be added to {quoted(path)}, which holds something else than answers of '
                              f'this form ({reason}): give another --output') from error
         return found

@@ -1,6 +1,7 @@
 """Fetch what is published of a benchmark, check it, and say which images are missing.
 
     nbn-prepare imagenet_lt --data-dir /data/imagenet
+    nbn-prepare cifar100_lt --data-dir /data/cifar100_png   # of image files: which draw their lists are
 """
 import argparse
 import sys
@@ -41,7 +42,8 @@ def create_parser() -> argparse.ArgumentParser:
     parser.add_argument('dataset', choices=known, metavar='benchmark', help=', '.join(known))
     parser.add_argument('--data-dir', required=True, metavar='DIR', help='image root; receives what is fetched')
     parser.add_argument('--source', metavar='URL|DIR', help='other place of the published lists or of the archive '
-                        '(default: where they are published)')
+                        '(default: where they are published); for CIFAR as image files a folder with CIFAR itself, by '
+                        'which they are known')
     drawn = [f'{name}: {benchmark.factor:g}' for name, benchmark in known.items() if benchmark.factor is not None]
     group = parser.add_argument_group(f"the draw, where there is one (factor: {', '.join(drawn)})")
     for declared in fields_of(DataSettings):

@@ -1,10 +1,10 @@
 """Heads on the cached features of a network: `nbn-probe --help`; with `torchrun`, features on several processes."""
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import run_cli
+from nbn_timm.models.run_folder import new_run_folder
 from nbn_timm.probe.probe import probe, probe_settings
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.training.distributed import close_world, init_world
@@ -23,10 +23,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_given(ProbeSettings, build_parser(ProbeSettings, 'nbn-probe', DESCRIPTION), argv)
     settings = probe_settings(given.settings(), given.values())
+    folder = new_run_folder(settings.run.output, settings.run.experiment, settings.default_experiment())
     world = init_world(settings.precision.device)
     setup_logging(world.is_primary)
     given.check_effects(settings)
-    folder = Path(settings.run.output, settings.run.experiment or settings.default_experiment())
     try:
         with exclusive_run(folder, world), settings.precision.compiling():
             probe(settings, world, folder)

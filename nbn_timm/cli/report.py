@@ -19,7 +19,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, quoted, run_cli
-from nbn_timm.files import prints_beside
+from nbn_timm.files import prints_beside, refuse_no_file
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RESULTS, source_file
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.probe.settings import ProbeSettings
@@ -165,6 +165,7 @@ def _check_file(place: Path, evaluate: bool) -> None:
 
 def read(place: Path, name: str, settings: ReportSettings, world: World, work: Path) -> FinishedRun:
     """Read a run, and evaluate its network again if that is asked for."""
+    refuse_no_file(place, or_folder=True)
     if place.is_file():
         _check_file(place, settings.evaluate)
     if place.is_file() and not is_run(place.parent):  # a checkpoint alone

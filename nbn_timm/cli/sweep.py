@@ -15,7 +15,7 @@ from nbn_timm.bars import with_bar
 from nbn_timm.cli.train import parse_train
 from nbn_timm.config import parse_flags, read_mapping
 from nbn_timm.datasets import has_validation
-from nbn_timm.errors import InputError, run_cli
+from nbn_timm.errors import InputError, quoted, run_cli
 from nbn_timm.files import make_folder
 from nbn_timm.training.sweep import (
     OUTPUT,
@@ -62,9 +62,15 @@ def create_parser() -> argparse.ArgumentParser:
                         help='a setting of nbn-train and its values; several --set are combined')
     parser.add_argument('--seeds', nargs='+', type=int, default=[], metavar='N',
                         help='of each combination (default: 42)')
-    parser.add_argument('--output', type=Path, default=Path('output/sweep'), metavar='DIR',
+    parser.add_argument('--output', type=_folder, default=Path('output/sweep'), metavar='DIR',
                         help='folder of all runs (default: output/sweep)')
     return parser
+
+
+def _folder(text: str) -> Path:
+    if not text or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"{quoted(text)} is no name of a folder: give one, as '.' for this one")
+    return Path(text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> Sweep:

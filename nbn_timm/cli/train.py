@@ -5,12 +5,11 @@
 """
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
 from nbn_timm.errors import InputError, run_cli
-from nbn_timm.models.run_folder import source_file
+from nbn_timm.models.run_folder import new_run_folder, source_file
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import close_world, init_world
@@ -30,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     given = read_command_line(argv)
     settings = run_settings(given)
+    folder = new_run_folder(settings.run.output, settings.run.experiment, settings.default_experiment())
     world = init_world(settings.precision.device)
     setup_logging(world.is_primary)
     given.check_effects(settings, world_size=world.size)
-    folder = Path(settings.run.output, settings.run.experiment or settings.default_experiment())
     with exclusive_run(folder, world):
         with settings.precision.compiling():
             train(settings, world, folder)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 from nbn_timm.files import open_regular
 
 MOST_OF_PILLOW = 4  # channels
@@ -76,7 +76,7 @@ def read_bands(path: str, channels: int) -> torch.Tensor:
         raise InputError(f'{what} is missing: check the image root (--data-dir) or remove the line from the list'
                          ) from error
     except Exception as error:  # damaged files make readers raise nearly anything
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_words(error)
         raise InputError(f'{what} cannot be read ({reason}): replace the file by an intact copy') from error
     return _scaled(_channels_first(values, channels, what), what)
 

@@ -17,7 +17,7 @@ import torch
 
 from nbn_timm.data.label_sets import images_per_class, is_label_sets, spread
 from nbn_timm.data.lists import MAX_CLASSES, ImageList, read_image_list, too_many
-from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.errors import InputError, in_words, nearest, quoted
 from nbn_timm.files import open_regular
 
 # Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019.
@@ -434,7 +434,7 @@ def _from_json(text: str, source: str, shares: bool) -> GivenCounts:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        reason = 'it is nested too deeply' if isinstance(error, RecursionError) else str(error)
+        reason = 'it is nested too deeply' if isinstance(error, RecursionError) else in_words(error)
         raise InputError(f'{source} is no valid JSON ({reason}): give class counts as a list or an object') from error
     if shares:
         data = _whole_shares(data)
@@ -491,8 +491,8 @@ def _from_record(data: Any, source: str) -> Classes:
                        _whole_numbers([images])[0] if of_sets and images is not None else None)
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
-            f'{source} cannot be read as class counts ({error}): give a list of counts, {{"name": count, ...}} or '
-            '{"counts": [...], "names": [...]}') from error
+            f'{source} cannot be read as class counts ({in_words(error)}): give a list of counts, '
+            '{"name": count, ...} or {"counts": [...], "names": [...]}') from error
 
 
 _SHARES = 10 ** 12  # the largest of shares as a whole number

@@ -9,6 +9,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
+from nbn_timm.data.class_strength import LevelledImages
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.decoders import PILLOW, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
@@ -216,7 +217,8 @@ def _train_transform(
     pipelines = [create_transform(defaults, is_training=True, augment=each) for each in augments]
     if decoder == PILLOW:
         return Views(pipelines) if len(pipelines) > 1 else pipelines[0]
-    if not isinstance(dataset, ImageSamples):
+    samples = dataset.samples if isinstance(dataset, LevelledImages) else dataset
+    if not isinstance(samples, ImageSamples):
         raise InputError(f'--decoder {decoder} reads image files, and these images come otherwise: leave it out')
     if defaults.input_size[0] != 3:
         raise InputError(f'--decoder {decoder} gives RGB images, and --in-chans asks for others: leave one of them out')

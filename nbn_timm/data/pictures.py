@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from nbn_timm.data.bands import bands_of, may_hold_bands, mode_of_bands, read_bands
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 from nbn_timm.files import open_regular
 
 # What Pillow lists as readable and has no pixels without another program: MPEG is only recognised, EPS is a program.
@@ -112,10 +112,14 @@ def read_picture(
         raise InputError(f'image {quoted(path)} is missing: check the image root (--data-dir) or remove the line from '
                          'the list') from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
-        bands = isinstance(error, UnidentifiedImageError) and may_hold_bands(path)
-        more = ', and one of more than four channels needs --in-chans' if bands else ''
+        reason = reason_unreadable(error)
+        if isinstance(error, UnidentifiedImageError):
+            if os.path.getsize(path) == 0:
+                reason = 'the file is empty'
+            elif may_hold_bands(path):
+                reason += ', and one of more than four channels needs --in-chans'
         raise InputError(
-            f'image {quoted(path)} cannot be read ({reason_unreadable(error)}{more}): replace the file by an '
+            f'image {quoted(path)} cannot be read ({reason}): replace the file by an '
             'intact copy; nbn-check DIR names all damaged files at once') from error
 
 
@@ -173,7 +177,7 @@ def reason_unreadable(error: Exception) -> str:
     """Why Pillow could not read a file, in words without its path."""
     if isinstance(error, UnidentifiedImageError):
         return 'it is no picture that Pillow knows'
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else in_words(error)
     return ' '.join(reason.split()) or type(error).__name__
 
 

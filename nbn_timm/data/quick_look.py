@@ -57,6 +57,7 @@ def _same_contents(files: dict[str, ImageSamples], two_classes: str) -> list[str
         if found:
             first = found[0]
             other = next(position for position in first if differing(position) != differing(first[0]))
-            notes.append(f'the same picture {what}: {len(found):,} times, such as {quoted(paths[first[0]])} = '
+            times = 'once' if len(found) == 1 else f'{len(found):,} times'
+            notes.append(f'the same picture {what}: {times}, such as {quoted(paths[first[0]])} = '
                          f'{quoted(paths[other])}{so} ({_SHOW_ALL})')
     return notes

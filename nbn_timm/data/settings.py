@@ -277,6 +277,9 @@ class AugmentSettings(Settings):
                           effect=all_of(not_with('no_aug'), only_with('reprob')))
     recount: int = setting(1, 'rectangles of random erasing', limits=Limits(1, 1000),
                            effect=all_of(not_with('no_aug'), only_with('reprob')))
+    curriculum: bool = setting(
+        False, 'CUDA: change pictures by up to ten operations of growing strength, as many as the network can take in '
+        'their class', effect=_of_plain)
     cutout: int = setting(0, 'blacken a square of N pixels, cut off at the border', limits=Limits(0, SIDE.high),
                           effect=_of_plain)
 

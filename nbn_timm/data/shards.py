@@ -19,7 +19,7 @@ import numpy as np
 import torch.hub
 
 from nbn_timm.data.lists import MAX_CLASSES, too_many
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 from nbn_timm.files import open_regular, write_text_atomic
 
 PICTURES = ('jpg', 'jpeg', 'png', 'webp')
@@ -85,8 +85,8 @@ class ShardIndex:
             return cls(tuple(str(shard['file']) for shard in data['shards']),
                        tuple(shard['bytes'] for shard in data['shards']), images, labels.astype(np.int64))
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            raise InputError(f'{quoted(str(path))} is no index of shards ({error}): remove it, and it is made anew'
-                             ) from error
+            raise InputError(f'{quoted(str(path))} is no index of shards ({in_words(error)}): remove it, and it is '
+                             'made anew') from error
 
 
 def open_index(root: str, shards: Sequence[str], name: str) -> ShardIndex:
@@ -172,8 +172,8 @@ def read_samples(path: str, wanted: np.ndarray | None) -> Iterator[tuple[int, st
                     content = tar.extractfile(member) if needed else None
                     files[ending] = content.read() if content is not None else b''
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f'shard {quoted(path)} cannot be read ({error}): replace it by an intact copy, or correct '
-                         '--data-dir') from error
+        raise InputError(f'shard {quoted(path)} cannot be read ({in_words(error)}): replace it by an intact copy, or '
+                         'correct --data-dir') from error
     if chosen:
         yield number, str(current), files
 

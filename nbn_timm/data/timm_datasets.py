@@ -7,7 +7,7 @@ import timm.data
 from torch.utils.data import Dataset, Subset
 
 from nbn_timm.data.dataset import LabelledImages
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 
 TIMM_TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/')
 STREAMED_TYPES = ('hfids/', 'tfds/')
@@ -22,7 +22,7 @@ def open_timm_dataset(name: str, split: str, **settings: Any) -> Dataset:
     try:
         return timm.data.create_dataset(name, split=split, **settings)
     except (RuntimeError, OSError, AssertionError, ImportError, ValueError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_words(error)
         raise InputError(
             f"timm cannot open split '{split}' of dataset '{name}' ({reason}): "
             'check its name and --data-dir, or give --download') from error

@@ -9,6 +9,7 @@ from torchvision import transforms
 
 from nbn_timm.data.bands import INTERPOLATIONS as of_bands
 from nbn_timm.data.bands import MOST_OF_PILLOW, Clip
+from nbn_timm.data.class_strength import ClassStrength
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.defaults import DataDefaults
@@ -88,7 +89,8 @@ def create_transform(
         defaults = replace(defaults, color_jitter=None)
     for flag, given, of_colours in (
             ('--aa', augment.aa, True), ('--grayscale-prob', augment.grayscale_prob, True),
-            ('--simclr', augment.simclr, True), ('--color-jitter', bands and augment.color_jitter, True),
+            ('--simclr', augment.simclr, True), ('--curriculum', augment.curriculum, True),
+            ('--color-jitter', bands and augment.color_jitter, True),
             ('--cutout', bands and augment.cutout, False)):
         if is_training and not augment.no_aug and given and defaults.input_size[0] != 3:
             what = 'changes the colours of RGB pictures' if of_colours else 'is for pictures of up to 4 channels'
@@ -170,6 +172,8 @@ def _beyond_timm(defaults: DataDefaults, augment: AugmentSettings) -> list[Calla
         channels, mean = defaults.input_size[0], defaults.mean
         fill = [float(round(255 * value)) for value in (mean if len(mean) > 1 else mean * channels)]
         steps.append(transforms.AutoAugment(transforms.AutoAugmentPolicy.CIFAR10, fill=fill))
+    if augment.curriculum:
+        steps.append(ClassStrength())
     if augment.rotation:
         steps.append(transforms.RandomRotation(augment.rotation))
     if augment.cutout:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nbn_timm.datasets.benchmark import Statistics, register_benchmark
 from nbn_timm.datasets.label_set_benchmark import LabelledImage, LabelSetBenchmark
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.files import open_regular
 
 
@@ -64,8 +64,8 @@ class CocoMLT(LabelSetBenchmark):
             return [LabelledImage(f'{part}/{image["file_name"]}', tuple(sorted(labels[image['id']])))
                     for image in data['images']]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"the annotations '{path}' cannot be read ({error}): obtain {self.images} from {self.home}"
-                             ) from error
+            raise InputError(f"the annotations '{path}' cannot be read ({in_words(error)}): obtain {self.images} from "
+                             f'{self.home}') from error
 
 
 def _counts(annotation: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from nbn_timm.data.splits import PARTS, Source
 from nbn_timm.data.tables import Table, in_lines, read_table
 from nbn_timm.datasets.named_dataset import CSVS, NamedDataset, image_root, register_dataset
 from nbn_timm.errors import InputError, nearest, quoted
+from nbn_timm.files import refuse_no_file
 from nbn_timm.settings import flag
 
 _PART_OF = {name: part for part, names in SPLIT_FOLDERS.items() for name in names}
@@ -162,8 +163,10 @@ def find_csv(settings: DataSettings, data_dir: Path, part: str) -> Path | None:
     given = settings.csvs.get(part)
     if given is None:
         return None
-    found = next((path for path in (Path(given), data_dir / given) if path.is_file()), None)
+    candidates = (Path(given), data_dir / given)
+    found = next((path for path in candidates if path.is_file()), None)
     if found is None:
+        refuse_no_file(*candidates)
         raise InputError(f"the CSV file '{given}' is neither there nor in '{data_dir}': correct --{part}-csv")
     return found
 

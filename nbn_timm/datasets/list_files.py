@@ -9,6 +9,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, Source
 from nbn_timm.datasets.named_dataset import LISTS, NamedDataset, image_root, register_dataset
 from nbn_timm.errors import InputError
+from nbn_timm.files import refuse_no_file
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ def given_list(settings: DataSettings, data_dir: Path, part: str) -> Path:
     candidates = (Path(given), data_dir / given, data_dir / 'lists' / given)
     found = next((path for path in candidates if path.is_file()), None)
     if found is None:
+        refuse_no_file(*candidates)
         raise InputError(f"the list file '{given}' is neither there nor in '{data_dir}' or its folder 'lists': "
                          f'correct --{part}-list')
     return found

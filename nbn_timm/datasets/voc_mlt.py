@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nbn_timm.datasets.benchmark import Statistics, register_benchmark
 from nbn_timm.datasets.label_set_benchmark import LabelledImage, LabelSetBenchmark
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 
 
 @register_benchmark('voc_mlt')
@@ -44,6 +44,6 @@ class VocMLT(LabelSetBenchmark):
             objects = ElementTree.parse(path).getroot().findall('object')
             labels = {self.names.index(str(one.findtext('name'))) for one in objects}
         except (OSError, ElementTree.ParseError, ValueError) as error:
-            raise InputError(f"the annotation '{path}' cannot be read ({error}): obtain {self.images} from {self.home}"
-                             ) from error
+            raise InputError(f"the annotation '{path}' cannot be read ({in_words(error)}): obtain {self.images} from "
+                             f'{self.home}') from error
         return LabelledImage(f'{year}/JPEGImages/{name}.jpg', tuple(sorted(labels)))

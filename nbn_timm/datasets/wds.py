@@ -9,7 +9,7 @@ from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.shards import is_remote, open_index, shard_path, webdataset
 from nbn_timm.data.splits import Source
 from nbn_timm.datasets.named_dataset import NamedDataset, register_dataset
-from nbn_timm.errors import InputError, quoted
+from nbn_timm.errors import InputError, in_words, quoted
 
 _INFO = ('_info.json', 'info.json')  # of timm
 
@@ -86,7 +86,8 @@ def _info(root: str) -> Any:
                 return json.loads(Path(path).read_text(encoding='utf-8'))
         except (OSError, ValueError) as error:
             if not is_remote(root):
-                raise InputError(f'{quoted(path)} cannot be read ({error}): correct it, or remove it') from error
+                raise InputError(f'{quoted(path)} cannot be read ({in_words(error)}): correct it, or remove it'
+                                 ) from error
     return {}
 
 

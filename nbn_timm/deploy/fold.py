@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from nbn_timm.layers import ExpertHead, NormalizedAffine, RectifiedLinear, fold_nbn, merge_experts
+from nbn_timm.layers import BottleneckLinear, ExpertHead, NormalizedAffine, RectifiedLinear, fold_nbn, merge_experts
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.tuning.lora import merge_lora
 from nbn_timm.settings import Settings, setting
@@ -28,7 +28,7 @@ NOTHING_TO_FOLD = '--fuse has no effect here: there is nothing to fold.'
 
 def foldable(model: nn.Module) -> bool:
     """Whether there is anything that `deployed` would change."""
-    foldable_layers = NormalizedAffine | RectifiedLinear | ExpertHead
+    foldable_layers = NormalizedAffine | RectifiedLinear | BottleneckLinear | ExpertHead
     return any(isinstance(module, foldable_layers) for module in model.modules()) or (
         any('.base_layer.' in name for name, _ in model.named_parameters()))
 

@@ -16,7 +16,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from nbn_timm.data.lists import MAX_CLASSES
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.files import atomic_write
 from nbn_timm.layers import ExpertHead
@@ -128,7 +128,7 @@ class Predictions:
                 if fault := _of_labels(arrays['labels'], arrays['top5']) or found._fault():
                     raise ValueError(fault)
         except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
-            reason = ' '.join(str(error).split())
+            reason = in_words(error)
             raise InputError(f"the predictions '{path}' cannot be read ({reason}): evaluate again with nbn-validate "
                              '--save-predictions') from error
         return found

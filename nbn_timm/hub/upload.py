@@ -7,7 +7,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 
 _HUB = 'https://huggingface.co'
 
@@ -109,5 +109,5 @@ def _sentence(error: Exception, repo_id: str, endpoint: str) -> str:
 
 
 def _one_line(error: Exception | str) -> str:
-    text = ' '.join(str(error).split()) or type(error).__name__
+    text = in_words(error) if isinstance(error, Exception) else ' '.join(error.split())
     return text if len(text) <= 300 else f'{text[:297]}...'

@@ -16,7 +16,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.layers.affine import CAPPED, NormalizedAffine, share_scale
 from nbn_timm.layers.frozen import is_frozen
 from nbn_timm.layers.guard import forbid_lossy_conversions
-from nbn_timm.layers.head import RectifiedLinear
+from nbn_timm.layers.head import BottleneckLinear, RectifiedLinear
 from nbn_timm.layers.layer_norm import is_stateless, stateless_kind
 from nbn_timm.layers.norm import (
     NormalizedBatchNorm2d,
@@ -147,23 +147,24 @@ def _move_to_readers(layer: NormalizedAffine, alpha: float, readers: Sequence[Re
 
 
 def fold_nbn(model: nn.Module, inplace: bool = False) -> nn.Module:
-    """Fold every NBN layer into a plain layer of its kind and every rectified head into a plain Linear.
+    """Fold every NBN layer into a plain layer of its kind, and every rectified or bottleneck head into a plain Linear.
 
     In eval mode the result computes the same function, up to rounding, and its state dict has exactly the keys of the
     plain model, so timm loads it strictly without this package. Fold before anything that merges BatchNorm into other
     layers from its raw weight and bias, such as `torch.nn.utils.fuse_conv_bn_eval`.
 
     Args:
-        model: A model with NBN layers or rectified heads; others pass unchanged.
+        model: A model with NBN layers or such heads; others pass unchanged.
         inplace: Change the model given, else a copy.
     """
-    if isinstance(model, NormalizedAffine | RectifiedLinear):
+    foldable = NormalizedAffine | RectifiedLinear | BottleneckLinear
+    if isinstance(model, foldable):
         return model.fuse()
     model = model if inplace else deepcopy(model)
     _lift_guards(model)
     folded: dict[nn.Module, nn.Module] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, NormalizedAffine | RectifiedLinear):
+        if isinstance(module, foldable):
             folded.setdefault(module, module.fuse())
             _set_submodule(model, name, folded[module])
     return model

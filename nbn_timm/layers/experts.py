@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from nbn_timm.errors import InputError
 
-from .head import HEADS, RectifiedLinear, convert_head
+from .head import HEADS, BottleneckLinear, RectifiedLinear, convert_head
 
 __all__ = ['ExpertBlock', 'ExpertHead', 'ExpertStage', 'merge_experts']
 
@@ -155,11 +155,12 @@ class ExpertHead(nn.ModuleList):
     def fuse(self) -> nn.Module:
         """The mean of linear classifiers as one `nn.Linear` on all features; `reparameterize_model` calls this.
 
-        Rectified classifiers are folded on the way. Cosine classifiers normalise each expert's features, which no
-        linear layer can, so a head of these stays as it is.
+        Rectified and bottleneck classifiers are folded on the way. Cosine classifiers normalise each expert's
+        features, which no linear layer can, so a head of these stays as it is.
         """
         plain: list[Any] = [
-            classifier.fuse() if isinstance(classifier, RectifiedLinear) else classifier for classifier in self]
+            classifier.fuse() if isinstance(classifier, RectifiedLinear | BottleneckLinear) else classifier
+            for classifier in self]
         if any(type(classifier) is not nn.Linear for classifier in plain):
             return self
         weight = plain[0].weight

@@ -1,4 +1,6 @@
-"""BatchNorm and NBN that no longer learn: fixed statistics and a fixed affine part, the convention of detection."""
+"""BatchNorm and NBN that no longer learn: fixed statistics and a fixed affine part, the convention of detection; and
+those of which the statistics alone are fixed.
+"""
 from typing import Any
 
 import torch
@@ -10,10 +12,10 @@ from nbn_timm.layers.layer_norm import StatelessNbn
 from nbn_timm.layers.norm import NormalizedBatchNorm2d, NormalizedBatchNormAct2d
 
 __all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm2d',
-           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen', 'unfreeze_nbn']
+           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen', 'keep_statistics', 'unfreeze_nbn']
 
 
-class _FrozenStatistics(nn.Module):
+class _KeptStatistics(nn.Module):
     """Mixed in before a BatchNorm: evaluation mode for ever, so that the running statistics are used and stay."""
 
     def train(self, mode: bool = True) -> Any:
@@ -21,6 +23,10 @@ class _FrozenStatistics(nn.Module):
         for child in self.children():  # dropout and activation follow the network
             child.train(mode)
         return self
+
+
+class _FrozenStatistics(_KeptStatistics):
+    """The same for a layer that does not learn at all."""
 
 
 class FrozenPlainBatchNorm2d(_FrozenStatistics, nn.BatchNorm2d):
@@ -43,11 +49,34 @@ class FrozenNormalizedBatchNormAct2d(FrozenNormalizedBatchNorm2d, NormalizedBatc
     """`FrozenNormalizedBatchNorm2d` with the `drop` and `act` of `NormalizedBatchNormAct2d`."""
 
 
+class KeptPlainBatchNorm2d(_KeptStatistics, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` with kept statistics; weight and bias learn."""
+
+
+class KeptPlainBatchNormAct2d(_KeptStatistics, BatchNormAct2d):
+    """`BatchNormAct2d` of timm with kept statistics."""
+
+
+class KeptNormalizedBatchNorm2d(_KeptStatistics, NormalizedBatchNorm2d):
+    """NBN with kept statistics; g, b and alpha learn."""
+
+
+class KeptNormalizedBatchNormAct2d(_KeptStatistics, NormalizedBatchNormAct2d):
+    """`NormalizedBatchNormAct2d` with kept statistics."""
+
+
 _FROZEN: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: FrozenPlainBatchNorm2d,
     BatchNormAct2d: FrozenPlainBatchNormAct2d,
     NormalizedBatchNorm2d: FrozenNormalizedBatchNorm2d,
     NormalizedBatchNormAct2d: FrozenNormalizedBatchNormAct2d,
+}
+
+_KEPT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: KeptPlainBatchNorm2d,
+    BatchNormAct2d: KeptPlainBatchNormAct2d,
+    NormalizedBatchNorm2d: KeptNormalizedBatchNorm2d,
+    NormalizedBatchNormAct2d: KeptNormalizedBatchNormAct2d,
 }
 
 
@@ -77,14 +106,11 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
     layers = {name: module for name, module in model.named_modules()
               if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not is_frozen(module)}
     for name, layer in layers.items():
-        if type(layer) not in _FROZEN or layer.running_mean is None:
-            kind = type(layer).__name__ + ('' if layer.running_mean is not None else ' without running statistics')
-            raise InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
-                             'and give layers with running statistics')
+        if type(layer) not in (*_FROZEN, *_KEPT.values()) or layer.running_mean is None:
+            raise _cannot_be_frozen(name, layer)
+    learn_statistics(model)
     for layer in layers.values():
-        # Only the class changes, so parameters, buffers and the shared alpha stay as they are.
-        layer.__class__ = _FROZEN[type(layer)]  # type: ignore[assignment]
-        layer.train(layer.training)
+        _become(layer, _FROZEN[type(layer)])
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(False)
     for module in model.modules():
@@ -113,3 +139,51 @@ def unfreeze_nbn(model: nn.Module) -> nn.Module:
             for parameter in module.parameters():
                 parameter.requires_grad_(True)
     return model
+
+
+def keep_statistics(model: nn.Module) -> nn.Module:
+    """Let the NBN and BatchNorm2d layers of a model normalise by their running statistics in training too, in place.
+
+    These stay as they are, and all parameters learn on. It is for fine-tuning by batches that are too small or too
+    uniform to measure statistics on. Frozen layers stay frozen.
+
+    Returns:
+        The same model.
+
+    Raises:
+        InputError: A layer is of a kind that cannot be kept so; nothing has been changed.
+    """
+    layers = {name: module for name, module in model.named_modules()
+              if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, _KeptStatistics)}
+    for name, layer in layers.items():
+        if type(layer) not in _KEPT or layer.running_mean is None:
+            raise _cannot_be_frozen(name, layer)
+    for layer in layers.values():
+        _become(layer, _KEPT[type(layer)])
+    return model
+
+
+def learn_statistics(model: nn.Module) -> nn.Module:
+    """Undo `keep_statistics`, in place.
+
+    Returns:
+        The same model.
+    """
+    plain = {kept: plain for plain, kept in _KEPT.items()}
+    for module in model.modules():
+        if type(module) in plain:
+            _become(module, plain[type(module)])
+    return model
+
+
+def _become(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Change the class alone, so that parameters, buffers and the shared alpha stay as they are."""
+    layer.__class__ = kind  # type: ignore[assignment]
+    layer.train(layer.training)
+
+
+def _cannot_be_frozen(name: str, layer: nn.Module) -> InputError:
+    kind = type(layer).__name__ + ('' if getattr(layer, 'running_mean', None) is not None else
+                                   ' without running statistics')
+    return InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
+                      'and give layers with running statistics')

@@ -1,4 +1,5 @@
 """Classifier heads of a single network; `experts.py` has those of several experts."""
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,8 @@ import torch.nn.functional as F
 
 from nbn_timm.errors import InputError, nearest
 
-__all__ = ['COSINE_SCALE', 'HEADS', 'LINEAR', 'ClassVectors', 'CosPlusLinear', 'CosineLinear', 'RectifiedLinear',
-           'convert_head']
+__all__ = ['COSINE_SCALE', 'HEADS', 'LINEAR', 'BottleneckLinear', 'ClassVectors', 'CosPlusLinear', 'CosineLinear',
+           'RectifiedLinear', 'convert_head']
 
 LINEAR = 'linear'  # the head of timm's models
 COSINE_SCALE = 30.0
@@ -177,9 +178,76 @@ class CosPlusLinear(CosineLinear):
         return f'{super().extra_repr()}, gamma={self.gamma}'
 
 
-HEADS: dict[str, type[nn.Linear] | type[ClassVectors]] = {
-    LINEAR: nn.Linear, 'cosine': CosineLinear, 'cosplus': CosPlusLinear, 'rectified': RectifiedLinear}
-_SETTINGS = {'cosine': ('scale',), 'cosplus': ('scale', 'gamma')}
+class BottleneckLinear(nn.Module):
+    """A linear layer to fewer features, BatchNorm and dropout, and then the classifier.
+
+    Source: the neck `PFC` with `ClsHead` in the code of Wu et al., "Distribution-Balanced Loss for Multi-Label
+    Classification in Long-Tailed Datasets", ECCV 2020 (wutong16/DistributionBalancedLoss, commit 14460d0), whose
+    initial weights these are. In training a batch needs two samples or more.
+
+    Args:
+        in_features: Length of a feature vector, D.
+        out_features: Number of classes, C.
+        width: Features between the two layers.
+        dropout: Probability that one of these is zero in training.
+
+    Raises:
+        InputError: The width or the dropout is none.
+    """
+
+    def __init__(
+            self,
+            in_features: int,
+            out_features: int,
+            width: int = 256,
+            dropout: float = 0.5,
+            device=None,
+            dtype=None,
+    ) -> None:
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise InputError(f'a bottleneck head has width={width!r}: give a whole number from 1')
+        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise InputError(f'a bottleneck head has dropout={dropout!r}: give a number from 0, below 1')
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.reduce = nn.Linear(in_features, width, device=device, dtype=dtype)
+        self.norm = nn.BatchNorm1d(width, device=device, dtype=dtype)
+        self.drop = nn.Dropout(dropout)
+        self.fc = nn.Linear(width, out_features, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(self.reduce.weight, mode='fan_out')
+        nn.init.normal_(self.fc.weight, 0, 0.01)
+        nn.init.zeros_(self.reduce.bias)
+        nn.init.zeros_(self.fc.bias)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, **kwargs: Any) -> 'BottleneckLinear':
+        """A new head of this kind, with these arguments, in the place of a Linear."""
+        head = cls(linear.in_features, linear.out_features, device=linear.weight.device, dtype=linear.weight.dtype,
+                   **kwargs)
+        return head.train(linear.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.drop(self.norm(self.reduce(x))))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Linear:
+        """The same function in eval mode as one plain `nn.Linear`; `timm.models.reparameterize_model` calls this."""
+        norm, kind = self.norm, self.fc.weight.dtype
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight.double() * torch.rsqrt(norm.running_var.double() + norm.eps)
+        shift = norm.bias.double() + scale * (self.reduce.bias.double() - norm.running_mean.double())
+        weight = self.fc.weight.double()
+        plain = nn.Linear(self.in_features, self.out_features, device=weight.device, dtype=kind)
+        plain.weight.copy_((weight * scale) @ self.reduce.weight.double())
+        plain.bias.copy_(weight @ shift + self.fc.bias.double())
+        return plain.train(self.training)
+
+
+HEADS: dict[str, type[nn.Linear] | type[ClassVectors] | type[BottleneckLinear]] = {
+    LINEAR: nn.Linear, 'cosine': CosineLinear, 'cosplus': CosPlusLinear, 'rectified': RectifiedLinear,
+    'bottleneck': BottleneckLinear}
+_SETTINGS = {'cosine': ('scale',), 'cosplus': ('scale', 'gamma'), 'bottleneck': ('width', 'dropout')}
 
 
 def convert_head(classifier: nn.Module, kind: str, settings: Mapping[str, Any] | None = None) -> nn.Module:
@@ -201,8 +269,10 @@ def convert_head(classifier: nn.Module, kind: str, settings: Mapping[str, Any] |
         if name not in known:
             there = f'it has {" and ".join(known)}' if known else 'it has none'
             raise InputError(f"a {kind} head has no setting '{name}' in head_kwargs: {there}")
-        if name == 'scale' and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise InputError(f'a {kind} head has scale={value!r}: give a number above 0')
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+        if not number or not value >= 0 or (name == 'scale' and not value):
+            lowest = 'above 0' if name == 'scale' else 'from 0'
+            raise InputError(f'a {kind} head has {name}={value!r}: give a number {lowest}')
     if kind == LINEAR or not isinstance(classifier, nn.Linear):
         return classifier
     return HEADS[kind].from_linear(classifier, **settings)  # type: ignore[union-attr]

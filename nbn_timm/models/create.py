@@ -166,8 +166,8 @@ def _made_by_timm(name: str, num_classes: int | None, pretrained: bool, given: S
             raise
         reason = textwrap.shorten(str(error), 400, placeholder=' ...') or type(error).__name__
         raise InputError(f"the weights of '{name}' cannot be had ({reason}): "
-                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or leave '
-                         'out --pretrained') from error
+                         'check the name (timm.list_pretrained() lists all with weights) and the connection, or give '
+                         'a file of weights (--pretrained-path of nbn-train and nbn-probe)') from error
     except Exception as error:
         if not is_model_folder(name):
             raise

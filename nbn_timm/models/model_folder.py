@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 
 from ._released import StateDict
 from .hub_files import hub_file
@@ -33,7 +33,7 @@ def read_folder_config(source: str) -> dict[str, Any]:
     try:
         config = json.loads(_file(source, 'config.json').read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError, EntryNotFoundError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_words(error)
         raise InputError(f"'{source}' has no config.json that can be read ({reason}): check the name and the "
                          'connection') from error
     if not isinstance(config, dict):
@@ -76,7 +76,7 @@ def find_weights_file(source: str) -> Path | None:
         except (FileNotFoundError, EntryNotFoundError):
             continue
         except (OSError, HFValidationError) as error:
-            reason = ' '.join(str(error).split()) or type(error).__name__
+            reason = in_words(error)
             raise InputError(f"the weights of '{source}' cannot be had ({reason}): check the name and the "
                              'connection') from error
     return None

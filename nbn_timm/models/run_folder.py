@@ -5,9 +5,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from nbn_timm.errors import InputError, quoted
-from nbn_timm.files import read_json_object
+from nbn_timm.files import read_json_object, refuse_no_file
 
-__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'source_file']
+__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'new_run_folder', 'source_file']
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
@@ -16,6 +16,8 @@ RESULTS = ('test.json', 'val.json')  # what a run leaves when it ends
 
 # What a folder may hold that no run has written, in timm's and the Hub's format.
 _OF_OTHERS = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+
+_LONGEST = 255  # bytes of a name, on nearly all file systems
 
 
 def source_file(source: str | os.PathLike[str], finished: bool = False) -> Path:
@@ -34,6 +36,7 @@ def source_file(source: str | os.PathLike[str], finished: bool = False) -> Path:
     path = Path(source)
     if not path.is_dir():
         if not path.is_file():
+            refuse_no_file(path, or_folder=True)
             raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
         return path
     found = next((path / name for name in _names(path, finished) if (path / name).is_file()), None)
@@ -41,6 +44,24 @@ def source_file(source: str | os.PathLike[str], finished: bool = False) -> Path:
         raise InputError(f'the folder {quoted(str(source))} has no weights: give a file, or a folder with one of '
                          f'{", ".join((BEST, LAST, *_OF_OTHERS))}')
     return found
+
+
+def new_run_folder(output: str, experiment: str | None, default: str) -> Path:
+    """The folder of a run: `experiment`, or where it is None `default`, in the folder `output`.
+
+    Raises:
+        InputError: No folder can be called so, or it would lie elsewhere than its name says.
+    """
+    if not output or not output.isprintable():
+        raise InputError(f"--output {quoted(output)} is no name of a folder: give one, as '.' for this one")
+    name = default if experiment is None else experiment
+    if not name.strip('. ') or '/' in name or os.sep in name or not name.isprintable():
+        raise InputError(f'--experiment {quoted(name)} is no name of a folder in --output: give a name without slashes '
+                         'and line breaks, and the path before it as --output')
+    if len(os.fsencode(name)) > _LONGEST:
+        raise InputError(f'the name of the run {quoted(name)} is too long: give an --experiment of at most {_LONGEST} '
+                         'bytes')
+    return Path(output, name)
 
 
 def finished_file(source: str) -> str:

@@ -47,10 +47,13 @@ class StartSettings(Settings):
         'BatchNorm statistics included', metavar='NAME', effect=not_with('stage'))
     freeze_epochs: int = setting(0, 'epochs at the beginning in which the classifier alone learns', limits=NOT_NEGATIVE,
                                  effect=not_with('stage'))
+    keep_bn_stats: bool = setting(
+        False, 'BatchNorm and NBN keep the running statistics that they have and normalise by them in training too, '
+        'for fine-tuning by small batches', effect=not_with('stage'))
     drop: float | None = setting(None, 'dropout rate', limits=PROBABILITY, metavar='P', unset="the model's")
     drop_path: float | None = setting(None, 'drop path rate', limits=PROBABILITY, metavar='P', unset="the model's")
     grad_checkpointing: bool = setting(
         False, 'keep fewer activations for the backward pass and compute them again there: less memory, more time',
         kind='machine')
     bn_momentum: float | None = setting(None, 'momentum of all BatchNorm layers', limits=PROBABILITY,
-                                        unset="the model's")
+                                        unset="the model's", effect=not_with('keep_bn_stats'))

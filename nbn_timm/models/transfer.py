@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv, get_model_input_config
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.layers import add_nbn
+from nbn_timm.layers import BottleneckLinear, add_nbn
 
 from ._released import StateDict, to_model_format
 from .create import create_model
@@ -128,7 +128,8 @@ def begin_classifier(model: nn.Module) -> None:
     large that on 20 classes the loss begins at 14, not at log 20 = 3, and epochs go by until that noise is unlearned.
     """
     for name in classifier_names(model):
-        for module in model.get_submodule(name).modules():
+        part: Any = model.get_submodule(name)
+        for module in (part.fc if isinstance(part, BottleneckLinear) else part).modules():
             if type(module) in (nn.Linear, nn.Conv2d):  # others normalise, and zero has no direction
                 for parameter in module.parameters():
                     nn.init.zeros_(parameter)
@@ -215,6 +216,10 @@ def _copy_rows(
     if any(here[key].shape[1:] != weights[key].shape[1:] for key in parts):
         return 0
     ours, other = torch.tensor(list(rows)).T
-    for key in parts:
+    shared = {f'{name}.{key}' for name, part in model.named_modules() if isinstance(part, BottleneckLinear)
+              for key in part.state_dict() if not key.startswith('fc.')}
+    for key in shared & mine:
+        here[key].copy_(weights[key])
+    for key in [key for key in parts if key not in shared]:
         here[key][ours] = weights[key][other].to(here[key].dtype)  # a state dict shares the model's memory
     return len(rows)

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from timm.models import clean_state_dict
 
 from nbn_timm.errors import InputError
+from nbn_timm.files import refuse_no_file
 
 from ._released import StateDict, recognize, to_model_format
 
@@ -60,6 +61,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
+        refuse_no_file(path)
         raise InputError(f"the checkpoint '{path}' does not exist: check the path")
     try:
         if path.suffix == '.safetensors':
@@ -238,9 +240,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
                 'nothing was run: get the weights as safetensors or as a plain state dict')
     # torch's own text on a refused pickle is advice to load it unsafely.
     first_line = str(error).strip().partition('\n')[0]
-    reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) or not first_line else first_line
-    return (f"the checkpoint '{path}' cannot be read ({textwrap.shorten(reason, 200)}): it is damaged or no "
-            'checkpoint, so get it again')
+    says_something = any(map(str.isalpha, first_line)) and not isinstance(error, pickle.UnpicklingError | KeyError)
+    reason = f' ({textwrap.shorten(first_line, 200)})' if says_something else ''
+    return f"the checkpoint '{path}' cannot be read{reason}: it is damaged or no checkpoint, so get it again"
 
 
 def _code_in_pickle(path: Path, error: Exception) -> list[str]:

@@ -14,7 +14,8 @@ from nbn_timm.data import Classes, DataDefaults, read_counts
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.val_split import SPLIT_FILE
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
+from nbn_timm.files import refuse_no_file
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
@@ -159,8 +160,9 @@ def opened_source(source: str) -> str:
     """What `open_trained` takes a source for: of the folder of a run its checkpoint, anything else as it is.
 
     Raises:
-        InputError: It is a folder without weights.
+        InputError: It is a folder without weights, or neither a file nor a folder.
     """
+    refuse_no_file(source, or_folder=True)
     return source if Path(source, 'config.json').is_file() else finished_file(source)
 
 
@@ -294,5 +296,5 @@ def _input(model: Any, record: NetworkRecord) -> DataDefaults:
     try:
         return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(record.input)
     except (TypeError, ValueError, AttributeError) as error:
-        raise InputError(f'what is recorded of the format of the images is malformed ({error}): correct input_size, '
-                         'mean and std in the config.json, or get the model again') from error
+        raise InputError(f'what is recorded of the format of the images is malformed ({in_words(error)}): correct '
+                         'input_size, mean and std in the config.json, or get the model again') from error

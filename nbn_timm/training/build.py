@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset
 from nbn_timm.data import Splits, TrainLoader
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
-from nbn_timm.layers import RectifiedLinear, SlowCopy, convert_sync_batchnorm
+from nbn_timm.layers import BottleneckLinear, RectifiedLinear, SlowCopy, convert_sync_batchnorm
 from nbn_timm.losses import (
     create_loss,
     learns_in_parallel,
@@ -148,12 +148,12 @@ def build_freezing(settings: TrainSettings, model: nn.Module, world: World) -> F
         InputError: It cannot be had on this run.
     """
     start = settings.start
-    if start.freeze is None and not start.freeze_epochs:
+    if start.freeze is None and not start.freeze_epochs and not start.keep_bn_stats:
         return None
     if start.freeze_epochs and (world.distributed or settings.gpu.cuda_graphs):
         raise InputError('--freeze-epochs changes what is trained in the middle of a run, which several processes and '
                          'CUDA graphs cannot follow: leave it out, or train on one process without --cuda-graphs')
-    return Freezing(model, start.freeze, start.freeze_epochs)
+    return Freezing(model, start.freeze, start.freeze_epochs, start.keep_bn_stats)
 
 
 def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
@@ -162,10 +162,10 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
     if splits.train is None:
         raise InputError(f"dataset '{settings.data.dataset}' has no training split here: give --train-list or "
                          '--data-dir')
-    rectified = any(isinstance(module, RectifiedLinear) for module in model.modules())
-    if rectified and plan.batch.size == 1 and not (settings.processes.sync_bn and world.size > 1):
-        raise InputError(f"model '{settings.model.model}' normalises its logits over the batch, which takes more than "
-                         'one image per process: give a --batch-size of at least 2')
+    normalises = any(isinstance(module, RectifiedLinear | BottleneckLinear) for module in model.modules())
+    if normalises and plan.batch.size == 1 and not (settings.processes.sync_bn and world.size > 1):
+        raise InputError(f"model '{settings.model.model}' normalises in its classifier over the batch, which takes "
+                         'more than one image per process: give a --batch-size of at least 2')
     name, sampler, dataset, targets = settings.sampler.sampler, None, splits.train, splits.train_targets
     if targets is None and name != type(settings.sampler).sampler:
         raise InputError(f"--sampler {name} needs the labels of all training images, which '{settings.data.dataset}' "

@@ -61,12 +61,20 @@ def check_combinations(settings: TrainSettings, stage: SecondStage | None) -> No
             if given:
                 raise InputError(f'--manifold-mixup mixes within the network, once for a batch, which {other} does not '
                                  'allow: leave one of them out')
+    if settings.augment.curriculum:
+        for other, there in (('--stage', stage), ('--adversarial', settings.adversarial.adversarial)):
+            if there:
+                raise InputError(f'--curriculum is for the ordinary training of a network, and {other} is another one: '
+                                 'leave one of them out')
     if settings.average.swa_epochs > settings.schedule.epochs:
         raise InputError(f'--swa-epochs {settings.average.swa_epochs} is more than the {settings.schedule.epochs} '
                          '--epochs of the run: give fewer')
     if settings.average.swa_epochs and settings.schedule.patience is not None:
         raise InputError('--patience can end a run before the last --swa-epochs, of which the mean is taken: leave one '
                          'of them out')
+    if settings.run.kept_epoch == 'last' and settings.schedule.patience is not None:
+        raise InputError('--patience waits for a better epoch, and --kept-epoch last keeps every one: give '
+                         '--kept-epoch best with it')
     if settings.average.swa_epochs and stage is not None:
         raise InputError('--swa-epochs is for a training of the whole network: leave it out beside --stage, or give '
                          '--model-ema')

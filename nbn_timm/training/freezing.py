@@ -5,7 +5,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.layers.frozen import freeze_nbn, is_frozen, unfreeze_nbn
+from nbn_timm.layers.frozen import freeze_nbn, is_frozen, keep_statistics, unfreeze_nbn
 from nbn_timm.models.transfer import classifier_names
 
 BACKBONE = 'backbone'
@@ -61,14 +61,22 @@ class Freezing:
         model: Of timm's; it is frozen for epoch 0 at once.
         last: See `parameters_up_to`; None freezes nothing for good.
         head_epochs: In which the classifier alone learns.
+        keep_statistics: Of BatchNorm and NBN in what learns as well, see `layers.frozen.keep_statistics`.
 
     Raises:
         InputError: As `parameters_up_to`, or nothing would learn.
     """
 
-    def __init__(self, model: nn.Module, last: str | None, head_epochs: int = 0) -> None:
+    def __init__(
+            self,
+            model: nn.Module,
+            last: str | None,
+            head_epochs: int = 0,
+            keep_statistics: bool = False,
+    ) -> None:
         self.model = model
         self.head_epochs = head_epochs
+        self.keep_statistics = keep_statistics
         self.learns = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
         self.always = parameters_up_to(model, last) if last else frozenset()
         self.backbone = parameters_up_to(model, BACKBONE) if head_epochs else self.always
@@ -93,6 +101,8 @@ class Freezing:
                 freeze_nbn(module)
             elif normalises and is_frozen(module):
                 unfreeze_nbn(module)
+        if self.keep_statistics:
+            keep_statistics(self.model)
         for name in self.learns:
             parameters[name].requires_grad_(name not in names)
         self.frozen = names

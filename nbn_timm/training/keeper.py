@@ -10,6 +10,7 @@ from torch.amp import GradScaler
 
 from nbn_timm.evaluation import Result, label_sets
 from nbn_timm.evaluation.result import no_metrics
+from nbn_timm.training.curriculum import Curriculum
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.loop import EpochResult
 from nbn_timm.training.plan import Plan
@@ -33,6 +34,7 @@ class Keeper:
         task: Whose weights are kept.
         optimizer: Whose state is kept.
         scaler: Of float16.
+        curriculum: Whose levels are kept.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Keeper:
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
             scaler: GradScaler | None = None,
+            curriculum: Curriculum | None = None,
     ) -> None:
         self.plan = plan
         self.task = task
         self.optimizer = optimizer
         self.scaler = scaler
+        self.curriculum = curriculum
         self.best: Best | None = None
         self.log: RunLog | None = None
 
@@ -55,7 +59,7 @@ class Keeper:
         if checkpoint is not None:
             start_epoch, best = resume_run(
                 checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),
-                plan.splits.classes, self.scaler)
+                plan.splits.classes, self.scaler, self.curriculum)
             goes_on_here = checkpoint.resolve().parent == plan.folder.resolve() and (plan.folder / BEST).exists()
             self.best = best if goes_on_here else None
         if plan.world.is_primary:
@@ -86,7 +90,8 @@ class Keeper:
             result: Result | None,
             seconds: Mapping[str, float] | None = None,
     ) -> None:
-        """Log an epoch (0-based) and write its checkpoint; the validation split decides whether it is the best one.
+        """Log an epoch (0-based) and write its checkpoint; the validation split, or --kept-epoch, decides whether it is
+        the one to end with.
 
         Args:
             epoch: 0-based.
@@ -95,7 +100,8 @@ class Keeper:
             seconds: Of the parts of the epoch, for the log.
         """
         metric, is_best = self._metric(result), False
-        if metric is not None and is_better(metric, self.best, self.plan.settings.run.eval_metric):
+        run = self.plan.settings.run
+        if metric is not None and (run.kept_epoch == 'last' or is_better(metric, self.best, run.eval_metric)):
             self.best, is_best = Best(metric, epoch), True
         if self.log is None:
             return
@@ -106,7 +112,7 @@ class Keeper:
         self.log.write(epoch, training, evaluated, trained.lr, seconds)
         save_checkpoint(self.plan.folder, checkpoint_state(
             self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
-            self.plan.splits.classes, metric, self.best, self.scaler), is_best,
+            self.plan.splits.classes, metric, self.best, self.scaler, self.curriculum), is_best,
             history=self.plan.settings.keeping.checkpoint_hist - 1)
 
     def close(self) -> None:

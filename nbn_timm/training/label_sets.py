@@ -45,6 +45,7 @@ def for_label_sets(settings: TrainSettings, stage: SecondStage | None) -> TrainS
             (settings.imbalance.imbalance, f'--imbalance {settings.imbalance.imbalance}'),
             (settings.distillation.kd_checkpoint, '--kd-checkpoint'), (settings.more_train.more_train, '--more-train'),
             (settings.adversarial.adversarial, f'--adversarial {settings.adversarial.adversarial}'),
+            (settings.augment.curriculum, '--curriculum'),
             (switched_on, ', '.join(switched_on))):
         if given:
             raise InputError(f'{what} is not for {several}: leave it out')

@@ -9,7 +9,7 @@ import torch
 T = TypeVar('T')
 
 PARTS = ('input', 'forward', 'backward', 'optimizer', 'evaluation')
-REST = 'other'  # logs, checkpoints, averaged weights, mixing, SAM's step uphill
+REST = 'other'  # logs, checkpoints, averaged weights, mixing, trials of a curriculum, SAM's step uphill
 
 
 class NoProfile:

@@ -136,8 +136,10 @@ def report_run(plan: Plan, task: TrainingTask, keeper: Keeper, epochs: int) -> N
     model, settings = evaluation_model(task), plan.settings
     if keeper.best is not None:
         epoch = load_best(plan.folder, unwrap_model(model)) + 1
-        metric = settings.run.eval_metric
-        weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=f'validation {metric}')
+        by = f'validation {settings.run.eval_metric}'
+        if settings.run.kept_epoch == 'last':
+            by = f'--kept-epoch last and not by {by}'
+        weights = EvaluatedWeights(BEST, epoch, epochs, chosen_by=by)
     else:
         weights = EvaluatedWeights(LAST, epochs, epochs)
     divided = [SPLIT_FILE] if draws_validation(plan.settings.data) else []

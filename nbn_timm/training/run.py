@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.task import TrainingTask
+from timm.utils import unwrap_model
 from torch.amp import GradScaler
 
 from nbn_timm.bars import on_terminal
@@ -29,6 +30,7 @@ from nbn_timm.training.build import (
 from nbn_timm.training.combinations import check_combinations, doubtful
 from nbn_timm.training.cpu_advice import advise
 from nbn_timm.training.cuda_graphs import GraphedBackward
+from nbn_timm.training.curriculum import Curriculum, build_curriculum, with_levels
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.fit import fit
 from nbn_timm.training.freezing import Freezing
@@ -74,7 +76,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
 
     if resume_from is None and stage is None:
         start_classifier(plan, model)
-    plan = plan.with_small_images_in_memory()
+    plan = with_levels(plan.with_small_images_in_memory())
     loader = build_train_loader(plan, model)
     drop_last = settings.batch.drop_last
     updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
@@ -90,10 +92,10 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     optimizer = create_optimizer(parts_to_train(task, model, stage), of_batch, rates)
     connect_second_stage(plan, stage, loader, task, optimizer)
     scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
-    scaler = build_scaler(plan)
+    scaler, curriculum = build_scaler(plan), build_curriculum(plan)
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
 
-    keeper = Keeper(plan, task, optimizer, scaler)
+    keeper = Keeper(plan, task, optimizer, scaler, curriculum)
     start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
     announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
@@ -107,7 +109,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     profile = Profile(world.device) if settings.keeping.profile else NoProfile()
     done = train_epochs(Parts(
         plan, task, loader, optimizer, scheduler, keeper, loop, progress, profile, scaler, mixing, graphs, freezing,
-        resize), start_epoch)
+        resize, curriculum), start_epoch)
     keeper.close()
     show_profile(profile)
     report_run(plan, task, keeper, done)
@@ -131,6 +133,7 @@ class Parts:
     graphs: GraphedBackward | None
     freezing: Freezing | None
     resize: ProgressiveSize | None
+    curriculum: Curriculum | None
 
 
 def train_epochs(parts: Parts, start_epoch: int) -> int:
@@ -141,6 +144,8 @@ def train_epochs(parts: Parts, start_epoch: int) -> int:
         if parts.keeper.gave_up(epoch):
             return epoch
         profile.start()
+        if parts.curriculum is not None:
+            parts.curriculum.set_epoch(unwrap_model(task.get_trainable_module()), epoch)
         seed_everything(settings.run.seed, epoch, world.rank)
         if parts.freezing is not None:
             parts.freezing.set_epoch(epoch)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,9 +19,9 @@ from torch.amp import GradScaler
 
 from nbn_timm.data import ClassCounts, Classes
 from nbn_timm.data.defaults import INPUT_FORMAT
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.result import LOWER_IS_BETTER
-from nbn_timm.files import atomic_write, file_sha256, open_regular
+from nbn_timm.files import atomic_write, file_sha256, open_regular, refuse_no_file
 from nbn_timm.models.run_folder import BEST, LAST, RESULTS
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
@@ -30,8 +30,12 @@ from nbn_timm.training.distributed import World
 from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
 
+if TYPE_CHECKING:  # it has a plan, which writes checkpoints
+    from nbn_timm.training.curriculum import Curriculum
+
 _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-1
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
+_LEVELS = 'curriculum'  # of the classes, see `nbn_timm.training.curriculum`
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
 
 _logger = logging.getLogger(__name__)
@@ -62,6 +66,7 @@ def checkpoint_state(
         metric: float | None = None,
         best: Best | None = None,
         scaler: GradScaler | None = None,
+        curriculum: 'Curriculum | None' = None,
 ) -> dict[str, Any]:
     """Everything that a run needs to go on after `epoch`, in timm's layout; plain data, for `weights_only` loading."""
     state: dict[str, Any] = {
@@ -81,6 +86,8 @@ def checkpoint_state(
         state[_AVERAGED_EPOCHS] = int(average.n_averaged)
     if scaler is not None:
         state[NativeScaler.state_dict_key] = scaler.state_dict()
+    if curriculum is not None:
+        state[_LEVELS] = curriculum.state()
     return state
 
 
@@ -196,7 +203,9 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
         if Path(resume).is_dir():
             resume = str(_newest_whole(Path(resume), _checkpoints(Path(resume))) or resume)
         if not Path(resume).is_file():
-            raise InputError(f"--resume '{resume}' does not exist: give a checkpoint, the folder of a run, or auto")
+            refuse_no_file(resume, or_folder=True)
+            lacking = 'has no checkpoint in it' if Path(resume).is_dir() else 'does not exist'
+            raise InputError(f"--resume '{resume}' {lacking}: give a checkpoint, the folder of a run, or auto")
         if there and not any(path.samefile(resume) for path in there):
             raise InputError(f"'{folder}' already holds a run ({there[0].name}) that '{resume}' would overwrite: give "
                              'another --experiment')
@@ -319,6 +328,7 @@ def resume_run(
         settings: Mapping[str, Any],
         class_counts: ClassCounts | None = None,
         scaler: GradScaler | None = None,
+        curriculum: 'Curriculum | None' = None,
 ) -> tuple[int, Best | None]:
     """Put a run into the state of a checkpoint.
 
@@ -351,6 +361,8 @@ def resume_run(
     _load_optimizer(path, state, optimizer)
     if scaler is not None and NativeScaler.state_dict_key in state:
         scaler.load_state_dict(state[NativeScaler.state_dict_key])
+    if curriculum is not None:
+        curriculum.load_state(state.get(_LEVELS), path)
     best = state.get('best')
     return state['epoch'] + 1, None if best is None else Best(**best)
 
@@ -373,7 +385,7 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
             _check_parameter_state(needed.get(number, {}), saved)
         optimizer.load_state_dict(state['optimizer'])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_words(error)
         before = NetworkRecord.of_checkpoint(state).arguments.get('opt')
         raise InputError(
             f"the optimizer state of '{path}' does not fit ({reason}): keep --opt{f' {before}' if before else ''}, "

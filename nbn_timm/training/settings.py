@@ -6,6 +6,7 @@ from typing import ClassVar
 from nbn_timm import timm_flags
 from nbn_timm.adversarial.settings import AdversarialSettings
 from nbn_timm.computation import PrecisionSettings
+from nbn_timm.data.class_strength import CurriculumSettings
 from nbn_timm.data.more_train import MoreTrainSettings
 from nbn_timm.data.settings import (
     AugmentSettings,
@@ -56,7 +57,7 @@ class ProcessSettings(Settings):
     title = 'several processes'
     of_training = True
 
-    sync_bn: bool = setting(False, 'batch statistics over all GPUs')
+    sync_bn: bool = setting(False, 'batch statistics over all GPUs', effect=not_with('keep_bn_stats'))
     dist_bn: str = setting('reduce', "running statistics after each epoch: all processes' mean, or the first one's",
                            choices=('reduce', 'broadcast'))
 
@@ -78,6 +79,9 @@ class RunSettings(Settings):
                                  "this run's own folder, if any", metavar='PATH', kind='place')
     eval_metric: str = setting('top1', 'chooses the best checkpoint; of pictures of several classes map is the default',
                                choices=tuple(dict.fromkeys((*METRICS, *FURTHER_METRICS, *label_sets.METRICS))))
+    kept_epoch: str = setting(
+        'best', 'of the evaluated ones, which the run ends with: the best by --eval-metric on the validation split, or '
+        'the last, where rare classes have too few validation pictures to choose by', choices=('best', 'last'))
     watch_test: bool = setting(False, 'without a validation split, log the test accuracy of every epoch; it never '
                                'chooses a checkpoint', kind='machine')
     report: bool = setting(True, 'write report.html when the run ends', kind='machine')
@@ -128,6 +132,7 @@ class TrainSettings(SettingGroups):
     schedule: ScheduleSettings = ScheduleSettings()
     average: AverageSettings = AverageSettings()
     augment: AugmentSettings = AugmentSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
     progressive: ProgressiveSettings = ProgressiveSettings()
     mixing: MixingSettings = MixingSettings()
     methods: Mapping[str, Settings] = field(default_factory=dict)  # of mixing, by name
@@ -190,14 +195,14 @@ class TrainSettings(SettingGroups):
 
     def _unwatched(self, name: str) -> str | None:
         """Why what is evaluated after every epoch leaves a setting unused, where that is known without the data."""
-        if name not in ('watch_test', 'eval_metric', 'patience', 'val_interval') or not self.data.dataset:
+        if name not in ('watch_test', 'eval_metric', 'kept_epoch', 'patience', 'val_interval') or not self.data.dataset:
             return None
         validated = has_validation(self.data)
         if name == 'watch_test' and validated:
             return 'has no effect where there is a validation split'
         if validated is not False:
             return None
-        if name == 'eval_metric':
+        if name in ('eval_metric', 'kept_epoch'):
             return 'has no effect without a validation split to choose a checkpoint by'
         if name == 'patience':
             return 'has no effect without a validation split, by which alone a run may end early'

@@ -1,5 +1,6 @@
 """A sweep: the trainings of all combinations of some settings, and which of them is the best by validation."""
 import csv
+import hashlib
 import io
 import itertools
 import json
@@ -19,6 +20,7 @@ from nbn_timm.training.settings import TrainSettings
 SWEEP_FILE, TABLE_FILE, OUTPUT = 'sweep.json', 'sweep.csv', 'train.txt'
 LOWER_IS_BETTER = ('loss',)
 MOST = 1000  # trainings of a sweep
+_LONGEST_NAME = 180  # bytes; what is longer is cut, with a digest in its place
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ class Trial:
     def folder(self) -> str:
         """Name of the run."""
         parts = [f'{name}-{value}' for name, value in self.settings]
-        return re.sub(r'[^\w.+-]+', '_', '-'.join([*parts, f's{self.seed}']))
+        name, end = re.sub(r'[^\w.+-]+', '_', '-'.join(parts)), f's{self.seed}'
+        if len(name.encode()) > _LONGEST_NAME:
+            digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+            name = f'{name.encode()[:_LONGEST_NAME].decode(errors="ignore")}-{digest}'
+        return f'{name}-{end}' if name else end
 
 
 def trials(axes: Mapping[str, Sequence[str]], seeds: Sequence[int]) -> list[Trial]:
@@ -110,11 +116,10 @@ def read_result(folder: Path) -> TrialResult | None:
     weights = found.get('weights')
     if not isinstance(weights, dict):
         raise InputError(f"the results '{path}' do not say of which weights they are: {again}")
-    chosen_by = str(weights.get('chosen_by') or '')
-    if not chosen_by.startswith('validation '):
+    _, validated, metric = str(weights.get('chosen_by') or '').rpartition('validation ')
+    if not validated:
         raise InputError(f"'{folder}' had no validation split to compare settings by, and the test split is not for "
                          'choosing: give a --val-list, a folder val, or --val-split')
-    metric = chosen_by.removeprefix('validation ')
     try:
         with open_regular(folder / 'log.jsonl') as file:
             rows = [json.loads(line) for line in file]

@@ -7,7 +7,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draw_split_file, draws_validation
 from nbn_timm.errors import InputError
-from nbn_timm.files import atomic_write
+from nbn_timm.files import atomic_write, refuse_no_file
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.distributed import World
@@ -65,6 +65,7 @@ def _settle(data: DataSettings, folder: Path, resume_from: Path | None) -> bool:
         draw_split_file(data, data.val_fraction, own)
         return True
     if not Path(given).is_file():
+        refuse_no_file(given)
         raise InputError(f"the split file '{given}', which says which training pictures validate, is not there: put it "
                          'back, or give another --split-file or --val-fraction in a run of its own')
     if not (own.exists() and own.samefile(given)):

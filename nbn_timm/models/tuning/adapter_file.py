@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.files import atomic_write
 from nbn_timm.models.transfer import classifier_names
 from nbn_timm.models.weight_files import DIGEST, check_weights, read_checkpoint, weights_digest
@@ -82,7 +82,7 @@ def read_adapter(path: str | Path) -> AdapterFile | None:
     try:
         return AdapterFile(**json.loads(told))
     except (TypeError, ValueError) as error:
-        raise InputError(f"what '{path}' says of its adapter is malformed ({error}): get it again") from error
+        raise InputError(f"what '{path}' says of its adapter is malformed ({in_words(error)}): get it again") from error
 
 
 def load_adapter(model: Any, path: str | Path) -> nn.Module:

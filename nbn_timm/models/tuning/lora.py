@@ -1,4 +1,6 @@
 """LoRA and its kind, which peft puts into the layers of a network (the extra `nbn_timm[peft]`)."""
+import inspect
+import math
 import re
 import textwrap
 from collections.abc import Mapping
@@ -10,7 +12,7 @@ from timm.models import get_model_input_config
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.key_values import KeyValue, call, check_number, key_values, refuse_owned
+from nbn_timm.key_values import KeyValue, call, check_number, check_types, key_values, refuse_owned
 
 from .tuning import FLAG, Tuning, register_tuning
 
@@ -52,12 +54,11 @@ class LoraTuning(Tuning):
             raise InputError(f'--tune lora cannot take {FLAG} kind={self.kind}: give one of peft that changes single '
                              f'layers, {", ".join(sorted(known))}{nearest(self.kind, sorted(known))}')
         refuse_owned(key_values(FLAG, self.settings), _OWNERS)
-        if 'r' in self.settings:
-            check_number('--tune lora', FLAG, 'r', self.settings['r'], low=1, high=_MOST_RANKS, whole=True)
+        config_type = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[known[self.kind]]
+        _check_settings(self.settings, inspect.signature(config_type).parameters)
         targets = self.settings['target_modules'] if 'target_modules' in self.settings else _default_targets(model)
         own = [KeyValue('target_modules', targets, f'{FLAG} target_modules={targets}'),
                *(one for one in key_values(FLAG, self.settings) if one.key != 'target_modules')]
-        config_type = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[known[self.kind]]
         config = call(lambda **given: config_type(**given), own, f'peft\'s {self.kind}')
         try:
             peft.inject_adapter_in_model(config, model)
@@ -76,6 +77,26 @@ class LoraTuning(Tuning):
                   if isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer)]
         return {f'{name}.{own}' for name, layer in layers for own, _ in layer.named_parameters()
                 if not own.startswith('base_layer.')}
+
+
+def _check_settings(settings: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse what means nothing to any method of peft, which takes it without a word, by the names that it gives."""
+    what = '--tune lora'
+    switches = {key: one for key, one in parameters.items() if one.annotation in (bool, 'bool')}
+    check_types(what, key_values(FLAG, settings), switches)
+    for key, value in settings.items():
+        if value is None or (key in parameters and value == parameters[key].default):  # oft has an r of 0
+            continue
+        numbers = value.values() if key.endswith('_pattern') and isinstance(value, Mapping) else [value]
+        for number in numbers:
+            if isinstance(number, float):
+                check_number(what, FLAG, key, number, low=-math.inf)
+            if key in ('r', 'rank_pattern'):
+                check_number(what, FLAG, key, number, low=1, high=_MOST_RANKS, whole=True)
+            elif key.rpartition('_')[2] == 'alpha' or key == 'alpha_pattern':
+                check_number(what, FLAG, key, number, above=True)
+            elif ('dropout' in key and key not in switches) or key in ('beta1', 'beta2'):
+                check_number(what, FLAG, key, number, high=1, below=True)
 
 
 def _refuse_bypassed(model: nn.Module) -> None:
