@@ -58,3 +58,30 @@ def test_the_page_is_what_the_script_makes():
     page = published_settings.page()
     assert (ROOT / 'docs' / 'recipes.md').read_text(encoding='utf-8') == page
     assert page.count('\n### ') == len(shipped_configs())
+
+
+OF_BENCHMARK = {'inat18': ('inaturalist', 'inat18', 'ina2018'), 'places_lt': ('places',), 'imagenet_lt': ('imagenet',),
+                'cifar100_lt': ('cifar100', 'cifar-100'), 'cifar10_lt': ('cifar10/', 'cifar10_', 'cifar-10_')}
+
+
+@pytest.mark.parametrize('name', [name for name in shipped_configs() if RECIPES[name].ours is None])
+def test_no_value_comes_from_the_file_of_another_benchmark(name):
+    """CMO's script for iNaturalist 2018 decays at another epoch than that for ImageNet-LT, which its recipe had."""
+    benchmark = next((of for of in OF_BENCHMARK if of in name), 'imagenet_lt')
+    for setting, (_, (_, file)) in RECIPES[name].settings.items():
+        marked = {of for of, marks in OF_BENCHMARK.items() if any(mark in file.lower() for mark in marks)}
+        assert not marked or benchmark in marked, (setting, file)
+
+
+@pytest.mark.parametrize(('name', 'setting', 'value', 'file'), [
+    ('inat18/resnet50_cmo', 'decay_milestones', [76], 'inat18_train.py'),  # its epochs, from 0, are lower from 75 on
+    ('resnet50_cmo', 'decay_milestones', [61, 81], 'imagenet_train.py'),
+    ('inat18/resnet50_ride_distilled', 'kd_temperature', 1.5, 'configs/config_iNaturalist_resnet50_distill_ride.json'),
+    ('resnext50_ride_routing', 'lr', 0.01, 'configs/config_imagenet_lt_resnext50_ride_ea.json'),
+    ('places_lt/resnet152_marc', 'lr', 0.05, 'marc/config/Places_LT/MARC.yaml'),
+    ('lift/inat18_in21k_vit_b16', 'tune', 'adaptformer', 'scripts/run_tab17to23_backbones.sh'),
+])
+def test_settings_that_were_taken_from_the_wrong_file(name, setting, value, file):
+    found, (_, place) = RECIPES[name].settings[setting]
+    assert (found, place) == (value, file)
+    assert published_settings.own_settings(name)[setting] == value
