@@ -1,10 +1,13 @@
 """Shipped configs beside what their authors' code sets: the same, or said in the comment; and the page made of it."""
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nbn_timm.config import shipped_configs
+from nbn_timm.losses import LOSSES
 from nbn_timm.training.settings import TrainSettings
 
 pytestmark = pytest.mark.fast
@@ -85,3 +88,33 @@ def test_settings_that_were_taken_from_the_wrong_file(name, setting, value, file
     found, (_, place) = RECIPES[name].settings[setting]
     assert (found, place) == (value, file)
     assert published_settings.own_settings(name)[setting] == value
+
+
+def recipes(key: str) -> dict[str, dict[str, Any]]:
+    """What the configs set that set this key."""
+    found = {name: published_settings.own_settings(name) for name in shipped_configs()}
+    return {name: settings for name, settings in found.items() if key in settings}
+
+
+def test_every_loss_has_a_cifar_recipe_or_is_named_as_one_that_has_not():
+    sentence = re.search(r'There is a recipe for each but (.+?) under', (ROOT / 'docs/losses.md').read_text('utf-8'))[1]
+    used = {settings['loss'] for name, settings in recipes('loss').items() if name.startswith('cifar100_lt/')}
+    assert set(re.findall(r'`(\w+)`', sentence)) == set(LOSSES) - used
+
+
+def test_every_second_stage_lets_batch_norm_drift_or_is_named_as_one_that_does_not():
+    page = ' '.join((ROOT / 'docs/second_stages.md').read_text('utf-8').split())
+    stages, named = re.search(r'so the recipes of (.+?) have `freeze_bn: false`, but for (.+?)\. The', page).groups()
+    of_stages = set(re.findall(r'`(\w+)`', stages))
+    assert set(re.findall(r'`([\w/]+)`', named)) == {
+        name for name, settings in recipes('stage').items()
+        if settings['stage'] in of_stages and settings.get('freeze_bn', True)}
+
+
+def test_crt_and_lws_draw_as_their_sources_do():
+    """Kang et al.'s cls_crt.yaml and cls_lws.yaml have ClassAwareSampler with four images; Bag of Tricks has not."""
+    for name, settings in recipes('stage').items():
+        if name.endswith(('_crt', '_lws')):
+            cifar = name.startswith('cifar100_lt/')
+            assert (settings['sampler'], settings.get('sampler_kwargs.k')) == (
+                ('class_balanced', None) if cifar else ('class_aware', 4))
