@@ -65,7 +65,7 @@ def _merged(entry: Mapping[str, Any], blocks: Mapping[str, Any]) -> Published:
     parts = [({blocks[name]['source']: blocks[name]['files']}, blocks[name].get('says', ()))
              for name in entry.get('blocks', ())]
     own_file = {source: named[0] for source, files in entry.get('files', {}).items()
-                if len(named := [file for file in files if file.startswith('config')]) == 1}
+                if len(named := [file for file in files if _is_config(file)]) == 1}
     for by_source, words in (*parts, (entry.get('files', {}), entry.get('says', ()))):
         says += words
         for source, files in by_source.items():
@@ -74,9 +74,14 @@ def _merged(entry: Mapping[str, Any], blocks: Mapping[str, Any]) -> Published:
                     if value is None:  # not in this one, of a block
                         settings = {name: found for name, found in settings.items()
                                     if name.partition('.')[0] != key}
-                    place = own_file.get(source, file) if file.startswith('config') else file
+                    place = own_file.get(source, file) if _is_config(file) else file
                     settings |= {name: (one, (source, place)) for name, one in flat(key, value)}
     return Published(settings, entry.get('departs', {}), tuple(says), entry.get('ours'))
+
+
+def _is_config(file: str) -> bool:
+    """Whether it is a file of settings, which has all of them: one of `config/` or `configs/`, wherever that lies."""
+    return any(part in ('config', 'configs') for part in file.split('/')[:-1])
 
 
 def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,8 @@ def rate(optimizer: OptimizerSettings, schedule: ScheduleSettings) -> str:
         'step': f'x{schedule.decay_rate:g} every {schedule.decay_epochs:g} epochs',
         'linear': 'linear to zero',
         'wsd': f'linear to zero in the last {schedule.wsd_cooldown:.0%}',
-        'multistep': f'x{schedule.decay_rate:g} at epochs {" and ".join(map(str, schedule.decay_milestones))}',
+        'multistep': f'x{schedule.decay_rate:g} at epoch{"s" * (len(schedule.decay_milestones) > 1)} '
+                     f'{" and ".join(map(str, schedule.decay_milestones))}',
     }
     warmup = f'{schedule.warmup_epochs} epochs warm-up, ' if schedule.warmup_epochs else ''
     return f'{optimizer.lr:g}, {warmup}{shapes.get(schedule.sched, schedule.sched)}'

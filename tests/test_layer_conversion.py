@@ -123,6 +123,8 @@ def test_modules_that_fuse_their_own_batch_norm_wait_for_folding(name):
 @pytest.mark.parametrize('name, stage', [
     ('repvgg_a0', 'stages.3'), ('densenet121', 'features.norm5'), ('vgg11_bn', 'features.26'),
     ('nasnetalarge', 'cell_17'),
+    # timm lists 'block.3', 'block.3' and 'blocks.15', which they do not have.
+    ('mvitv2_tiny', 'stages.3'), ('twins_svt_small', 'blocks.3'), ('gemma4_vit_167m', 'encoder.blocks.15'),
 ])
 def test_the_last_stage_is_found(name, stage):
     assert all(layer.startswith(stage) for layer in nbn_layers(add_nbn(timm.create_model(name, device='meta'))))

@@ -2,14 +2,18 @@
 import copy
 import io
 import pickle
+import re
 import warnings
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torch.nn as nn
-from timm.layers import norm, norm_act
+from timm.layers import GatedMlp, GluMlp, Mlp, norm, norm_act
 from timm.models import reparameterize_model
+from timm.models.mlp_mixer import MixerBlock, MlpMixer, SpatialGatingBlock
 
 from nbn_timm import InputError, add_nbn, convert_sync_batchnorm, fold_nbn, freeze_nbn
 from nbn_timm.deploy import deployed
@@ -135,16 +139,80 @@ def test_nbn_on_trained_weights_keeps_the_function(name):
     assert (fresh(images(model)) - before).abs().max() <= 5e-6 * before.abs().max()
 
 
-@pytest.mark.parametrize('name, reason', [
-    ('test_efficientnet_gn', "'blocks.4.0.bn3' is read by 'conv_head', which has no bias"),
-])
-def test_a_function_that_cannot_be_kept_is_said_before_anything_has_changed(name, reason):
-    model = randomize(timm.create_model(name, num_classes=7))
-    before = copy.deepcopy(model.state_dict())
+def mixer(block: type[nn.Module] = MixerBlock, mlp: type[nn.Module] = Mlp, mlp_ratio: Any = (0.5, 4)) -> nn.Module:
+    """With as many tokens as channels."""
+    return MlpMixer(num_classes=7, img_size=16, patch_size=4, embed_dim=16, num_blocks=1, block_layer=block,
+                    mlp_layer=mlp, mlp_ratio=mlp_ratio)
+
+
+def stages_around(*layers: nn.Module) -> nn.Module:
+    """Of timm's kind, with these layers on maps of four channels as its stage 'body'."""
+    model = nn.Sequential(OrderedDict(stem=nn.Conv2d(3, 4, 1), body=nn.Sequential(*layers)))
+    model.pretrained_cfg = {'input_size': (3, 5, 5)}
+    return model
+
+
+def refuses_and_stays(model: nn.Module, reason: str, **settings: Any) -> None:
+    modules, before = list(model.modules()), copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=reason):
-        add_nbn(model, keep_function=True)
-    assert not nbn_layers(model)
+        add_nbn(model, keep_function=True, **settings)
+    assert list(model.modules()) == modules
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize('make, reason', [
+    (lambda: timm.create_model('test_efficientnet_gn', num_classes=7),
+     "'blocks.4.0.bn3' is read by 'conv_head', which has no bias"),
+    (mixer, "'blocks.0.norm1' is read by 'blocks.0.mlp_tokens.fc1', which sums over other things than its channels"),
+    (lambda: mixer(SpatialGatingBlock, GatedMlp, 2),
+     "'blocks.0.mlp_channels.gate.norm' is read by 'blocks.0.mlp_channels.gate.proj', which sums over other"),
+    (lambda: mixer(MixerBlock, GluMlp), "'blocks.0.norm1' is read by 'blocks.0.mlp_tokens.fc1', which sums over other"),
+])
+def test_a_function_that_cannot_be_kept_is_said_before_anything_has_changed(make, reason):
+    refuses_and_stays(randomize(make()), reason)
+
+
+@pytest.mark.parametrize('layers, reason', [
+    ((norm.LayerNorm2d(4), nn.Flatten(), nn.Linear(100, 7)), "read by 'body.2', which sums over other things"),
+    ((norm_act.LayerNormAct2d(4), nn.Conv2d(4, 4, 1)), "'body.0' has an activation, ReLU"),
+    ((norm.LayerNorm2d(4), nn.AdaptiveAvgPool2d(1)), "'body.0' is read by torch.nn.functional.adaptive_avg_pool2d"),
+    ((nn.BatchNorm2d(4, track_running_stats=False),), "'body.0' has no running statistics"),
+    ((norm.LayerNorm2d(4), nn.Conv2d(4, 4, 1), nn.Linear(3, 7)), 'since no image could be followed through it'),
+])
+def test_what_a_norm_must_be_for_its_function_to_be_kept(layers, reason):
+    refuses_and_stays(randomize(stages_around(*layers)), reason, stages='body')
+
+
+@pytest.mark.parametrize('plain', [norm.LayerNorm2d(4), nn.BatchNorm2d(4)])
+def test_the_function_of_a_weight_of_zeros_is_not_kept(plain):
+    """NBN sets such a weight to one."""
+    nn.init.zeros_(plain.weight)
+    refuses_and_stays(stages_around(plain, nn.Conv2d(4, 4, 1)), "'body.0' has a weight of zeros", stages='body')
+
+
+@torch.no_grad()
+def test_a_function_that_would_move_is_refused_on_a_copy(monkeypatch):
+    model = randomize(timm.create_model('test_vit', num_classes=7))
+    monkeypatch.setattr('nbn_timm.layers.readers.Reader.take_up', lambda *_: None)
+    refuses_and_stays(model, r'its outputs on an image would move by \d')
+
+
+@torch.no_grad()
+def test_a_norm_that_is_read_by_its_channels_keeps_its_function_in_a_mixer():
+    model, x = randomize(mixer()).eval(), torch.randn(2, 3, 16, 16)
+    before = model(x)
+    add_nbn(model, layers='norm2', keep_function=True)
+    assert list(nbn_layers(model)) == ['blocks.0.norm2']
+    assert (model(x) - before).abs().max() <= 5e-6 * before.abs().max()
+
+
+@pytest.mark.parametrize('dtype, most', [(torch.float64, 1e-12), (torch.bfloat16, 0.05)])
+@torch.no_grad()
+def test_the_function_is_kept_in_any_type(dtype, most):
+    model = randomize(timm.create_model('test_vit', num_classes=7, depth=1)).to(dtype)
+    told = add_nbn_to_trained(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert float(re.search(r'differ by (\S+) of the largest', told)[1]) <= most
 
 
 class ForeignNorm(nn.Module):

@@ -5,6 +5,8 @@ emasa/BalPoE-CalibratedLT, commit ca607ae; SADE Vanint/SADE-AgnosticLT, cba11b8;
 orparask/VS-Loss, 7ade9c9; weight balancing ShadeAlsha/LTR-weight-balancing, e89f292; GCL
 Keke921/GCLLoss, c2a6233; MiSLAS dvlab-research/MiSLAS, 0fc381e.
 """
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,6 +171,18 @@ def test_aggregation_is_that_of_sade():
     loss.backward()
     assert loss.item() == pytest.approx(-0.98858835, rel=1e-6)
     assert v.grad.tolist() == pytest.approx([1.8998713e-4, 3.8356311e-3, -4.0256183e-3], rel=1e-4)
+
+
+def test_aggregation_for_inaturalist_has_the_entropy_of_both_views():
+    """Against plain arithmetic: its script subtracts 0.01 times minus the means of p log p."""
+    first, second, v = expert_logits(), expert_logits(1.2), torch.zeros(3, dtype=torch.float64)
+    plain, entropy = agreement_loss(first, second, v), 0.0
+    for view in (first, second):
+        for image in view.mean(dim=1).tolist():
+            total = sum(math.exp(logit) for logit in image)
+            entropy -= sum(math.exp(logit) / total * math.log(math.exp(logit) / total) for logit in image) / 80
+    found = agreement_loss(first, second, v, entropy=0.01).item()
+    assert found == pytest.approx(plain.item() - 0.01 * entropy, rel=1e-9)
 
 
 @pytest.mark.parametrize('name, settings', [

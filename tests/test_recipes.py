@@ -21,6 +21,7 @@ from nbn_timm.second_stages import FittedSecondStage
 from nbn_timm.settings import flag
 from nbn_timm.training.build import build_second_stage
 from nbn_timm.training.combinations import check_combinations, loss_settings
+from nbn_timm.training.freezing import parameters_up_to
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer, create_scheduler
 
 pytestmark = pytest.mark.fast
@@ -174,3 +175,18 @@ def test_every_recipe_starts(name, tmp_path):
     scheduler = create_scheduler(optimizer, settings.schedule, 10)
     scheduler.step(settings.schedule.sched_ahead)
     assert 0 < optimizer.param_groups[0]['lr'] <= settings.optimizer.lr
+
+
+def test_the_first_stage_of_mislas_on_places_trains_one_block_behind_a_whole_resnet152():
+    """train_stage1.py gives the optimizer Bottleneck(2048, 512) and the classifier; the ResNet-152 is in eval mode."""
+    settings = yaml.safe_load(shipped_configs()['places_lt/resnet152_mixup'].read_text())
+    with torch.device('meta'):
+        model = create_model(settings['model'], 365, model_kwargs=settings['model_kwargs'])
+        whole = timm.create_model('resnet152')
+    frozen = parameters_up_to(model, settings['freeze'])
+    assert frozen == {name for name, _ in whole.named_parameters() if not name.startswith('fc.')}
+    assert {name.rsplit('.', 1)[0] for name, _ in model.named_parameters() if name not in frozen} == {
+        'fc', *(f'layer4.3.{layer}' for layer in ('conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'bn3'))}
+    block = model.layer4[3]
+    assert block.conv1.weight.shape == (512, 2048, 1, 1) and block.conv3.weight.shape == (2048, 512, 1, 1)
+    assert block.downsample is None and block.conv2.stride == (1, 1)

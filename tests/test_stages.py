@@ -22,6 +22,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.layers import CosineLinear, RectifiedLinear, merge_experts
 from nbn_timm.second_stages import SECOND_STAGES, FitData, SecondStage, create_second_stage, restore_second_stages
+from nbn_timm.second_stages.expert_aggregation import padded_crop
 from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.training.classifier_inputs import inputs_of
@@ -559,8 +560,34 @@ def test_experts_are_weighted_for_the_test_images(images, first_stages, tmp_path
         create_second_stage('routing', top_k=3).prepare(model)
 
 
+@pytest.mark.parametrize('settings, size, crop, blurred', [
+    ({}, 32, 'padded', 0.2), ({}, 224, (0.2, 1.0), 0.5), ({'view': 'cifar'}, 224, 'padded', 0.2),
+    ({'view': 'imagenet'}, 32, (0.2, 1.0), 0.5), ({'scale': 0.08}, 224, (0.08, 1.0), 0.5)])
+def test_a_view_of_a_test_image_is_that_of_sades_script_for_the_benchmark(settings, size, crop, blurred):
+    """test_training_cifar.py: RandomCrop(32, padding=4), blur at 0.2; _imagenet.py and _places.py:
+    RandomResizedCrop(224, scale=(0.2, 1)), blur at 0.5; _inat.py: RandomResizedCrop(224).
+    """
+    steps = create_second_stage('expert_aggregation', **settings).view_steps(['resize', 'centre'], (size, size))
+    if crop == 'padded':
+        assert steps[:3] == ['resize', 'centre', padded_crop]
+    else:
+        assert steps[0].size == (size, size) and tuple(steps[0].scale) == crop
+    jitter, grey, blur, flip = steps[-4:]
+    assert (jitter.p, grey.p, blur.p, flip.p) == (0.8, 0.2, blurred, 0.5)
+    assert jitter.transforms[0].hue == (-0.1, 0.1)
+    if crop != 'padded':
+        picture = Image.new('RGB', (300, 260))
+        for step in steps:
+            picture = step(picture)
+        assert picture.size == (size, size)
+
+
 def test_what_cannot_be_aggregated(images, first_stages, tmp_path):
     with pytest.raises(InputError, match='ResNetCifar has no experts to weigh'):
         run_stage('expert_aggregation', first_stages['resnet20'], images, tmp_path)
     with pytest.raises(InputError, match='has epochs=0: give a number from 1'):
         create_second_stage('expert_aggregation', epochs=0)
+    with pytest.raises(InputError, match="view='imagenette': give one of cifar, imagenet; did you mean 'imagenet'"):
+        create_second_stage('expert_aggregation', view='imagenette')
+    with pytest.raises(InputError, match='scale=0: give a share above 0'):
+        create_second_stage('expert_aggregation', scale=0)

@@ -206,6 +206,11 @@ def test_lora_is_refused_where_a_network_reads_weights_past_the_layer(name, kwar
         apply_tuning(timm.create_model(name, num_classes=3, **kwargs), 'lora', {})
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_lora_goes_into_a_network_of_another_type(dtype):
+    assert 'blocks.0.attn.qkv.lora_A.default.weight' in apply_tuning(vit().to(dtype), 'lora', {'r': 2}).state_dict()
+
+
 def test_statistics_that_cannot_be_frozen_are_refused():
     model = apply_tuning(timm.create_model('levit_128s', num_classes=3), 'lora', {'target_modules': r'.*qkv\.linear'})
     with pytest.raises(InputError, match='would let the statistics of BatchNorm1d move in Levit'):

@@ -1,5 +1,6 @@
 """NBN into any model, out of it again, and across processes."""
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
@@ -25,6 +26,7 @@ from nbn_timm.layers.norm import (
     SyncNormalizedBatchNormAct2d,
 )
 from nbn_timm.layers.readers import Reader, linear_readers
+from nbn_timm.layers.try_images import try_images
 
 __all__ = ['add_nbn', 'fold_nbn', 'nbn_layers', 'convert_sync_batchnorm']
 
@@ -70,31 +72,81 @@ def add_nbn(
 
     Raises:
         InputError: A stage does not exist, has no layer that matches, or has one of a kind that would be lost; or the
-            function cannot be kept. The model has not been changed then.
+            function cannot be kept, which is tried on a copy. The model has not been changed then.
     """
     stages = stages or _last_stage(model)
     found = {stage: _norms(model, stage, layers) for stage in ([stages] if isinstance(stages, str) else stages)}
     names = list(dict.fromkeys(name for of_stage in found.values() for name in of_stage))
     for name in names:
         _check_kind(model, name)
-    once = {model.get_submodule(name): name for name in reversed(names)}  # a layer may stand in several places
+    once = {model.get_submodule(name): name for name in reversed(names)}
     stateless = [name for norm, name in once.items() if is_stateless(norm)]
-    readers = linear_readers(model, stateless) if keep_function and stateless else {}
-    for of_stage in found.values():
+    convert = partial(_convert, found=list(found.values()), share_alpha=share_alpha, gradient=gradient, alpha=alpha)
+    if not keep_function:
+        return convert(model)
+    for name in names:
+        _check_keeps(model, name)
+    convert = partial(convert, readers=linear_readers(model, stateless) if stateless else {})
+    if stateless:
+        _check_kept(model, convert)
+    return convert(model)
+
+
+def _convert(
+        model: nn.Module,
+        found: Sequence[Sequence[str]],
+        share_alpha: bool,
+        gradient: str,
+        alpha: float,
+        readers: Mapping[str, Sequence[str]] | None = None,
+) -> nn.Module:
+    """Put NBN into a model, in place.
+
+    Args:
+        found: Names of the layers, by stage.
+        share_alpha, gradient, alpha: See `add_nbn`.
+        readers: To keep the function, by layer without running statistics the names of those that take up what
+            changes; None lets the function change.
+    """
+    for of_stage in found:
         converted: dict[nn.Module, NormalizedAffine] = {}
         read_by: dict[nn.Module, list[Reader]] = {}
         for name in of_stage:
             norm = model.get_submodule(name)
-            if norm not in converted:
+            if norm not in converted:  # a layer may stand in several places
                 converted[norm] = _to_nbn(norm, gradient, alpha)
-                read_by[converted[norm]] = readers.get(once[norm], [])
+                read_by[converted[norm]] = []
+            read_by[converted[norm]] += [Reader(model.get_submodule(reader))  # type: ignore[arg-type]
+                                         for reader in (readers or {}).get(name, ())]
             _set_submodule(model, name, converted[norm])
             _guard_fusion(model, name)
         if share_alpha:
             share_scale(converted.values())
-        if keep_function:
+        if readers is not None:
             _keep_function(read_by, share_alpha)
     return model
+
+
+_KEPT = 1e-4  # of the largest output; a function that moved does so by far more, and rounding by far less
+
+
+@torch.no_grad()
+def _check_kept(model: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> None:
+    """Try on a copy, in float32 at least, whether a conversion keeps what the model gives for an image.
+
+    Raises:
+        InputError: It does not.
+    """
+    trial = deepcopy(model).cpu().eval()
+    image = try_images(trial)
+    if image.dtype not in (torch.float32, torch.float64):
+        trial, image = trial.float(), image.float()
+    before = trial(image)
+    moved = float((convert(trial)(image) - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    if not moved <= _KEPT:
+        raise InputError('the function of the network cannot be kept, since its outputs on an image would move by '
+                         f'{moved:.1e} of the largest: leave layers out with `layers`, or train with NBN from '
+                         'untrained weights on')
 
 
 @torch.no_grad()
@@ -205,6 +257,8 @@ def _last_stage(model: nn.Module) -> str:
     if not info:
         raise InputError(f'{type(model).__name__} does not list its stages (feature_info): name them in `stages`')
     name = info[-1]['module']
+    if name not in dict(model.named_modules()):  # a few families list names that their modules do not have
+        name = _last_group(model) or name
     if next(_get_stage(model, name).parameters(), None) is not None:
         return name
     # Some families list an activation, or a final convolution that most members lack, in place of what precedes it.
@@ -215,6 +269,24 @@ def _last_stage(model: nn.Module) -> str:
             full_name = f'{parent}.{child}' if parent else child
             return f'{full_name}.{len(module) - 1}' if isinstance(module, nn.Sequential) else full_name
     raise InputError(f"the last stage of {type(model).__name__}, '{name}', has no parameters: name others in `stages`")
+
+
+def _last_group(model: Any) -> str | None:
+    """The last of the numbered modules into which timm groups the parameters of a model; None if it does not.
+
+    Where several have the last number, such as a stage and the embedding before it, it is the one with most parameters.
+    """
+    if not hasattr(model, 'group_matcher'):
+        return None
+    blocks = model.group_matcher(coarse=True).get('blocks', ())
+    patterns = [blocks] if isinstance(blocks, str) else [pattern for pattern, number in blocks if number is None]
+    sizes: dict[tuple[tuple[int, ...], str], int] = defaultdict(int)
+    for name, parameter in model.named_parameters():
+        found = next(filter(None, (re.match(pattern, name) for pattern in patterns)), None)
+        if found is not None:
+            sizes[tuple(int(number) for number in found.groups() if number), found[0]] += parameter.numel()
+    last = max((numbers for numbers, _ in sizes), default=())
+    return max(((size, name) for (numbers, name), size in sizes.items() if numbers == last), default=(0, None))[1]
 
 
 def _get_stage(model: nn.Module, name: str) -> nn.Module:
@@ -290,6 +362,25 @@ def _check_kind(model: nn.Module, name: str) -> None:
     if isinstance(parent, nn.TransformerEncoderLayer):
         raise InputError(f"'{name}' is a part of torch's TransformerEncoderLayer, which reads its raw weight in "
                          'evaluation: leave this layer out with `layers`')
+
+
+def _check_keeps(model: nn.Module, name: str) -> None:
+    """Refuse a layer whose function NBN cannot have.
+
+    Raises:
+        InputError: It is one.
+    """
+    norm: Any = model.get_submodule(name)
+    if norm.weight.is_meta:
+        reason = 'has no values on the device meta'
+    elif not norm.weight.any():
+        reason = 'has a weight of zeros, which NBN cannot have'
+    elif isinstance(norm, _BatchNorm) and norm.running_var is None:
+        reason = 'has no running statistics, which would take up what changes'
+    else:
+        return
+    raise InputError(f"the function of the network cannot be kept, since '{name}' {reason}: leave this layer out with "
+                     '`layers`, or train with NBN from untrained weights on')
 
 
 def _kind(norm: nn.Module) -> Callable[[str, float], NormalizedAffine] | None:

@@ -17,8 +17,8 @@ from timm.layers import norm, norm_act
 
 from nbn_timm.layers.affine import CAPPED, NormalizedAffine
 
-__all__ = ['NormalizedGroupNorm', 'NormalizedLayerNorm', 'NormalizedRmsNorm', 'StatelessNbn', 'is_stateless',
-           'stateless_kind']
+__all__ = ['NormalizedGroupNorm', 'NormalizedLayerNorm', 'NormalizedRmsNorm', 'StatelessNbn', 'channel_axis',
+           'is_stateless', 'stateless_kind']
 
 
 class StatelessNbn(NormalizedAffine):
@@ -185,3 +185,9 @@ def stateless_kind(layer: nn.Module) -> Callable[[str, float], StatelessNbn] | N
     """
     form = _FORMS.get(_computation(layer))
     return None if form is None or layer.weight is None else partial(form.kind, layer)
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of the channels in what a layer of a known kind gives: 1, or -1 for the last."""
+    form = _FORMS[_computation(layer)]
+    return 1 if form.channels_first or form.kind is NormalizedGroupNorm else -1

@@ -3,15 +3,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.models import get_model_input_config
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from nbn_timm.errors import InputError
+from nbn_timm.key_values import reason_of
+from nbn_timm.layers.layer_norm import channel_axis
+from nbn_timm.layers.try_images import try_images
 
 __all__ = ['Reader', 'linear_readers']
 
@@ -50,8 +52,8 @@ class Reader:
         return None
 
 
-def linear_readers(model: nn.Module, names: Sequence[str]) -> dict[str, list[Reader]]:
-    """The layers that read what normalisation layers give, and from which nothing else does.
+def linear_readers(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
+    """Names of the layers that read what normalisation layers give, and from which nothing else does.
 
     Args:
         model: Of timm's; a copy without memory is watched.
@@ -65,28 +67,75 @@ def linear_readers(model: nn.Module, names: Sequence[str]) -> dict[str, list[Rea
               if isinstance(module, nn.Linear | nn.Conv2d)}
     watch = _Watch(set(linear))
     for name in names:
-        outline.get_submodule(name).register_forward_hook(
-            lambda module, given, result, name=name: watch.follow(name, result))
-    with torch.no_grad(), watch:
-        outline(torch.empty(1, *get_model_input_config(outline)['input_size'], device='meta'))
-    found: dict[str, list[Reader]] = {}
+        layer = outline.get_submodule(name)
+        layer.register_forward_hook(
+            lambda layer, given, result, name=name: watch.follow(name, result, _channel_numbers(layer, result)))
+    try:
+        with torch.no_grad(), watch:
+            outline(try_images(outline))
+    except RuntimeError as error:
+        raise InputError('the function of the network cannot be kept, since no image could be followed through it '
+                         f'({reason_of(error)}): train with NBN from untrained weights on') from error
+    found: dict[str, list[str]] = {}
     for name in names:
-        bias = getattr(model.get_submodule(name), 'bias', None)
-        has_bias = bias is not None and (bias.is_meta or bool(bias.any()))
-        readers = {linear[weight]: Reader(model.get_submodule(linear[weight]))  # type: ignore[arg-type]
-                   for weight in watch.readers[name]}
-        others = sorted(watch.others[name])
-        if not readers and not others:
-            others = ['nothing at all']
-        others += [f"'{reader}', which reads other things too" for reader, weight in
-                   ((linear[weight], weight) for weight in watch.readers[name]) if watch.reads[weight] != {name}]
-        others += [f"'{reader}', which {reason}" for reader, layer in readers.items()
-                   if (reason := layer.why_not(has_bias))]
-        if others:
-            raise InputError(f"the function of the network cannot be kept, since '{name}' is read by {others[0]}: "
-                             'leave this layer out with `layers`, or train with NBN from untrained weights on')
-        found[name] = list(readers.values())
+        found[name] = [linear[weight] for weight in watch.readers[name]]
+        if why := _why_not(model, name, found[name], [linear[weight] for weight in watch.across[name]],
+                           [linear[weight] for weight in watch.readers[name] if watch.reads[weight] != {name}],
+                           watch.others[name]):
+            raise InputError(f"the function of the network cannot be kept, since '{name}' {why}: leave this layer out "
+                             'with `layers`, or train with NBN from untrained weights on')
     return found
+
+
+def _why_not(
+        model: nn.Module,
+        name: str,
+        readers: Sequence[str],
+        across: Sequence[str],
+        shared: Sequence[str],
+        others: set[str],
+) -> str | None:
+    """Why readers cannot take up what changes in a layer: what it is or does, or by what else it is read.
+
+    Args:
+        readers: Those that read its channels.
+        across: Those that read something else of it.
+        shared: Those that read other things too.
+        others: Functions that read it.
+    """
+    act = getattr(model.get_submodule(name), 'act', None)
+    if act is not None and not isinstance(act, nn.Identity):
+        return f'has an activation, {type(act).__name__}'
+    if others:
+        return f'is read by {min(others)}'
+    if across:
+        return f"is read by '{across[0]}', which sums over other things than its channels"
+    if not readers:
+        return 'is read by nothing at all'
+    if shared:
+        return f"is read by '{shared[0]}', which reads other things too"
+    bias = getattr(model.get_submodule(name), 'bias', None)
+    has_bias = bias is not None and (bias.is_meta or bool(bias.any()))
+    for reader in readers:
+        if reason := Reader(model.get_submodule(reader)).why_not(has_bias):  # type: ignore[arg-type]
+            return f"is read by '{reader}', which {reason}"
+    return None
+
+
+def _channel_numbers(layer: nn.Module, result: torch.Tensor) -> torch.Tensor:
+    """The number of the channel of each element of what a normalisation layer gives, laid out in memory as that is."""
+    weight: torch.Tensor = layer.weight  # type: ignore[assignment]
+    numbers = torch.arange(weight.numel(), dtype=torch.int32, device='cpu').view(weight.shape)
+    if channel_axis(layer) == 1:
+        numbers = numbers.view(-1, *[1] * (result.ndim - 2))
+    there = torch.empty_strided(result.shape, result.stride(), dtype=torch.int32, device='cpu')
+    return there.copy_(numbers.expand(result.shape))
+
+
+class _Followed(NamedTuple):
+    name: str  # of the layer that gave it
+    tensor: torch.Tensor  # so that its id stays its own
+    channels: torch.Tensor  # the number of each element's channel
 
 
 class _Watch(TorchFunctionMode):
@@ -96,7 +145,8 @@ class _Watch(TorchFunctionMode):
         weights: Of the linear layers and convolutions, by `id`.
 
     Attributes:
-        readers: By layer, the weights through which what it gives is read.
+        readers: By layer, the weights through which its channels are read, in their order.
+        across: By layer, the weights that sum over something else of it.
         others: By layer, the names of functions that read it otherwise.
         reads: By weight, the layers that are read through it; None is something else.
     """
@@ -105,13 +155,14 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.weights = weights
         self.readers: dict[str, set[int]] = defaultdict(set)
+        self.across: dict[str, set[int]] = defaultdict(set)
         self.others: dict[str, set[str]] = defaultdict(set)
         self.reads: dict[int, set[str | None]] = defaultdict(set)
-        self._followed: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that its id stays its own
+        self._followed: dict[int, _Followed] = {}
 
-    def follow(self, name: str, tensor: torch.Tensor) -> None:
-        """From now on, watch for this tensor."""
-        self._followed[id(tensor)] = name, tensor
+    def follow(self, name: str, tensor: torch.Tensor, channels: torch.Tensor) -> None:
+        """From now on, watch for this tensor of a layer, whose elements are of these channels."""
+        self._followed[id(tensor)] = _Followed(name, tensor, channels)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -121,19 +172,22 @@ class _Watch(TorchFunctionMode):
                             for place, key in enumerate(('input', 'weight')))
             if id(weight) in self.weights:
                 source = self._followed.get(id(read))
-                self.reads[id(weight)].add(source and source[0])
+                self.reads[id(weight)].add(source and source.name)
                 if source:
-                    self.readers[source[0]].add(id(weight))
+                    summed = source.channels if func is F.linear else source.channels.movedim(-3, -1)
+                    in_order = bool((summed == torch.arange(summed.shape[-1], device='cpu')).all())
+                    (self.readers if in_order else self.across)[source.name].add(id(weight))
                 return result
-        given = [value for value in _flat([args, kwargs]) if id(value) in self._followed]
+        read = [value for value in _flat([args, kwargs]) if isinstance(value, torch.Tensor)]
+        given = [self._followed[id(value)] for value in read if id(value) in self._followed]
         if given and any(isinstance(value, torch.Tensor) for value in _flat([result])):
-            source = self._followed[id(given[0])]
             name = func.__name__
-            if name in _MOVES or name == 'pad' and result.shape == given[0].shape:
-                self.follow(source[0], result)
+            moves = name in _MOVES or name == 'pad' and result.shape == given[0].tensor.shape
+            if moves and len(read) == 1 and args and args[0] is given[0].tensor:
+                self.follow(given[0].name, result, func(given[0].channels, *args[1:], **kwargs))
             else:
-                for value in given:
-                    self.others[self._followed[id(value)][0]].add(resolve_name(func) or name)
+                for source in given:
+                    self.others[source.name].add(resolve_name(func) or name)
         return result
 
 

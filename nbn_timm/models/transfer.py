@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import adapt_input_conv, get_model_input_config
+from timm.models import adapt_input_conv
 from torch import nn
 
 from nbn_timm.errors import InputError
 from nbn_timm.layers import BottleneckLinear, add_nbn
+from nbn_timm.layers.try_images import try_images
 
 from ._released import StateDict, to_model_format
 from .create import create_model
@@ -148,8 +149,7 @@ def add_nbn_to_trained(model: Any) -> str:
     Raises:
         InputError: It has no normalisation for NBN.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(8, *get_model_input_config(model)['input_size'], generator=generator)
+    images = try_images(model, 8)
     training = model.training
     before = model.eval()(images)
     after = add_nbn(model, keep_function=True)(images)

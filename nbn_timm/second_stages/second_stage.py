@@ -143,6 +143,10 @@ class TrainedSecondStage(SecondStage, ABC):
         """
 
 
+# From the steps by which an evaluation resizes and crops a PIL image, and the size [H, W] that comes out, to a view's.
+ViewSteps = Callable[[Sequence[Any], tuple[int, int]], Sequence[Any]]
+
+
 @dataclass(frozen=True)
 class FitData:
     """What a fitted stage may look at.
@@ -158,8 +162,8 @@ class FitData:
         distributed: Sums go over all processes of the default group.
         watch_test: The test split may be looked at, though never to choose by.
         seed: Of the run.
-        two_views: Maps a dataset, steps that change a PIL image by chance, a batch size and an epoch to batches of two
-            views [2, B, 3, H, W] on the device, all images in every process.
+        two_views: Maps a dataset, the steps of a view, a batch size and an epoch to batches of two views
+            [2, B, 3, H, W] on the device, all images in every process.
     """
 
     splits: Splits
@@ -171,7 +175,7 @@ class FitData:
     distributed: bool = False
     watch_test: bool = False
     seed: int = 0
-    two_views: Callable[[Dataset, Sequence[Callable[[Any], Any]], int, int], Iterator[torch.Tensor]] | None = None
+    two_views: Callable[[Dataset, ViewSteps, int, int], Iterator[torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)

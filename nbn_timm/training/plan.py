@@ -1,5 +1,5 @@
 """What a run has settled before anything is built: settings, data, input format, batch and processes."""
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.second_stages import SecondStage
+from nbn_timm.second_stages.second_stage import ViewSteps
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.training.batch import BatchPlan
@@ -116,7 +117,7 @@ class Plan:
     def two_views(
             self,
             dataset: Dataset,
-            steps: Sequence[Callable[[Any], Any]],
+            view: ViewSteps,
             batch_size: int,
             epoch: int,
     ) -> Iterator[torch.Tensor]:
@@ -124,12 +125,12 @@ class Plan:
 
         Args:
             dataset: Of images; it keeps its transform.
-            steps: What changes an image, a PIL image, after it has been resized and cropped as in evaluation.
+            view: What is done to a picture.
             batch_size: B.
             epoch: 0-based.
         """
         transform = create_transform(self.input)
-        transform.transforms[-1:-1] = steps
+        transform.transforms[:-1] = view(transform.transforms[:-1], self.input.input_size[1:])
         seed = self.settings.run.seed
         seed_everything(seed, epoch)
         order = torch.Generator().manual_seed(epoch_seed(seed, epoch))

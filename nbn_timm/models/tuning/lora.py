@@ -8,11 +8,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from timm.models import get_model_input_config
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import KeyValue, call, check_number, check_types, key_values, refuse_owned
+from nbn_timm.layers.try_images import try_images
 
 from .tuning import FLAG, Tuning, register_tuning
 
@@ -106,10 +106,8 @@ def _refuse_bypassed(model: nn.Module) -> None:
               if isinstance(module, _peft().tuners.tuners_utils.BaseTunerLayer)}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.add(name))
-    channels, height, width = get_model_input_config(outline)['input_size']
-    made_for = getattr(getattr(outline, 'patch_embed', None), 'img_size', None)  # timm's cfg may not know of it
     with torch.no_grad():
-        outline(torch.empty(1, channels, *(made_for or (height, width)), device='meta'))
+        outline(try_images(outline))
     if missed := sorted(layers.keys() - called):
         raise InputError(f"{type(model).__name__} reads the weight of '{missed[0]}' without calling the layer, so "
                          f'--tune lora would do nothing there: give {FLAG} target_modules=NAMES of other layers')
