@@ -25,6 +25,10 @@ import torch
 
 _CONTEXT = multiprocessing.get_context('fork')
 
+# The first backward pass of a process decides whether autograd works in its forks: not if torch.export has been used by
+# then. So it is here, before any test.
+torch.ones(1, requires_grad=True).backward()
+
 
 class Ended(NamedTuple):
     """What a process has left."""
