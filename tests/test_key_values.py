@@ -338,6 +338,7 @@ def test_what_optimizers_have_by_default_is_allowed():
 def test_settings_of_an_optimizer_reach_it():
     made = optimizer('adamw', betas=(0.8, 0.9), eps=1e-3)
     assert made.param_groups[0]['betas'] == (0.8, 0.9) and made.param_groups[0]['eps'] == 1e-3
+    assert tuple(optimizer('adamw', betas=[0, 0.99]).param_groups[0]['betas']) == (0.0, 0.99)
 
 
 def test_the_step_on_stand_ins_changes_nothing():

@@ -91,6 +91,8 @@ def test_names_of_runs_are_as_long_as_a_file_system_takes():
     assert new_run_folder('out', None, 'x' * 255) == Path('out', 'x' * 255)
     with pytest.raises(InputError, match='is too long: give an --experiment of at most 255 bytes'):
         new_run_folder('out', None, 'ä' * 128)
+    for name in ('پایان\u200cنامه', '実験\u30001', 'a\u00a0b'):
+        assert new_run_folder(f'/data/{name}', name, '') == Path('/data', name, name)
     short, long, other = (Trial((('aa', value),), 7, ()).folder for value in ('rand', 'x-' * 200, 'x-' * 200 + 'y'))
     assert short == 'aa-rand-s7' and Trial((), 7, ()).folder == 's7'
     assert long != other and len(long) <= 255 and long.startswith('aa-x-x-') and long.endswith('-s7')

@@ -1,6 +1,9 @@
 """Fine-tuning of a part: what learns, what is computed, adapter files, and runs of it from the command line."""
 import copy
+import hashlib
+import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -294,6 +297,42 @@ def test_a_damaged_or_foreign_file_is_no_adapter(tmp_path):
     save_weights(vit().state_dict(), file)
     assert read_adapter(file) is None
     with pytest.raises(InputError, match='is no file of an adapter'):
+        load_adapter(vit(), file)
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safetensors.safe_open(file, framework='pt') as content:
+        return content.metadata()
+
+
+@pytest.mark.parametrize('what, value', [
+    ('num_classes', '6'), ('num_classes', None), ('model', 7), ('tune', ['vpt']), ('tune_kwargs', 5), ('head', []),
+    ('head_kwargs', []), ('model_kwargs', 3), ('record', [1]), ('unknown', 1)])
+def test_what_an_adapter_says_is_checked(what, value, tmp_path):
+    file = tmp_path / 'adapter.safetensors'
+    about = AdapterFile('vit', 6, 'vpt', {}, 'cosine', {'scale': 25.0})
+    save_adapter(tuned('vpt', {}), file, about)
+    weights, told = safetensors.torch.load_file(file), json.loads(metadata(file)['nbn_timm_adapter'])
+    text = json.dumps(told | {what: value})
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    safetensors.torch.save_file(weights, file, metadata(file) | {
+        'nbn_timm_adapter': text, 'nbn_timm_adapter_sha256': digest})
+    with pytest.raises(InputError, match=f'says of its adapter is malformed .*{what}'):
+        read_adapter(file)
+
+
+def test_a_wrong_bit_of_what_an_adapter_says_and_classes_that_it_has_not(tmp_path):
+    file = tmp_path / 'adapter.safetensors'
+    about = AdapterFile('vit', 6, 'vpt', {}, 'cosine', {'scale': 25.0})
+    save_adapter(tuned('vpt', {}), file, about)
+    data = file.read_bytes()
+    place = data.index(b'25.0')
+    for position in (place, data.index(b'_adapter_sha256')):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1:])
+        with pytest.raises(InputError, match='malformed .it does not have the digest that was written with it'):
+            read_adapter(file)
+    save_adapter(tuned('vpt', {}), file, replace(about, num_classes=99999999))
+    with pytest.raises(InputError, match='said to be of 99999999 classes and has no classifier of so many'):
         load_adapter(vit(), file)
 
 

@@ -17,6 +17,7 @@ from nbn_timm.config import parse_flags, read_mapping
 from nbn_timm.datasets import has_validation
 from nbn_timm.errors import InputError, quoted, run_cli
 from nbn_timm.files import make_folder
+from nbn_timm.models.run_folder import has_controls
 from nbn_timm.training.sweep import (
     OUTPUT,
     TABLE_FILE,
@@ -68,7 +69,7 @@ def create_parser() -> argparse.ArgumentParser:
 
 
 def _folder(text: str) -> Path:
-    if not text or not text.isprintable():
+    if not text.strip() or has_controls(text):
         raise argparse.ArgumentTypeError(f"{quoted(text)} is no name of a folder: give one, as '.' for this one")
     return Path(text)
 

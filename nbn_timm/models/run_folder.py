@@ -1,5 +1,6 @@
 """The checkpoints that a run leaves in its folder, and which of them the folder stands for where a file is wanted."""
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.files import read_json_object, refuse_no_file
 
-__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'new_run_folder', 'source_file']
+__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'has_controls', 'new_run_folder', 'source_file']
 
 LAST = 'last.pth.tar'
 BEST = 'model_best.pth.tar'
@@ -52,16 +53,21 @@ def new_run_folder(output: str, experiment: str | None, default: str) -> Path:
     Raises:
         InputError: No folder can be called so, or it would lie elsewhere than its name says.
     """
-    if not output or not output.isprintable():
+    if not output.strip() or has_controls(output):
         raise InputError(f"--output {quoted(output)} is no name of a folder: give one, as '.' for this one")
     name = default if experiment is None else experiment
-    if not name.strip('. ') or '/' in name or os.sep in name or not name.isprintable():
+    if not name.strip('. ') or '/' in name or os.sep in name or has_controls(name):
         raise InputError(f'--experiment {quoted(name)} is no name of a folder in --output: give a name without slashes '
                          'and line breaks, and the path before it as --output')
     if len(os.fsencode(name)) > _LONGEST:
         raise InputError(f'the name of the run {quoted(name)} is too long: give an --experiment of at most {_LONGEST} '
                          'bytes')
     return Path(output, name)
+
+
+def has_controls(name: str) -> bool:
+    """Whether a name has characters that break lines or steer a terminal; no alphabet needs these."""
+    return any(unicodedata.category(char) in ('Cc', 'Zl', 'Zp') for char in name)
 
 
 def finished_file(source: str) -> str:

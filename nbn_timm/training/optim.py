@@ -37,7 +37,7 @@ from nbn_timm.settings import (
     only_with,
     setting,
 )
-from nbn_timm.training.optimizer_limits import annotated, check_values
+from nbn_timm.training.optimizer_limits import annotated, check_values, with_floats
 
 
 def _clips(name: str, others: Values) -> str | None:
@@ -231,7 +231,7 @@ def create_optimizer(
     flags = [KeyValue(name, value, f'{flag(name)} {value}') for name, value in (
         ('lr', settings.lr), ('weight_decay', settings.weight_decay), ('momentum', settings.momentum),
         ('opt', settings.opt))]
-    return call(make, [*own, *flags], what)
+    return call(make, [*with_floats(own), *flags], what)
 
 
 def classifier_rate(model: nn.Module, settings: OptimizerSettings) -> dict[nn.Module, float]:

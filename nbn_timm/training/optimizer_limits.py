@@ -5,12 +5,13 @@ Both give one name to one kind of setting, so that a name and the default beside
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 from nbn_timm.key_values import KeyValue, cannot_take, check_number, number_range
 from nbn_timm.settings import NOT_NEGATIVE, POSITIVE, PROBABILITY, Limits
 
-__all__ = ['annotated', 'check_values']
+__all__ = ['annotated', 'check_values', 'with_floats']
 
 FLAG = '--opt-kwargs'
 
@@ -40,6 +41,12 @@ def annotated(parameter: inspect.Parameter) -> inspect.Parameter:
     if parameter.annotation is not inspect.Parameter.empty or kind not in (bool, int, float, str, tuple):
         return parameter
     return parameter.replace(annotation=float if kind is int else kind)
+
+
+def with_floats(given: Sequence[KeyValue]) -> list[KeyValue]:
+    """Settings with the whole numbers in tuples as floats: torch refuses betas of both types, such as [0, 0.99]."""
+    return [replace(one, value=type(one.value)(float(part) if _is_number(part) else part for part in one.value))
+            if isinstance(one.value, tuple | list) else one for one in given]
 
 
 def check_values(what: str, given: Sequence[KeyValue], parameters: Mapping[str, inspect.Parameter]) -> None:

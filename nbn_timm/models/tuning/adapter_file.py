@@ -1,7 +1,8 @@
 """Files with what fine-tuning of a part has learned: a few MB, which go onto the plain network again."""
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .tuning import TUNINGS, apply_tuning, create_tuning
 __all__ = ['ADAPTER', 'AdapterFile', 'load_adapter', 'read_adapter', 'save_adapter']
 
 ADAPTER = 'nbn_timm_adapter'  # key of the metadata
+_ADAPTER_DIGEST = 'nbn_timm_adapter_sha256'  # of what stands there, as `DIGEST` is of the weights
 _BASE = '.base_layer'  # what peft puts into the names of the weights that it goes onto
 
 
@@ -49,6 +51,10 @@ class AdapterFile:
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {  # of what is no mapping
+    **dict.fromkeys(('model', 'tune', 'backbone_sha256'), (str,)), 'num_classes': (int,), 'head': (str, type(None))}
+
+
 def save_adapter(model: nn.Module, path: str | Path, about: AdapterFile) -> None:
     """Write what has been trained of a network, whole or not at all.
 
@@ -59,7 +65,8 @@ def save_adapter(model: nn.Module, path: str | Path, about: AdapterFile) -> None
     """
     learned, rest = _divided(model, about)
     told = {**asdict(about), 'backbone_sha256': weights_digest(rest)}
-    metadata = {'format': 'pt', DIGEST: weights_digest(learned), ADAPTER: json.dumps(told, sort_keys=True)}
+    text = json.dumps(told, sort_keys=True)
+    metadata = {'format': 'pt', DIGEST: weights_digest(learned), ADAPTER: text, _ADAPTER_DIGEST: _sha256(text)}
     tensors = {name: value.detach().cpu().clone() for name, value in learned.items()}
     atomic_write(Path(path), lambda place: safetensors.torch.save_file(tensors, place, metadata=metadata))
 
@@ -74,15 +81,23 @@ def read_adapter(path: str | Path) -> AdapterFile | None:
         return None
     try:
         with safe_open(path, framework='pt') as file:
-            told = (file.metadata() or {}).get(ADAPTER)
+            metadata = file.metadata() or {}
     except Exception:  # of a file that is damaged, which is said where it is read
         return None
-    if told is None:
+    if ADAPTER not in metadata:
         return None
+    malformed = f"what '{path}' says of its adapter is malformed"
+    if metadata.get(_ADAPTER_DIGEST) != _sha256(metadata[ADAPTER]):
+        raise InputError(f'{malformed} (it does not have the digest that was written with it): get it again')
     try:
-        return AdapterFile(**json.loads(told))
+        about = AdapterFile(**json.loads(metadata[ADAPTER]))
     except (TypeError, ValueError) as error:
-        raise InputError(f"what '{path}' says of its adapter is malformed ({in_words(error)}): get it again") from error
+        raise InputError(f'{malformed} ({in_words(error)}): get it again') from error
+    for each in fields(about):
+        value = getattr(about, each.name)
+        if not isinstance(value, _TYPES.get(each.name, Mapping)) or isinstance(value, bool):
+            raise InputError(f'{malformed} ({each.name} is {value!r:.80}): get it again')
+    return about
 
 
 def load_adapter(model: Any, path: str | Path) -> nn.Module:
@@ -104,6 +119,9 @@ def load_adapter(model: Any, path: str | Path) -> nn.Module:
     if about is None:
         raise InputError(f"'{path}' is no file of an adapter: give one that a run with --tune wrote")
     check_weights(weights, path)
+    if not any(value.shape[:1] == (about.num_classes,) for value in weights.values()):
+        raise InputError(f"'{path}' is said to be of {about.num_classes} classes and has no classifier of so many: get "
+                         'it again')
     if model.num_classes != about.num_classes:
         model.reset_classifier(about.num_classes)
     training = model.training
@@ -137,3 +155,7 @@ def _divided(model: nn.Module, about: AdapterFile) -> tuple[dict[str, torch.Tens
         else:
             rest[name.replace(_BASE, '')] = value
     return learned, rest
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()
