@@ -194,7 +194,8 @@ def _mask_fault(one: Entry, image: Entry) -> str | None:
     good = _are_runs(shape, image) if isinstance(shape, dict) else _are_polygons(shape)
     return None if good else (
         f'{_has(one, "segmentation")}, which is neither polygons [[x, y, x, y, x, y, ...], ...] in pixels nor run '
-        f'lengths of {image["height"]} x {image["width"]} pixels: correct it, or give --no-masks to learn boxes alone')
+        f'lengths of the size [{image["height"]}, {image["width"]}]: correct it, or give --no-masks to learn boxes '
+        'alone')
 
 
 def _are_polygons(shape: Any) -> bool:

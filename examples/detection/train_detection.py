@@ -185,6 +185,8 @@ class Training:
         _logger.info(f'{len(self.train.objects)} training images with {sum(map(len, self.train.objects))} objects of '
                      f'{len(self.frequencies)} classes ({count_frequencies(self.frequencies)}); an epoch has '
                      f'{self.sampler.epoch_length} images, {len(self.loader)} steps of {self.world.size} process(es)')
+        if left_out := len(self.train.content['annotations']) - sum(map(len, self.train.objects)):
+            _logger.info(f'{left_out} annotations are not learned from: crowds, and boxes of less than a pixel')
         _logger.info(f'{type(self.detector).__name__} on {self.settings.backbone.model}, {count / 1e6:.2f} M '
                      f'parameters, {learning / 1e6:.2f} M of which learn')
 
