@@ -466,9 +466,10 @@ def test_both_files_are_checked_before_training(digits, tmp_path, split):
         start(content)
     start(content, '--no-masks')
     content = json.loads(good)
-    content['images'][0]['file_name'] = 'x.png'
-    with pytest.raises(InputError, match=f"^image 1 in '{path}' is the file '.*x.png', which is missing: check"):
-        start(content)
+    for name in ('x.png', 'x' * 300 + '.png', '\0x.png'):
+        content['images'][0]['file_name'] = name
+        with pytest.raises(InputError, match=f"^image 1 in '{path}' is the file '.*x.png', which is missing: check"):
+            start(content)
 
 
 def test_nothing_to_learn_from_is_told(digits, tmp_path):

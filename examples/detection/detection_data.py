@@ -1,4 +1,5 @@
 """Pictures with boxes and masks, from annotations in the form of LVIS or COCO."""
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class Annotations:
         """
         for index, image in enumerate(self.content['images']):
             path = self.image_path(folder, index)
-            if not path.is_file():
+            if not os.path.isfile(path):  # False too for what no file can be called
                 raise refusal(self.path, 'images', index, image,
                               f'is the file {quoted(str(path))}, which is missing: check --image-dir')
 
