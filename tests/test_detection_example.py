@@ -151,9 +151,157 @@ def test_annotations_in_both_forms(tmp_path):
         data.Annotations.read(tmp_path / 'wrong.json')
 
 
+def reread(folder: Path, content: dict, masks: bool = True) -> data.Annotations:
+    (folder / 'a.json').write_text(json.dumps(content))
+    return data.Annotations.read(folder / 'a.json', masks)
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize('kind, key, value, reason', [
+    ('annotations', 'bbox', GONE, 'annotation 1 {file} has no bbox: give'),
+    ('annotations', 'bbox', None, 'annotation 1 {file} has the bbox null, which is not four numbers'),
+    ('annotations', 'bbox', [], 'which is not four numbers'),
+    ('annotations', 'bbox', [1, 2, 3], 'which is not four numbers'),
+    ('annotations', 'bbox', 'abcd', 'which is not four numbers'),
+    ('annotations', 'bbox', ['1', '2', '30', '30'], 'which is not four numbers'),
+    ('annotations', 'bbox', [2, 2, math.inf, 20], '[2, 2, Infinity, 20], which is not four numbers of at most 100,000'),
+    ('annotations', 'bbox', [math.nan, 2, 20, 20], 'which is not four numbers'),
+    ('annotations', 'bbox', [2, 2, 1e30, 20], 'which is not four numbers'),
+    ('annotations', 'bbox', [2, 2, 10 ** 400, 20], 'which is not four numbers'),
+    ('annotations', 'bbox', [20, 20, -10, 10], 'with a negative side'),
+    ('annotations', 'bbox', [-500, 2, 20, 20], 'outside of its image of 64 x 64 pixels: correct it or take'),
+    ('annotations', 'bbox', [2, 64, 20, 20], 'outside of its image'),
+    ('annotations', 'id', GONE, 'entry 1 of the annotations {file} has no id: give a whole number'),
+    ('annotations', 'id', 2, 'annotation 2 {file} is there twice: give each an id of its own'),
+    ('annotations', 'image_id', GONE, 'annotation 1 {file} has no image_id: give a whole number'),
+    ('annotations', 'image_id', '1', 'annotation 1 {file} has the image_id "1": give a whole number'),
+    ('annotations', 'image_id', 99, 'annotation 1 {file} has the image_id 99, which the file lacks'),
+    ('annotations', 'category_id', GONE, 'has no category_id'),
+    ('annotations', 'category_id', [1], 'has the category_id [1]: give a whole number'),
+    ('annotations', 'category_id', True, 'has the category_id true: give a whole number'),
+    ('annotations', 'category_id', 4, 'has the category_id 4, which the file lacks'),
+    ('annotations', 'iscrowd', None, 'has the iscrowd null: give 0 or 1'),
+    ('annotations', 'segmentation', GONE, 'has no segmentation: give --no-masks'),
+    ('annotations', 'segmentation', [], 'has no segmentation: give --no-masks'),
+    ('annotations', 'segmentation', 'x', 'has the segmentation "x", which is neither polygons'),
+    ('annotations', 'segmentation', [[1, 2, 3]], 'which is neither polygons'),
+    ('annotations', 'segmentation', [[1, 2, 3, 4, 5, 6, 7]], 'which is neither polygons'),
+    ('annotations', 'segmentation', [[1, 2, 3, 4, 5, 1e30]], 'which is neither polygons'),
+    ('annotations', 'segmentation', [[1, 2, 3, 4, 5, math.nan]], 'which is neither polygons'),
+    ('annotations', 'segmentation', [['1', '2', '3', '4', '5', '6']], 'which is neither polygons'),
+    ('annotations', 'segmentation', [1, 2, 3, 4, 5, 6], 'which is neither polygons'),
+    ('annotations', 'segmentation', [[1, 2, 3, 4, 5, [6]]], 'which is neither polygons'),
+    ('annotations', 'segmentation', {'size': [64, 64]}, 'nor run lengths of the size [64, 64]'),
+    ('annotations', 'segmentation', {'size': [64, 64], 'counts': [1, 2]}, 'nor run lengths'),
+    ('annotations', 'segmentation', {'size': [64, 64], 'counts': 'abc'}, 'nor run lengths'),
+    ('annotations', 'segmentation', {'size': [64, 64], 'counts': '1234'}, 'nor run lengths'),
+    ('annotations', 'segmentation', {'size': [64, 32], 'counts': [2048]}, 'nor run lengths'),
+    ('images', 'id', GONE, 'entry 1 of the images {file} has no id: give'),
+    ('images', 'id', 'x', 'entry 1 of the images {file} has the id "x": give'),
+    ('images', 'id', 2, 'image 2 {file} is there twice'),
+    ('images', 'width', GONE, 'image 1 {file} has no width: give the pixels'),
+    ('images', 'height', 0, 'image 1 {file} has the height 0: give the pixels'),
+    ('images', 'file_name', GONE, 'image 1 {file} has no file_name: give the file'),
+    ('images', 'file_name', 7, 'image 1 {file} has the file_name 7: give the file'),
+    ('images', 'neg_category_ids', GONE, 'image 1 {file} has no neg_category_ids, and others have: give it to all'),
+    ('images', 'neg_category_ids', None, 'image 1 {file} has the neg_category_ids null: give a list'),
+    ('images', 'neg_category_ids', [[1]], 'give a list of category ids'),
+    ('images', 'not_exhaustive_category_ids', [9], 'names category 9 in its not_exhaustive_category_ids'),
+    ('categories', 'id', [3], 'entry 1 of the categories {file} has the id [3]: give'),
+    ('categories', 'id', 1, 'category 1 {file} is there twice'),
+    ('categories', 'name', 7, 'category 3 {file} has the name 7: give'),
+    ('categories', 'frequency', ['r'], 'category 3 {file} has the frequency ["r"]: give'),
+    ('categories', 'frequency', GONE, 'category 3 {file} has no frequency, and others have: give it to all'),
+])
+def test_wrong_entries_are_sentences(tmp_path, kind, key, value, reason):
+    content = annotations(True).content
+    if value is GONE:
+        del content[kind][0][key]
+    else:
+        content[kind][0][key] = value
+    with pytest.raises(InputError, match=re.escape(reason.format(file=f"in '{tmp_path / 'a.json'}'"))):
+        reread(tmp_path, content)
+
+
+@pytest.mark.parametrize('kind', ['images', 'annotations', 'categories'])
+@pytest.mark.parametrize('entry', [None, 'x', 7, [1]])
+def test_entries_that_are_no_objects_are_sentences(tmp_path, kind, entry):
+    content = annotations(True).content
+    content[kind].append(entry)
+    reason = f'entry {len(content[kind])} of the {kind} in .* is {re.escape(json.dumps(entry))} and no object: correct'
+    with pytest.raises(InputError, match=reason):
+        reread(tmp_path, content)
+
+
+def test_right_annotations_stay_as_they_are_but_for_boxes_that_reach_out_of_their_images(tmp_path):
+    content = annotations(True).content
+    boxes = [[0.1, 0.2, 63.9, 63.8], [-4, 50, 20.5, 30], [64.0, 3, 0.5, 9]]  # whole, clipped, less than a pixel
+    for one, box in zip(content['annotations'], boxes, strict=False):
+        one['bbox'] = box
+    got = reread(tmp_path, content)
+    content['annotations'][1]['bbox'], content['annotations'][2]['bbox'] = [0, 50, 16.5, 14], [64, 3, 0, 9]
+    assert got.content == content
+    assert [[one['id'] for one in objects] for objects in got.objects] == [[1], [2, 4]]
+    del content['annotations'][0]['segmentation']
+    assert len(reread(tmp_path, content, masks=False).objects) == 2
+
+
+def test_other_categories_in_the_two_files_are_told():
+    lvis, swapped, fewer = (annotations(True) for _ in range(3))
+    first, second, _ = swapped.categories
+    first['name'], second['name'] = second['name'], first['name']
+    with pytest.raises(InputError, match=r"other categories .1 is '1', and 1 is '2'.: give two files of one data set"):
+        data.class_frequencies(lvis, swapped)
+    fewer.content['categories'] = fewer.content['categories'][1:]
+    with pytest.raises(InputError, match="3 is '3', and none in its place"):
+        data.class_frequencies(lvis, fewer)
+
+
+def test_federated_annotations_need_no_frequencies_areas_or_ids_from_1_on():
+    """faster-coco-eval alone raises KeyError, leaves out areas below 0, and takes an object of id 0 for a miss."""
+    truth = annotations(True)
+    results = [detection(1, 1, 0.9), detection(2, 1, 0.8), detection(1, 2, 0.7), detection(2, 3, 0.6)]
+    for category in truth.content['categories']:
+        del category['frequency']
+    for number, one in enumerate(truth.content['annotations']):
+        one |= {'id': number, 'area': -1}
+    before = json.dumps(truth.content)
+    letters = data.class_frequencies(truth, truth)
+    assert letters == ['r'] * 3
+    for kind in ('bbox', 'segm'):
+        assert ap.average_precision(truth, letters, results, kind)['APr'] == pytest.approx(100)
+    assert json.dumps(truth.content) == before
+
+
+def one_image(folder: Path, **size: int) -> data.DetectionImages:
+    content = {'images': [{'id': 1, 'file_name': 'a.png', 'width': 64, 'height': 32, **size}], 'annotations': [],
+               'categories': [{'id': 1}]}
+    return data.DetectionImages(reread(folder, content), folder, masks=False)
+
+
+def test_grey_of_16_bits_looks_like_that_of_8(tmp_path):
+    grey = np.arange(2048).reshape(32, 64) // 8
+    for values in (grey.astype(np.uint8), (grey * 257).astype(np.uint16)):
+        Image.fromarray(values).save(tmp_path / 'a.png')
+        image, _ = one_image(tmp_path)[0]
+        assert torch.equal((image * 255).round(), torch.from_numpy(grey).float().expand(3, 32, 64))
+
+
+def test_images_of_another_size_than_their_annotations_are_refused(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter, so that it is 32 x 64 upright
+    for exif in (None, turned):
+        Image.new('RGB', (64, 32)).save(tmp_path / 'a.png', exif=exif)
+        images = one_image(tmp_path, **({'width': 60} if exif is None else {}))
+        with pytest.raises(InputError, match=r"^image 1 in '.*a.json' has 6[04] x 32 pixels, and the file '.*a.png', "
+                                             'turned upright, (64 x 32|32 x 64): correct the size'):
+            images[0]
+
+
 def test_images_that_are_missing_or_damaged_are_told_apart(tmp_path):
-    content = {'images': [{'id': 1, 'file_name': 'a.png'}], 'annotations': [], 'categories': [{'id': 1, 'name': 'x'}]}
-    images = data.DetectionImages(data.Annotations(tmp_path / 'x.json', content), tmp_path, masks=False)
+    images = one_image(tmp_path)
     path = tmp_path / 'a.png'
     with pytest.raises(InputError, match=f"^the image '{path}' is missing: check --image-dir$"):
         images[0]
@@ -270,6 +418,8 @@ def test_faster_rcnn_on_annotations_of_coco(digits, tmp_path):
              '--no-masks', '--class-loss', 'equalization', '--repeat-threshold', '0',
              '--epochs', '1', '--output', str(tmp_path / 'run')), World(torch.device('cpu')))
     assert figures.keys() == {'bbox'} and math.isnan(figures['bbox']['APf']) and figures['bbox']['APr'] >= 0
+    written = json.loads((tmp_path / 'run' / 'results.json').read_text(), parse_constant=pytest.fail)
+    assert written['ap'] == {'bbox': figures['bbox'] | {'APc': None, 'APf': None}}
 
 
 @pytest.mark.parametrize('model, last', [('resnet32_ride_nbn', 144), ('resnet18', 512)])
@@ -299,6 +449,34 @@ def test_backbone_starts_from_a_checkpoint_file(tmp_path):
 def test_wrong_settings_are_sentences(digits, settings, reason):
     with pytest.raises(InputError, match=reason):
         train_detection.Training(read(digits, *settings), World(torch.device('cpu')))
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_both_files_are_checked_before_training(digits, tmp_path, split):
+    good = (digits / f'{split}.json').read_text()
+    path = tmp_path / 'a.json'
+
+    def start(content: dict, *more: str) -> None:
+        path.write_text(json.dumps(content))
+        train_detection.Training(read(digits, f'--{split}-json', str(path), *more), World(torch.device('cpu')))
+
+    content = json.loads(good)
+    content['annotations'][0]['segmentation'] = 'x'
+    with pytest.raises(InputError, match=f"^annotation 1 in '{path}' has the segmentation"):
+        start(content)
+    start(content, '--no-masks')
+    content = json.loads(good)
+    for name in ('x.png', 'x' * 300 + '.png', '\0x.png'):
+        content['images'][0]['file_name'] = name
+        with pytest.raises(InputError, match=f"^image 1 in '{path}' is the file '.*x.png', which is missing: check"):
+            start(content)
+
+
+def test_nothing_to_learn_from_is_told(digits, tmp_path):
+    content = json.loads((digits / 'train.json').read_text()) | {'annotations': []}
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    with pytest.raises(InputError, match='has no box to learn from'):
+        train_detection.Training(read(digits, '--train-json', str(tmp_path / 'a.json')), World(torch.device('cpu')))
 
 
 def test_rate_rises_and_falls():

@@ -51,7 +51,7 @@ def average_precision(annotations: Annotations, frequencies: Sequence[str], resu
         AP, APr, APc and APf; NaN where no class of a kind is in the images.
     """
     wanted = ('image_id', 'category_id', 'score', {'bbox': 'bbox', 'segm': 'segmentation'}[kind])
-    truth = COCO(annotations.content, use_deepcopy=True)
+    truth = COCO(as_truth(annotations, frequencies))
     # The library leaves out the same, but 1.8.0 fails on masks of an image of which nothing remains.
     counting = annotations.searched if annotations.federated else None
     found = truth.loadRes([{key: one[key] for key in wanted} for one in results
@@ -67,9 +67,28 @@ def average_precision(annotations: Annotations, frequencies: Sequence[str], resu
             for name, letter in NAMES.items()}
 
 
+def as_truth(annotations: Annotations, frequencies: Sequence[str]) -> dict[str, Any]:
+    """The annotations as faster-coco-eval needs them.
+
+    It asks for a frequency of each class where they are federated, takes an object with the id 0 for one that was not
+    found, and leaves out objects whose area is outside of its ranges, though only the range of all sizes counts here.
+    """
+    labels = annotations.labels
+    categories = [one | {'frequency': frequencies[labels[one['id']] - 1]} for one in annotations.content['categories']]
+    objects = [one | {'id': number, 'area': one['bbox'][2] * one['bbox'][3]}
+               for number, one in enumerate(annotations.content['annotations'], 1)]
+    return {'images': annotations.content['images'], 'categories': categories, 'annotations': objects}
+
+
 def _mean(precision: np.ndarray) -> float:
     known = precision[precision > -1]
     return float(100 * known.mean()) if known.size else float('nan')
+
+
+def known(figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """The figures with None for NaN, which JSON has not."""
+    return {kind: {name: None if np.isnan(value) else value for name, value in values.items()}
+            for kind, values in figures.items()}
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:

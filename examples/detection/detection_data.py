@@ -1,25 +1,27 @@
 """Pictures with boxes and masks, from annotations in the form of LVIS or COCO."""
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from annotation_check import BANDS, check_annotations, clipped, is_learnable, refusal
 from faster_coco_eval.core import mask as rle
 from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from nbn_timm.data.label_sets import label_sets
-from nbn_timm.data.pictures import reason_unreadable
-from nbn_timm.errors import InputError
-from nbn_timm.files import read_json_object
+from nbn_timm.data.pictures import reason_unreadable, to_rgb
+from nbn_timm.errors import InputError, quoted
+from nbn_timm.files import open_regular, read_json_object
 
 RARE, COMMON = 10, 100  # training images that a rare and a common class have at most, in LVIS
-BANDS = {'r': 'rare', 'c': 'common', 'f': 'frequent'}
 
 
 @dataclass(frozen=True)
@@ -35,18 +37,38 @@ class Annotations:
     content: dict[str, Any]
 
     @classmethod
-    def read(cls, path: str | Path) -> 'Annotations':
-        """Read a file.
+    def read(cls, path: str | Path, masks: bool = False) -> 'Annotations':
+        """Read a file, look at all that is in it, and clip its boxes to their images.
+
+        Args:
+            path: Of the file.
+            masks: The annotations must have masks.
 
         Raises:
-            InputError: It is not there, or holds something else.
+            InputError: It is not there, holds something else, or has a wrong entry.
         """
         remedy = 'give a JSON file in the form of LVIS or COCO'
         content = read_json_object(path, f"the annotation file '{path}'", remedy)
         for key in ('images', 'annotations', 'categories'):
             if not isinstance(content.get(key), list) or not content[key] and key != 'annotations':
                 raise InputError(f"the annotation file '{path}' has no list of {key}: {remedy}")
+        check_annotations(Path(path), content, masks)
+        images = {image['id']: image for image in content['images']}
+        for one in content['annotations']:
+            one['bbox'] = clipped(one['bbox'], images[one['image_id']])
         return cls(Path(path), content)
+
+    def check_files(self, folder: Path) -> None:
+        """Look whether all images are there.
+
+        Raises:
+            InputError: One is not.
+        """
+        for index, image in enumerate(self.content['images']):
+            path = self.image_path(folder, index)
+            if not os.path.isfile(path):  # False too for what no file can be called
+                raise refusal(self.path, 'images', index, image,
+                              f'is the file {quoted(str(path))}, which is missing: check --image-dir')
 
     @cached_property
     def categories(self) -> list[dict[str, Any]]:
@@ -60,17 +82,10 @@ class Annotations:
 
     @cached_property
     def objects(self) -> list[list[dict[str, Any]]]:
-        """The annotations of each image that can be learned from: no crowds, and no boxes of less than a pixel.
-
-        Raises:
-            InputError: An annotation is of an image or a category that is not there.
-        """
+        """The annotations of each image that can be learned from: no crowds, and no boxes of less than a pixel."""
         of_image: dict[int, list[dict[str, Any]]] = {image['id']: [] for image in self.content['images']}
         for one in self.content['annotations']:
-            if one['image_id'] not in of_image or one['category_id'] not in self.labels:
-                raise InputError(f"annotation {one['id']} of '{self.path}' is of image {one['image_id']} and category "
-                                 f"{one['category_id']}, and the file lacks one of these: take a complete file")
-            if not one.get('iscrowd') and min(one['bbox'][2:]) >= 1:
+            if not one.get('iscrowd') and is_learnable(one['bbox']):
                 of_image[one['image_id']].append(one)
         return list(of_image.values())
 
@@ -115,12 +130,24 @@ def class_frequencies(train: Annotations, val: Annotations) -> list[str]:
     Raises:
         InputError: The two files have other categories.
     """
-    if train.labels != val.labels:
-        raise InputError(f"'{train.path}' and '{val.path}' have other category ids: give two files of one data set")
+    for here, there in zip_longest(train.categories, val.categories, fillvalue={}):
+        if _id_and_name(here) != _id_and_name(there):
+            raise InputError(f'{quoted(str(train.path))} and {quoted(str(val.path))} have other categories '
+                             f'({_in_words(here)}, and {_in_words(there)}): give two files of one data set')
     given = [category.get('frequency') for category in val.categories]
     if all(letter in BANDS for letter in given):
         return [str(letter) for letter in given]
     return [frequency_of(int(count)) for count in train.image_counts]
+
+
+def _id_and_name(category: Mapping[str, Any]) -> tuple[Any, Any]:
+    return category.get('id'), category.get('name')
+
+
+def _in_words(category: Mapping[str, Any]) -> str:
+    if not category:
+        return 'none in its place'
+    return f'{category["id"]} is {quoted(category["name"])}' if 'name' in category else f'{category["id"]} has no name'
 
 
 class DetectionImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
@@ -143,14 +170,8 @@ class DetectionImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
         return len(self.annotations.objects)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        path, objects = self.annotations.image_path(self.folder, index), self.annotations.objects[index]
-        try:
-            image = pil_to_tensor(Image.open(path).convert('RGB')).float() / 255
-        except FileNotFoundError as error:
-            raise InputError(f"the image '{path}' is missing: check --image-dir") from error
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"the image '{path}' cannot be read ({reason_unreadable(error)}): replace it by an "
-                             'intact copy') from error
+        objects = self.annotations.objects[index]
+        image = pil_to_tensor(self._read(index)).float() / 255
         left, top, width, height = torch.tensor([one['bbox'] for one in objects]).float().reshape(-1, 4).unbind(1)
         target = {'boxes': torch.stack([left, top, left + width, top + height], 1),
                   'labels': torch.tensor([self.annotations.labels[one['category_id']] for one in objects]).long()}
@@ -159,16 +180,44 @@ class DetectionImages(Dataset[tuple[torch.Tensor, dict[str, torch.Tensor]]]):
         return mirrored(image, target) if torch.rand(()) < self.hflip else (image, target)
 
 
-def decode_masks(objects: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
-    """Masks uint8 [N, height, width] of annotations with polygons or run lengths.
+    def _read(self, index: int) -> Image.Image:
+        """An image, which must have the size that the annotations say, since boxes beyond its pixels end torchvision.
+
+        Raises:
+            InputError: It is missing, damaged or of another size.
+        """
+        path, image = self.annotations.image_path(self.folder, index), self.annotations.content['images'][index]
+        picture = read_image(path)
+        width, height = picture.size
+        if (width, height) != (image['width'], image['height']):
+            raise refusal(self.annotations.path, 'images', index, image,
+                          f'has {image["width"]} x {image["height"]} pixels, and the file {quoted(str(path))}, turned '
+                          f'upright, {width} x {height}: correct the size and the boxes, or take the right image')
+        return picture
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image as 8-bit RGB, turned upright; 16-bit grey is scaled to 8 bits.
 
     Raises:
-        InputError: An annotation has neither.
+        InputError: It is missing, damaged, or has values of no known range.
     """
+    try:
+        with open_regular(path) as file, Image.open(file) as image:
+            return to_rgb(image, f'the image {quoted(str(path))}')
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f'the image {quoted(str(path))} is missing: check --image-dir') from error
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        raise InputError(f'the image {quoted(str(path))} cannot be read ({reason_unreadable(error)}): replace it by an '
+                         'intact copy') from error
+
+
+def decode_masks(objects: Sequence[Mapping[str, Any]], height: int, width: int) -> np.ndarray:
+    """Masks uint8 [N, height, width] of annotations with polygons or run lengths."""
     masks = np.zeros((len(objects), height, width), np.uint8)
     for mask, one in zip(masks, objects, strict=True):
-        if not one.get('segmentation'):
-            raise InputError(f"annotation {one['id']} has no segmentation: give --no-masks to learn boxes alone")
         mask[:] = rle.decode(rle.segmToRle(one['segmentation'], width, height))
     return masks
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from average_precision import as_results, average_precision, table
+from average_precision import as_results, average_precision, known, table
 from detection_data import Annotations, DetectionImages, as_lists, class_frequencies, count_frequencies
 from detector import BackboneSettings, DetectorSettings, create_detector
 from torch import nn
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.models.detection import FasterRCNN
 
 from nbn_timm.config import Given, build_parser, read_given
-from nbn_timm.errors import InputError, run_cli
+from nbn_timm.errors import InputError, quoted, run_cli
 from nbn_timm.files import atomic_write, make_folder, write_text_atomic
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.samplers import create_sampler
@@ -153,8 +153,14 @@ class Training:
             if not getattr(data, name):
                 raise InputError(f'{flag(name)} is missing: give it')
         self.folder = Path(run.output)
-        self.train, self.val = Annotations.read(data.train_json), Annotations.read(data.val_json)
+        self.train, self.val = (Annotations.read(path, settings.detector.masks)
+                                for path in (data.train_json, data.val_json))
         self.frequencies = class_frequencies(self.train, self.val)
+        for annotations in (self.train, self.val):
+            annotations.check_files(Path(data.image_dir))
+        if not any(self.train.objects):
+            raise InputError(f'{quoted(data.train_json)} has no box to learn from, as crowds and boxes of less than a '
+                             'pixel are left out: add annotations')
         seed_everything(settings.training.seed)
         counts = torch.from_numpy(self.train.image_counts)
         self.detector = create_detector(settings.backbone, settings.detector, counts, len(self.train.objects))
@@ -179,6 +185,8 @@ class Training:
         _logger.info(f'{len(self.train.objects)} training images with {sum(map(len, self.train.objects))} objects of '
                      f'{len(self.frequencies)} classes ({count_frequencies(self.frequencies)}); an epoch has '
                      f'{self.sampler.epoch_length} images, {len(self.loader)} steps of {self.world.size} process(es)')
+        if left_out := len(self.train.content['annotations']) - sum(map(len, self.train.objects)):
+            _logger.info(f'{left_out} annotations are not learned from: crowds, and boxes of less than a pixel')
         _logger.info(f'{type(self.detector).__name__} on {self.settings.backbone.model}, {count / 1e6:.2f} M '
                      f'parameters, {learning / 1e6:.2f} M of which learn')
 
@@ -289,9 +297,9 @@ def run(settings: DetectionSettings, world: World) -> dict[str, dict[str, float]
     training.fit()
     figures = training.evaluate()
     if figures is not None:
-        record = {'epochs': training.epoch, 'frequencies': training.frequencies, 'ap': figures,
+        record = {'epochs': training.epoch, 'frequencies': training.frequencies, 'ap': known(figures),
                   'settings': settings.values()}
-        write_text_atomic(training.folder / RESULTS, json.dumps(record, indent=2))
+        write_text_atomic(training.folder / RESULTS, json.dumps(record, indent=2, allow_nan=False))
         _logger.info(f'AP over overlaps of .5 to .95 on {len(training.val.objects)} images '
                      f'({count_frequencies(training.frequencies)} classes)\n{table(figures)}')
     return figures
