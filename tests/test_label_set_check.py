@@ -98,4 +98,4 @@ def test_a_training_is_told_of_copies_with_other_labels(pictures):
     (pictures / 'train7.png').write_bytes((pictures / 'train0.png').read_bytes())
     data = DataSettings('csv', str(pictures), train_csv='train.csv', label_separator=';')
     note, = quick_look(create_splits(data, label_sets=True))
-    assert 'the same picture with different labels: 1 times' in note and note.endswith('(nbn-check shows all)')
+    assert 'the same picture with different labels: once' in note and note.endswith('(nbn-check shows all)')
