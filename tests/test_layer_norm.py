@@ -298,3 +298,14 @@ def test_frozen_layers_keep_values_and_keys_while_the_rest_learns(alpha_trainabl
     model(images(model)).square().sum().backward()
     assert not any(is_frozen(layer) for layer in layers.values())
     assert all(layer.weight.grad is not None for layer in layers.values())
+
+
+@pytest.mark.parametrize('name, stage, size', [('test_convnext', 'stages_3', 64), ('test_vit', 'model.blocks.1', 160)])
+@torch.no_grad()
+def test_a_network_of_maps_keeps_each_of_them(name, stage, size):
+    model, x = timm.create_model(name, features_only=True).eval(), torch.randn(1, 3, size, size)
+    before = model(x)
+    add_nbn(model, keep_function=True, stages=stage)
+    assert nbn_layers(model)
+    for after, value in zip(model(x), before, strict=True):
+        torch.testing.assert_close(after, value, rtol=1e-5, atol=1e-5)

@@ -141,12 +141,21 @@ def _check_kept(model: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> 
     image = try_images(trial)
     if image.dtype not in (torch.float32, torch.float64):
         trial, image = trial.float(), image.float()
-    before = trial(image)
-    moved = float((convert(trial)(image) - before).abs().max() / before.abs().max().clamp(min=1e-12))
+    before = _tensors(trial(image))
+    moved = max(float((after - value).abs().max() / value.abs().max().clamp(min=1e-12))
+                for after, value in zip(_tensors(convert(trial)(image)), before, strict=True))
     if not moved <= _KEPT:
         raise InputError('the function of the network cannot be kept, since its outputs on an image would move by '
                          f'{moved:.1e} of the largest: leave layers out with `layers`, or train with NBN from '
                          'untrained weights on')
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """What a network gives: logits, or several maps."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 @torch.no_grad()
