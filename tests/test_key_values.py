@@ -277,7 +277,8 @@ def test_an_optimizer_that_cannot_be_had_names_flag_key_and_value(settings, mess
         optimizer(**settings)
 
 
-@pytest.mark.parametrize('name', list_optimizers())
+@pytest.mark.parametrize('name', [  # which torch compiles
+    pytest.param(name, marks=[pytest.mark.slow] * name.startswith('kron')) for name in list_optimizers()])
 def test_every_optimizer_of_timm_trains_and_goes_on_from_a_checkpoint_or_is_refused(name):
     images = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 

@@ -347,6 +347,7 @@ def test_weights_that_cannot_be_had_are_one_sentence(name, tmp_path, monkeypatch
 
     monkeypatch.setattr('socket.socket.connect', no_network)
     monkeypatch.setattr('socket.getaddrinfo', no_network)
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # between the tries of huggingface_hub
     with pytest.raises(InputError, match=name.partition('.')[0]) as error:
         create_model(name, pretrained=True)
     assert '\n' not in str(error.value)
