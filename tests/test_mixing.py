@@ -215,7 +215,7 @@ def test_cmo_mixes_in_its_epochs_with_its_probability_and_loads_only_what_it_mix
         assert not list(cmo.stream)
     assert loaded[:2] == [0, 0] and loaded[4] == 0
     assert all(abs(count - 300) < 5 * np.sqrt(210) for count in loaded[2:4])
-    assert cmo.patches.epochs == [2, 3]
+    assert cmo.others.epochs == [2, 3]
 
 
 @pytest.mark.parametrize('make', [
@@ -334,16 +334,16 @@ def test_the_second_stream_is_as_long_as_the_first_and_not_the_same():
     for world in (World(torch.device('cpu')), World(torch.device('cpu'), 1, 1, 2)):
         loader, cmo = built('--cmo', '1', '--cmo-power', '0', '--sampler', 'class_balanced', data=splits(43),
                             world=world)
-        assert len(cmo.patches) == len(loader)
-        patches = cmo.patches.loader.sampler
+        assert len(cmo.others) == len(loader)
+        patches = cmo.others.loader.sampler
         assert len(patches) == len(loader.loader.sampler)
         assert (patches.rank, patches.world_size, patches.power) == (world.rank, world.size, 0.0)
         assert list(patches) != list(loader.loader.sampler)
         loader.set_epoch(5)
-        cmo.patches.set_epoch(5)
-        sizes = [[len(target) for _, target in stream] for stream in (loader, cmo.patches)]
+        cmo.others.set_epoch(5)
+        sizes = [[len(target) for _, target in stream] for stream in (loader, cmo.others)]
         assert sizes[0] == sizes[1]
-        assert cmo.patches.loader.generator.initial_seed() != loader.loader.generator.initial_seed()
+        assert cmo.others.loader.generator.initial_seed() != loader.loader.generator.initial_seed()
 
 
 @pytest.mark.parametrize('flags, epochs', [
@@ -354,7 +354,7 @@ def test_the_second_stream_is_as_long_as_the_first_and_not_the_same():
 ])
 def test_epochs_with_cmo(flags, epochs):
     _, cmo = built('--cmo', '0.5', *flags)
-    assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.patches.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
+    assert (cmo.epochs, cmo.alpha, cmo.prob, cmo.others.loader.sampler.power) == (epochs, 0.5, 0.5, 1.0)
 
 
 @pytest.mark.parametrize('name', [name for name, method in MIXINGS.items() if method.soft and method.views == 1])

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, ShotSplit
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.evaluator import ExactSum, refuse_faults, shot_split_of
 from nbn_timm.evaluation.predictions import write_arrays, write_columns
 from nbn_timm.evaluation.result import Result
@@ -110,9 +110,8 @@ class LabelSetPredictions:
                 raise ValueError('a label or a logit is none')
             return cls(sets.astype(np.uint8), logits.astype(np.float32))
         except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
-            reason = ' '.join(str(error).split())
-            raise InputError(f"the predictions '{path}' cannot be read ({reason}): evaluate again with nbn-validate "
-                             '--logits-file') from error
+            raise InputError(f"the predictions '{path}' cannot be read ({in_words(error)}): evaluate again with "
+                             'nbn-validate --logits-file') from error
 
     def write(self, path: str | Path) -> None:
         """Write a compressed NumPy file, whole or not at all."""

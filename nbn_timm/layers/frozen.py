@@ -103,13 +103,9 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
     Raises:
         InputError: A layer is of a kind that cannot be frozen, such as a synchronised one; nothing has been changed.
     """
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not is_frozen(module)}
-    for name, layer in layers.items():
-        if type(layer) not in (*_FROZEN, *_KEPT.values()) or layer.running_mean is None:
-            raise _cannot_be_frozen(name, layer)
+    layers = _checked(model, _FrozenStatistics, (*_FROZEN, *_KEPT.values()))
     learn_statistics(model)
-    for layer in layers.values():
+    for layer in layers:
         _become(layer, _FROZEN[type(layer)])
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(False)
@@ -153,12 +149,7 @@ def keep_statistics(model: nn.Module) -> nn.Module:
     Raises:
         InputError: A layer is of a kind that cannot be kept so; nothing has been changed.
     """
-    layers = {name: module for name, module in model.named_modules()
-              if isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and not isinstance(module, _KeptStatistics)}
-    for name, layer in layers.items():
-        if type(layer) not in _KEPT or layer.running_mean is None:
-            raise _cannot_be_frozen(name, layer)
-    for layer in layers.values():
+    for layer in _checked(model, _KeptStatistics, tuple(_KEPT)):
         _become(layer, _KEPT[type(layer)])
     return model
 
@@ -182,8 +173,19 @@ def _become(layer: nn.Module, kind: type[nn.Module]) -> None:
     layer.train(layer.training)
 
 
-def _cannot_be_frozen(name: str, layer: nn.Module) -> InputError:
-    kind = type(layer).__name__ + ('' if getattr(layer, 'running_mean', None) is not None else
-                                   ' without running statistics')
-    return InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
-                      'and give layers with running statistics')
+def _checked(model: nn.Module, done: type[nn.Module], kinds: tuple[type[nn.Module], ...]) -> list[Any]:
+    """The NBN and BatchNorm2d layers of a model but those that are `done`.
+
+    Raises:
+        InputError: One is of none of these kinds, or has no running statistics.
+    """
+    found = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) or isinstance(layer, done):
+            continue
+        if type(layer) not in kinds or layer.running_mean is None:
+            kind = type(layer).__name__ + ('' if layer.running_mean is not None else ' without running statistics')
+            raise InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
+                             'and give layers with running statistics')
+        found.append(layer)
+    return found

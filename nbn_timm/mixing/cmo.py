@@ -1,16 +1,14 @@
 """CMO (Park et al., "The Majority Can Help the Minority: Context-rich Minority Oversampling", CVPR 2022)."""
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from timm.data.mixup import cutmix_bbox_and_lam
-from torch.utils.data import IterableDataset
 
 from nbn_timm.data import TrainLoader
 from nbn_timm.errors import InputError
-from nbn_timm.mixing.mixing import ALWAYS, Mixing, MixingRun, register_mixing
+from nbn_timm.mixing.mixing import ALWAYS, MixingRun, StreamMixing, register_mixing
 from nbn_timm.samplers import EpochSampler
 from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, only_with, setting
 
@@ -84,20 +82,14 @@ def patch_loader(run: MixingRun, given: str, power: float, views: int = 1) -> Tr
     Raises:
         InputError: The images cannot be drawn one by one by their labels.
     """
-    splits, sampler = run.splits, run.loader.loader.sampler
-    if isinstance(splits.train, IterableDataset):
-        raise InputError(f'{given} takes training images one by one, and this dataset is a stream: use a list or '
-                         'folder dataset')
-    if splits.train is None or splits.train_targets is None or not isinstance(sampler, EpochSampler):
-        raise InputError(f'{given} needs the labels of all training images, which this dataset does not tell: use a '
-                         'list or folder dataset')
+    images, targets, sampler = run.labelled_images(given)
     seed = patch_seed(run.seed)
-    patches = PatchSampler(splits.train_targets, seed, run.rank, run.world_size, per_rank=len(sampler), power=power)
-    return run.create_loader(splits.train, patches, run.batch_size, seed, views)
+    patches = PatchSampler(targets, seed, run.rank, run.world_size, per_rank=len(sampler), power=power)
+    return run.create_loader(images, patches, run.batch_size, seed, views)
 
 
 @register_mixing('cmo', CmoSettings)
-class CMO(Mixing):
+class CMO(StreamMixing):
     """CutMix whose patches come from a second stream of images, in which rare classes are frequent.
 
     Of a batch (x, y) and one of the second stream (x', y') it makes
@@ -108,11 +100,8 @@ class CMO(Mixing):
     crosses the border is cut off, and lam is corrected to what is left of it. Rare objects thus get the varied
     backgrounds of frequent classes.
 
-    The second stream is loaded for the batches that are mixed, and only for them. `set_epoch` must be called before
-    each epoch.
-
     Args:
-        patches: Loader of the second stream, with batches as large as those that are mixed, and as many.
+        others: Loader of the second stream, see `StreamMixing`.
         num_classes: C.
         alpha: Of the Beta distribution.
         smoothing, prob, epochs: See `Mixing`.
@@ -122,17 +111,15 @@ class CMO(Mixing):
 
     def __init__(
             self,
-            patches: TrainLoader,
+            others: TrainLoader,
             num_classes: int,
             alpha: float = 1.0,
             smoothing: float = 0.0,
             prob: float = CmoSettings.cmo_prob,
             epochs: range = ALWAYS,
     ) -> None:
-        super().__init__(num_classes, smoothing, prob, epochs)
-        self.patches = patches
+        super().__init__(others, num_classes, smoothing, prob, epochs)
         self.alpha = alpha
-        self.stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
 
     @classmethod
     def create(cls, settings: Any, run: MixingRun) -> 'CMO':
@@ -145,15 +132,6 @@ class CMO(Mixing):
                              '--cmo-skip-last')
         loader = patch_loader(run, '--cmo', settings.cmo_power)
         return cls(loader, run.num_classes, settings.cmo, run.smoothing, settings.cmo_prob, epochs)
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        if self.enabled:
-            self.patches.set_epoch(epoch)
-            self.stream = iter(self.patches)
-
-    def end_epoch(self) -> None:
-        self.stream = iter(())  # its loading processes end with it
 
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         others, other_target = next(self.stream)

@@ -1,7 +1,6 @@
 """GLMC's two mixtures (Du et al., "Global and Local Mixture Consistency Cumulative Learning for Long-tailed Visual
 Recognitions", CVPR 2023).
 """
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 from nbn_timm.data import TrainLoader
 from nbn_timm.mixing.cmo import patch_loader
-from nbn_timm.mixing.mixing import Mixing, MixingRun, register_mixing
+from nbn_timm.mixing.mixing import MixingRun, StreamMixing, register_mixing
 from nbn_timm.settings import NOT_NEGATIVE, Settings, only_with, setting
 
 
@@ -29,7 +28,7 @@ class GlmcSettings(Settings):
 
 
 @register_mixing('glmc', GlmcSettings)
-class GlobalLocalMixture(Mixing):
+class GlobalLocalMixture(StreamMixing):
     """Mix two views of a batch with those of a second stream: the first as a whole, the second in a box.
 
     Of views x_0, x_1 with labels y and x'_0, x'_1 with labels y' of the second stream it makes lam x_0 + (1 - lam) x'_0
@@ -38,7 +37,7 @@ class GlobalLocalMixture(Mixing):
     (ynu-yangpeng/GLMC, commit 2c0261c) lam is not corrected to what is left of it.
 
     Args:
-        others: Loader of the second stream, with as many batches, as large as those beside it and of as many views.
+        others: Loader of the second stream, see `StreamMixing`, of as many views.
         num_classes: C.
         alpha: Of the Beta distribution.
         smoothing: See `Mixing`.
@@ -54,24 +53,14 @@ class GlobalLocalMixture(Mixing):
             alpha: float = 1.0,
             smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_classes, smoothing)
-        self.others = others
+        super().__init__(others, num_classes, smoothing)
         self.alpha = alpha
-        self.stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
 
     @classmethod
     def create(cls, settings: Any, run: MixingRun) -> 'GlobalLocalMixture':
         """GLMC's mixtures of a run, with a second stream of its training images."""
         others = patch_loader(run, '--glmc', settings.glmc_resampling - 1, cls.views)
         return cls(others, run.num_classes, settings.glmc, run.smoothing)
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.others.set_epoch(epoch)
-        self.stream = iter(self.others)
-
-    def end_epoch(self) -> None:
-        self.stream = iter(())  # its loading processes end with it
 
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         others, other_target = next(self.stream)

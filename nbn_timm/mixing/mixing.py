@@ -4,7 +4,7 @@ A method is one file in this folder: a subclass of `Mixing` with its settings an
 """
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -12,10 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
+from nbn_timm.samplers import EpochSampler
 from nbn_timm.settings import NOT_NEGATIVE, PROBABILITY, Settings, Values, fields_of, flag, is_on, setting
 
 ALWAYS = range(sys.maxsize)  # all epochs
@@ -91,6 +93,25 @@ class MixingRun:
             raise InputError(f'{flag(switch)} needs the training images per class, and this training set cannot be '
                              'counted: give them with --class-counts FILE')
         return counts
+
+
+    def labelled_images(self, given: str) -> tuple[Dataset, np.ndarray, EpochSampler]:
+        """The training images, their labels and the sampler of the batches that will be mixed, for another stream.
+
+        Args:
+            given: The flag that asks for it, for messages.
+
+        Raises:
+            InputError: The images cannot be drawn one by one by their labels.
+        """
+        images, targets, sampler = self.splits.train, self.splits.train_targets, self.loader.loader.sampler
+        if isinstance(images, IterableDataset):
+            raise InputError(f'{given} takes training images one by one, and this dataset is a stream: use a list or '
+                             'folder dataset')
+        if images is None or targets is None or not isinstance(sampler, EpochSampler):
+            raise InputError(f'{given} needs the labels of all training images, which this dataset does not tell: use '
+                             'a list or folder dataset')
+        return images, targets, sampler
 
 
 class Mixing(ABC):
@@ -175,6 +196,38 @@ class Mixing(ABC):
 
 MixingT = TypeVar('MixingT', bound=Mixing)
 MIXINGS: Registry[Mixing] = Registry('mixing method')
+
+
+class StreamMixing(Mixing):
+    """A mixing with batches of a second stream of images beside those that it is given.
+
+    The stream is loaded for the epochs in which it mixes, and only for them. `set_epoch` must be called before each.
+
+    Args:
+        others: Loader of the second stream, with batches as large as those beside it, and as many.
+        num_classes, smoothing, prob, epochs: See `Mixing`.
+    """
+
+    def __init__(
+            self,
+            others: TrainLoader,
+            num_classes: int,
+            smoothing: float = 0.0,
+            prob: float = 1.0,
+            epochs: range = ALWAYS,
+    ) -> None:
+        super().__init__(num_classes, smoothing, prob, epochs)
+        self.others = others
+        self.stream: Iterator[tuple[torch.Tensor, torch.Tensor]] = iter(())
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        if self.enabled:
+            self.others.set_epoch(epoch)
+            self.stream = iter(self.others)
+
+    def end_epoch(self) -> None:
+        self.stream = iter(())  # its loading processes end with it
 
 
 def register_mixing(name: str, settings: type[Settings], *switches: str) -> Callable[[type[MixingT]], type[MixingT]]:

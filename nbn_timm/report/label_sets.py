@@ -7,7 +7,7 @@ import numpy as np
 from nbn_timm.pages import Number, Table
 from nbn_timm.report import figures
 from nbn_timm.report.pictures import PICTURES, PICTURES_OF_PAIR, Gallery, Shown, percent
-from nbn_timm.report.run import SHOTS, FinishedRun
+from nbn_timm.report.run import SHOTS, FinishedRun, shot_limits
 
 CARDS = (
     ('map', 'mAP', 'mean over the classes, %'), ('map_many', 'Many', 'mAP, %'), ('map_medium', 'Medium', 'mAP, %'),
@@ -36,9 +36,7 @@ def shot_table(run: FinishedRun) -> Table | None:
     splits = run.results.get('splits')
     if not splits or run.shot_of_class is None:
         return None
-    limits = {'many': f'>{splits["many_above"]}', 'few': f'<{splits["few_below"]}',
-              'medium': f'{splits["few_below"]}–{splits["many_above"]}'}
-    rows = []
+    limits, rows = shot_limits(splits), []
     for shot in SHOTS:
         of_shot = [row for row in run.classes if row.shot == shot]
         known = [row.f1 for row in of_shot if row.f1 is not None]

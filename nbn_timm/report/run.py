@@ -84,6 +84,12 @@ class ClassRow:
         return 200 * self.correct / (self.predicted + self.test_images)
 
 
+def shot_limits(splits: Mapping[str, Any]) -> dict[str, str]:
+    """Training images of many-, medium- and few-shot classes, for people; of the limits in a run's results."""
+    many, few = splits['many_above'], splits['few_below']
+    return {'many': f'>{many}', 'medium': f'{few}–{many}', 'few': f'<{few}'}
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run by its files; what there is not is empty or None.

@@ -12,7 +12,7 @@ from nbn_timm.report import figures, label_sets
 from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import PICTURES, PICTURES_OF_PAIR, Gallery, told
 from nbn_timm.report.recipe import changed_settings, other_settings, repeating_command
-from nbn_timm.report.run import SHOTS, FinishedRun
+from nbn_timm.report.run import SHOTS, FinishedRun, shot_limits
 from nbn_timm.settings import SettingGroups
 
 PAIRS = 12  # the most confused ones
@@ -105,9 +105,7 @@ def shot_table(run: FinishedRun) -> Table | None:
     splits = run.results.get('splits')
     if not splits or run.shot_of_class is None:
         return None
-    limits = {'many': f'>{splits["many_above"]}', 'few': f'<{splits["few_below"]}',
-              'medium': f'{splits["few_below"]}–{splits["many_above"]}'}
-    rows = []
+    limits, rows = shot_limits(splits), []
     for shot in SHOTS:
         of_shot = [row for row in run.classes if row.shot == shot]
         rows.append([shot, limits[shot], len(of_shot),

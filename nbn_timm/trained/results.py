@@ -100,6 +100,12 @@ class EvaluatedWeights:
             return cls(trained[2], int(trained[1]), chosen_by=trained[3])
         return cls(sentence.partition(',')[0])
 
+    @property
+    def metric(self) -> str | None:
+        """The metric of the validation split that `chosen_by` names; None without such a split."""
+        _, validated, metric = str(self.chosen_by or '').rpartition('validation ')
+        return metric if validated else None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {'file': self.file, 'stage': self.second_stage} if self.second_stage else {

@@ -15,6 +15,7 @@ from pathlib import Path
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.files import open_regular, read_json_object, write_text_atomic
 from nbn_timm.settings import flag
+from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.settings import TrainSettings
 
 SWEEP_FILE, TABLE_FILE, OUTPUT = 'sweep.json', 'sweep.csv', 'train.txt'
@@ -113,17 +114,17 @@ def read_result(folder: Path) -> TrialResult | None:
         return None
     again = f"remove the folder '{folder}', and the same command trains it again"
     found = read_json_object(path, f"the results '{path}'", again)
-    weights = found.get('weights')
-    if not isinstance(weights, dict):
+    if not isinstance(found.get('weights'), dict):
         raise InputError(f"the results '{path}' do not say of which weights they are: {again}")
-    _, validated, metric = str(weights.get('chosen_by') or '').rpartition('validation ')
-    if not validated:
+    weights = EvaluatedWeights.of_results(found)
+    metric = weights.metric
+    if metric is None:
         raise InputError(f"'{folder}' had no validation split to compare settings by, and the test split is not for "
                          'choosing: give a --val-list, a folder val, or --val-split')
     try:
         with open_regular(folder / 'log.jsonl') as file:
             rows = [json.loads(line) for line in file]
-        value = float({row['epoch']: row[f'eval_{metric}'] for row in rows}[weights['epoch'] - 1])
+        value = float({row['epoch']: row[f'eval_{metric}'] for row in rows}[int(weights.epoch or 0) - 1])
         return TrialResult(metric, value, float(found['top1']) if path.name == 'test.json' else None)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"the validation {metric} of the best epoch cannot be read from '{folder}' "
