@@ -1,20 +1,20 @@
-"""Settings of all tests: two threads at most, no network but loopback, caches in a temporary folder."""
+"""Settings of all tests: one thread a process, no network but loopback, caches in a temporary folder."""
 import logging
 import os
 
-# Two processes of one thread, or one of two.
-os.environ.setdefault('OMP_NUM_THREADS', '1' if 'PYTEST_XDIST_WORKER' in os.environ else '2')
+# Forks have one thread, and sums by another number of threads differ in the last bit. What is set here is what the
+# processes of pytest-xdist inherit as well.
+os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.setdefault('HF_HUB_DISABLE_TELEMETRY', '1')
 
 import pytest
 import torch
 
-THREADS = int(os.environ['OMP_NUM_THREADS'])
-
 
 @pytest.fixture(autouse=True)
-def threads():
-    torch.set_num_threads(THREADS)
+def one_thread():
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -31,11 +31,6 @@ from nbn_timm.training.run_checkpoint import BEST
 COUNTS = ClassCounts((400, 20, 3), ('ant', 'bee', 'cat'), 'the training of a test')
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def work(tmp_path_factory) -> Path:
     """Folders of pictures whose colour nearly tells their class, and a run of four epochs on them."""

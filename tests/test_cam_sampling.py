@@ -171,7 +171,6 @@ def test_an_epoch_has_the_draws_that_it_is_asked_for():
 @pytest.mark.slow
 def test_the_chain_of_the_bag_of_tricks(images, tmp_path):  # noqa: F811
     """Mixup, the pictures, balanced draws of all with mixup, killed and resumed, balanced draws of the first alone."""
-    torch.set_num_threads(1)
     common = [*data_flags(images), *NET, '--output', str(tmp_path)]
     train.main([*common, '--epochs', '1', '--mixup', '1', '--experiment', 'first'])
     train.main([*common, '--stage', 'cam_sampling', '--initial-checkpoint', str(tmp_path / 'first' / LAST),

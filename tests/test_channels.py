@@ -27,11 +27,6 @@ from nbn_timm.training.run_checkpoint import BEST, LAST
 ORIENTATION = 0x0112
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> Path:
     """Class folders of RGBA pictures, of which the alpha channel alone tells the class."""

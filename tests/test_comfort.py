@@ -25,11 +25,6 @@ from nbn_timm.training.sweep import read_result
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> Path:
     """Class folders of 10, 6 and 3 training images and 2 others of each class, in its colour and noise."""

@@ -29,8 +29,7 @@ from nbn_timm.training.views import WithViews
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def seeded():
     torch.manual_seed(0)
 
 

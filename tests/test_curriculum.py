@@ -230,7 +230,6 @@ def test_what_does_not_go_together_is_one_sentence(flags, message, images, tmp_p
 
 @pytest.mark.slow
 def test_killed_and_resumed_and_on_two_processes(images, tmp_path):  # noqa: F811
-    torch.set_num_threads(1)
     flags = [*data_flags(images, 'train', 'test'), *RUN, '--epochs', '3', '--output', str(tmp_path)]
     train.main([*flags, '--experiment', 'whole'])
     run_killed_at('epoch 3/3  step 2/5', train.main, [*flags, '--experiment', 'killed'])

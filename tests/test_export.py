@@ -33,12 +33,6 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 QUICK = ('--repeats', '1', '--num-images', '9')
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    """Two threads wait for each other whenever the machine is busy."""
-    torch.set_num_threads(1)
-
-
 def trained_like(name: str, size: int, nbn: bool = False, **kwargs) -> nn.Module:
     """A network whose NBN vectors, statistics and logits are not those of initialisation."""
     torch.manual_seed(0)

@@ -113,7 +113,6 @@ def test_what_does_not_go_together_is_one_sentence(flags, message, images, tmp_p
 @pytest.fixture(scope='module')
 def whole(images, tmp_path_factory):  # noqa: F811
     """The folder of runs, and the flags of one that has been to its end there, as `whole`."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp('runs')
     flags = [*data_flags(images, 'train', 'test'), *RUN, '--epochs', '3', '--loss-kwargs', 'epochs=3', 'dim=4',
              '--glmc-resampling', '1', '--output', str(folder)]

@@ -18,11 +18,6 @@ QUICK = ('--formats', 'onnx', '--repeats', '1', '--num-images', '9', '--threads'
 HAS_OPENVINO = importlib.util.find_spec('openvino') is not None
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads):
-    torch.set_num_threads(1)
-
-
 @pytest.mark.fast
 def test_calibration_has_equally_many_of_each_class_and_the_rarest_too():
     targets = np.repeat(np.arange(5), [500, 100, 20, 3, 1])
@@ -37,7 +32,6 @@ def test_calibration_has_equally_many_of_each_class_and_the_rarest_too():
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp('int8') / 'exported'
-    torch.set_num_threads(1)
     command.main([DIGITS, str(folder), *QUICK, '--int8', '--calibration-images', '120', '--int8-loss', '5',
                   '--time', '1', '2'])
     return folder

@@ -31,7 +31,6 @@ COUNTS = ClassCounts((90, 30, 29, 10, 1), tuple('abcde'), 'a test')
 
 @pytest.fixture(autouse=True)
 def seeds():
-    torch.set_num_threads(1)
     seed_everything(0)
 
 

@@ -22,11 +22,6 @@ ROOT = Path(__file__).parents[1]
 COUNTS = (400, 3, 100, 20, 19, 150)  # not in label order
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def class_counts(*counts: int) -> ClassCounts:
     return ClassCounts(counts, tuple(f'class {label}' for label in range(len(counts))), 'a test')
 

@@ -77,7 +77,6 @@ def runs(tmp_path_factory):
             folder = root / split / 'ab'[index % 2]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f'{index}.png')
-    torch.set_num_threads(1)
     said = {}
     for name, flags in (('with', ['--profile']), ('without', [])):
         train.main(['--dataset', 'folder', '--data-dir', str(root), '--model', 'resnet20_nbn', '--img-size', '8',

@@ -37,11 +37,6 @@ RIDE = ['--model', 'resnet32_ride_nbn', '--model-kwargs', 'num_experts=2', 'num_
         '--device', 'cpu', '--workers', '0']
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def counts_of(counts) -> ClassCounts:
     return ClassCounts(tuple(counts), tuple(map(str, range(len(counts)))), 'a test')
 

@@ -43,11 +43,6 @@ FLAGS = ['--model', 'resnet20_nbn', '--img-size', '8', '--crop-pct', '1', '--mea
          '--device', 'cpu', '--workers', '0', '--seed', str(SEED)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def first(tmp_path_factory) -> Path:
     """Weights to begin with, the scale of NBN among them away from its initial value."""

@@ -24,11 +24,6 @@ from nbn_timm.training.run_checkpoint import LAST
 FIGURES = json.loads((released.REFERENCE / 'shike.json').read_text())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def theirs(name: str, heads: str = 'classifiers') -> str:
     """The authors' name of an entry."""
     name = re.sub(r'^layer3\.(\d)\.(\d)\.', r'layer3s.\2.\1.', name).replace('.downsample.', '.shortcut.')

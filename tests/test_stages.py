@@ -34,11 +34,6 @@ COUNTS = (10, 6, 3, 1)
 CLASSES = len(COUNTS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def network(name: str, seed: int = 0, size: int = 16, **kwargs) -> nn.Module:
     """A network whose classifier and statistics are not those of initialisation."""
     torch.manual_seed(seed)
@@ -290,7 +285,6 @@ def flags(root: Path, output: Path, *splits: str) -> list[str]:
 def first_stages(images, tmp_path_factory) -> dict[str, Path]:
     """Checkpoints of a first epoch, by model."""
     output = tmp_path_factory.mktemp('first')
-    torch.set_num_threads(1)
     for model in ('resnet20_nbn_lr', 'resnet20', 'resnet32_ride'):
         train.main([*flags(images, output), '--epochs', '1', '--model', model, '--model-kwargs', 'num_blocks=1',
                     '--experiment', model])

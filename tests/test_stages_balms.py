@@ -25,11 +25,6 @@ ROOT = Path(__file__).parent.parent
 COUNTS = (10, 6, 3, 1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> Path:
     """Training images of 10, 6, 3 and 1 per class and two per class for val and test: overlapping colours."""
@@ -57,7 +52,6 @@ def flags(root: Path, output: Path, *splits: str) -> list[str]:
 def first(images, tmp_path_factory) -> Path:
     """The checkpoint of a first epoch, of a rectified network."""
     output = tmp_path_factory.mktemp('first')
-    torch.set_num_threads(1)
     train.main([*flags(images, output), '--epochs', '1', '--model', 'resnet20_nbn_lr', '--experiment', 'first'])
     return output / 'first' / LAST
 

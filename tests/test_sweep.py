@@ -6,18 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import nbn_timm.cli.train as train
 from nbn_timm.cli import sweep
 from nbn_timm.errors import InputError
 from nbn_timm.training.sweep import TrialResult, claim_folder, read_result, trials
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='module')

@@ -51,8 +51,7 @@ COUNTS = ClassCounts((5, 3, 2), ('a', 'b', 'c'), 'a test')
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def seeded():
     torch.manual_seed(0)
 
 

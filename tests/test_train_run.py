@@ -26,11 +26,6 @@ ENVIRONMENT = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT), 'C
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> Path:
     """20 training images of classes with 10, 6, 3 and 1, and 8 others, each image of its class's colour and noise."""

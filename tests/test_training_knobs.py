@@ -21,8 +21,7 @@ from nbn_timm.training.progressive import ProgressiveSettings, ProgressiveSize, 
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+def seeded():
     torch.manual_seed(0)
 
 

@@ -27,14 +27,6 @@ COUNTS = ClassCounts((400, 150, 100, 20, 19, 3), ('ant', 'bee', 'cat', 'dog', 'e
 INPUT = ('--img-size', '16', '--workers', '0', '--batch-size', '8', '--device', 'cpu')
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope='module')
 def work(tmp_path_factory) -> Path:
     """37 images in a test list, class counts, and a checkpoint as the training writes it."""

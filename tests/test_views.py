@@ -26,11 +26,6 @@ from nbn_timm.training.views import WithViews
 RIDE = ['--model', 'resnet32_ride_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 @pytest.mark.parametrize('kind', [ArraySamples, MemoryImages])
 def test_other_views_have_their_own_augmentation(kind):
     """The first view is cropped, the others have a black square of up to the whole image as well."""
