@@ -10,6 +10,7 @@ none has a batch more than another, and nothing depends on how many shards there
 """
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nbn_timm.data.dataset import Transform
+from nbn_timm.data.decoders import FileTransform
 from nbn_timm.data.pictures import to_mode
 from nbn_timm.data.shards import PICTURES, ShardIndex, label_of, read_samples, shard_path
 from nbn_timm.errors import InputError, quoted
@@ -119,15 +121,20 @@ class ShardStream(IterableDataset):
         Raises:
             InputError: They are damaged.
         """
+        if isinstance(self.transform, FileTransform):
+            return self.transform.of_bytes(content, partial(self._picture, content, name))
+        image = self._picture(content, name)
+        return image if self.transform is None else self.transform(image)
+
+    def _picture(self, content: bytes, name: str) -> Image.Image:
         try:
             with Image.open(io.BytesIO(content)) as opened:
-                image = to_mode(opened, self.mode, name)
+                return to_mode(opened, self.mode, name)
         except InputError:
             raise
         except Exception as error:  # damaged files make Pillow's readers raise nearly anything
             raise InputError(f'{name} cannot be read ({type(error).__name__}: {error}): write the shard anew with an '
                              'intact copy') from error
-        return image if self.transform is None else self.transform(image)
 
 
 class TrainReading(IterableDataset):
