@@ -13,6 +13,7 @@ from nbn_timm.data.class_strength import LevelledImages
 from nbn_timm.data.dataset import ImageSamples
 from nbn_timm.data.decoders import PILLOW, FileTransform, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.part import WHOLE, Part
 from nbn_timm.data.settings import AugmentSettings, LoaderSettings
 from nbn_timm.data.shard_stream import EpochDraw, EvalReading, ShardStream, TrainReading
 from nbn_timm.data.timm_datasets import giving_bytes
@@ -20,9 +21,10 @@ from nbn_timm.data.transforms import Views, create_transform, set_transform
 from nbn_timm.errors import InputError
 
 
-def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A 63-bit seed that differs for every (seed, epoch, rank), neighbours included."""
-    state = np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint64)
+def epoch_seed(seed: int, epoch: int, rank: int = 0, begin: int = 0) -> int:
+    """A 63-bit seed that differs for every (seed, epoch, rank) and beginning of a `Part`, neighbours included."""
+    numbers = (seed, epoch, rank, begin) if begin else (seed, epoch, rank)
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
@@ -50,12 +52,19 @@ class TrainLoader(PrefetchLoader):
                 targets = targets[:images.shape[1]]
             yield images, targets
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of `epoch`."""
-        self.loader.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
-        for part in (self.loader.sampler, self.loader.dataset):
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch)
+    def set_epoch(self, epoch: int, part: Part = WHOLE) -> None:
+        """Make the next iteration that of `epoch`, or of a part of it; the length stays that of the whole."""
+        self.loader.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank, part.begin))
+        for source in (self.loader.sampler, self.loader.dataset):
+            if hasattr(source, 'part'):
+                source.part = part.images(self.loader.batch_size or 1)
+            if hasattr(source, 'set_epoch'):
+                source.set_epoch(epoch)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether an epoch can be had in parts; a stream of timm comes in an order of its own."""
+        return any(hasattr(source, 'part') for source in (self.loader.sampler, self.loader.dataset))
 
 
 def create_train_loader(
