@@ -160,17 +160,17 @@ def train_epochs(parts: Parts, start_epoch: int, begun: Middle = BEGINNING) -> i
         profile.start()
         if parts.curriculum is not None and not begun.updates:
             parts.curriculum.set_epoch(unwrap_model(task.get_trainable_module()), epoch)
-        part = parts.epoch.part(begun.updates)
-        seed_everything(settings.run.seed, epoch, world.rank, part.begin)
+        seed_everything(settings.run.seed, epoch, world.rank)
         if parts.freezing is not None:
             parts.freezing.set_epoch(epoch)
-        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs, part)
+        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs, parts.epoch.part(0))
         if parts.resize is not None:
             parts.resize.set_epoch(epoch)
         parts.scheduler.step(epoch + settings.schedule.sched_ahead)
         parts.scheduler.step_update(epoch * parts.epoch.updates + begun.updates)
         if begun.updates:
             parts.keeper.restore()
+            go_on(parts, epoch, begun)
         pause = partial(keep_and_go_on, parts, epoch) if parts.epoch.interval else None
         trained = train_one_epoch(
             task, parts.loader, parts.optimizer, parts.loop, parts.progress, world, epoch, parts.scheduler,
@@ -190,6 +190,11 @@ def train_epochs(parts: Parts, start_epoch: int, begun: Middle = BEGINNING) -> i
 def keep_and_go_on(parts: Parts, epoch: int, middle: Middle) -> None:
     """Write a checkpoint in the middle of an epoch, and begin the part that follows as a resumed run does."""
     parts.keeper.keep_middle(epoch, middle)
+    go_on(parts, epoch, middle)
+
+
+def go_on(parts: Parts, epoch: int, middle: Middle) -> None:
+    """Begin the part of an epoch that follows a place in it."""
     part = parts.epoch.part(middle.updates)
     seed_everything(parts.plan.settings.run.seed, epoch, parts.plan.world.rank, part.begin)
     begin_part(parts.task, parts.loader, parts.mixing, epoch, part)

@@ -39,6 +39,7 @@ _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
 _LEVELS = 'curriculum'  # of the classes, see `nbn_timm.training.curriculum`
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
+_LOOKAHEAD_SLOW = 'lookahead_slow_buff'  # what it has of a parameter from its first slow step on
 
 _logger = logging.getLogger(__name__)
 
@@ -431,6 +432,8 @@ def _check_parameter_state(needed: Mapping[str, Any], saved: Mapping[str, Any]) 
         ValueError: They are of different kinds or shapes.
     """
     needed, saved = ({key: value for key, value in kept.items() if value is not None} for kept in (needed, saved))
+    if _LOOKAHEAD_SLOW not in saved:
+        needed.pop(_LOOKAHEAD_SLOW, None)
     if not needed or not saved:
         return
     if needed.keys() != saved.keys():
