@@ -70,8 +70,6 @@ _OF_TRAIN = {
     'bn_eps': 'give --model-kwargs bn_eps=1e-3, for the models that take it',
     'model_ema_force_cpu': 'the average stays on the device, since it is what is evaluated: leave it out',
     'worker_seeding': 'workers draw from seeds of their own, which --seed decides: leave it out',
-    'recovery_interval': 'a checkpoint of everything is written after every epoch: leave it out, and go on with '
-                         '--resume auto',
     'save_images': 'no pictures of batches are saved: look at nbn_timm.data.create_transform',
     'tta': 'an image is evaluated once, by its centre crop: leave it out',
     'use_multi_epochs_loader': 'workers begin each epoch anew, which makes it reproducible; small images are kept in '

@@ -124,7 +124,7 @@ def test_draws_follow_from_seed_epoch_and_process_alone():
         return task.attack.start(pictures)
 
     class Loader:
-        def set_epoch(self, epoch: int) -> None:
+        def set_epoch(self, epoch: int, part: object) -> None:
             pass
 
     pictures, _ = batch()

@@ -1,18 +1,25 @@
 """Decoders of JPEG files: the same crops, nearly the same pixels, and Pillow for what they are not for."""
 import io
 import random
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from timm.data import ImageDataset
 from timm.data.transforms import MaybePILToTensor, RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from nbn_timm.data import AugmentSettings, DataDefaults, ImageSamples, create_eval_loader, create_train_loader
 from nbn_timm.data import decoders as decoders_module
+from nbn_timm.data import loader as loader_module
 from nbn_timm.data.decoders import DECODERS, Box, CannotDecode, DecodedCrop, resized_part
+from nbn_timm.data.shard_stream import EvalReading, ShardStream
+from nbn_timm.data.shards import open_index
+from nbn_timm.data.timm_datasets import SelectedSamples
 from nbn_timm.data.transforms import create_transform
 from nbn_timm.errors import InputError
 from nbn_timm.training.settings import TrainSettings
@@ -286,6 +293,67 @@ def test_workers_read_too_and_evaluation_stays(decoder, tmp_path):
     (images, _), = loader
     assert images.shape == (4, 3, 32, 32)
     assert torch.equal(evaluated(), before)
+
+
+class Encoded:
+    """A reader of timm's, whose pictures are encoded."""
+
+    def __init__(self, contents):
+        self.contents = contents
+
+    def __getitem__(self, index):
+        return io.BytesIO(self.contents[index]), index
+
+    def __len__(self):
+        return len(self.contents)
+
+
+def epoch_of(dataset, decoder, views=1):
+    """The training images of a dataset in order, by one seed."""
+    random.seed(5)
+    torch.manual_seed(5)
+    loader = create_train_loader(dataset, None if isinstance(dataset, ShardStream) else torch.utils.data
+                                 .SequentialSampler(dataset), batch_size=len(dataset), defaults=FORMAT, num_workers=0,
+                                 decoder=decoder, views=views)
+    (images, labels), = loader
+    return images, labels
+
+
+@pytest.mark.parametrize('views', [1, 2])
+def test_shards_and_timms_datasets_give_the_pictures_of_a_folder(decoder, views, tmp_path, monkeypatch):
+    """JPEG files and one that goes to Pillow: by the same numbers the very same pixels, wherever they come from."""
+    kinds = [('x.jpg', {'quality': 90}), ('y.jpeg', {'quality': 70, 'subsampling': '4:2:0'}), ('z.png', {})]
+    paths = [str(tmp_path / name) for name, _ in kinds]
+    for path, (_, settings) in zip(paths, kinds, strict=True):
+        scene(150, 110).save(path, **settings)
+    contents = [Path(path).read_bytes() for path in paths]
+    folder = ImageSamples(paths, range(3))
+    expected, labels = epoch_of(folder, decoder, views)
+    assert not torch.equal(expected, epoch_of(folder, 'pillow', views)[0])
+
+    timms = ImageDataset('', reader=Encoded(contents))
+    found, found_labels = epoch_of(timms, decoder, views)
+    assert torch.equal(found, expected) and torch.equal(found_labels, labels)
+    selected = SelectedSamples(timms, np.array([0, 1, 2]), np.arange(3))
+    assert torch.equal(epoch_of(selected, decoder, views)[0], expected)
+    assert timms[0][0].__class__ is not bytes and not timms.load_bytes  # an evaluation reads it as before
+
+    with tarfile.open(tmp_path / 'train.tar', 'w') as tar:
+        for label, (name, content) in enumerate(zip('xyz', contents, strict=True)):
+            for ending, part in ((kinds[label][0].partition('.')[2], content), ('cls', b'%d' % label)):
+                member = tarfile.TarInfo(f'{name}.{ending}')
+                member.size = len(part)
+                tar.addfile(member, io.BytesIO(part))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    stream = ShardStream(str(tmp_path), open_index(str(tmp_path), ['train.tar'], 'train'))
+    monkeypatch.setattr(loader_module, '_train_reading', lambda stream, *rest: EvalReading(stream))  # in order
+    found, found_labels = epoch_of(stream, decoder, views)
+    assert torch.equal(found, expected) and torch.equal(found_labels, labels)
+
+
+def test_a_damaged_picture_of_a_timm_dataset_is_one_sentence(decoder):
+    with pytest.raises(InputError, match='a training image of this dataset cannot be read .*no picture that Pillow'):
+        epoch_of(ImageDataset('', reader=Encoded([b'nothing'])), decoder)
 
 
 def test_where_it_has_no_use_it_is_refused(decoder, tmp_path):

@@ -381,7 +381,7 @@ def test_begin_epoch_tells_losses_that_want_to_know():
     loss = create_loss('ride', COUNTS, reweight_epoch=2)
     task = DistillationTask(nn.Linear(2, 2), nn.Linear(2, 2), loss)
     told = []
-    loader = SimpleNamespace(set_epoch=told.append)
+    loader = SimpleNamespace(set_epoch=lambda epoch, part: told.append(epoch))
     for epoch, expected in ((0, False), (1, False), (2, True)):
         begin_epoch(task, loader, None, epoch)
         assert loss.reweighting is expected

@@ -15,8 +15,8 @@ import io
 import random
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from importlib import metadata
 from typing import Any, ClassVar, NamedTuple
 
@@ -245,19 +245,33 @@ class SimpleJpeg(Decoder):
 # A transform of files ------------------------------------------------------------------------------------------------
 
 class FileTransform(ABC):
-    """A transform that can also begin with a picture's file."""
+    """A transform that can also begin with a picture's file, or with its bytes."""
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> Any:
         """What becomes of a picture."""
 
     @abstractmethod
+    def of_bytes(self, data: bytes, picture: Callable[[], Image.Image]) -> Any:
+        """What becomes of an encoded picture.
+
+        Args:
+            data: The whole file.
+            picture: Decodes it otherwise, where the transform cannot.
+        """
+
     def of_file(self, path: str) -> Any:
         """What becomes of the picture in a file.
 
         Raises:
             InputError: It cannot be read.
         """
+        try:
+            with open_regular(path) as file:
+                data = file.read()
+        except OSError:
+            return self(read_picture(path))
+        return self.of_bytes(data, partial(read_picture, path))
 
 
 class DecodedCrop(FileTransform):
@@ -277,13 +291,11 @@ class DecodedCrop(FileTransform):
     def __call__(self, image: Image.Image) -> Any:
         return self.pipeline(image)
 
-    def of_file(self, path: str) -> Any:
+    def of_bytes(self, data: bytes, picture: Callable[[], Image.Image]) -> Any:
         try:
-            with open_regular(path) as file:
-                data = file.read()
             image: Any = decoded_crop(self.decoder, data, self.crop)
-        except (CannotDecode, OSError):
-            return self.pipeline(read_picture(path))
+        except CannotDecode:
+            return self.pipeline(picture())
         if not self.on_tensors:
             image = Image.fromarray(image.permute(1, 2, 0).numpy())
         for step in self.rest:
@@ -304,8 +316,8 @@ class FileViews(FileTransform):
     def __call__(self, image: Image.Image) -> tuple[Any, ...]:
         return tuple(transform(image) for transform in self.transforms)
 
-    def of_file(self, path: str) -> tuple[Any, ...]:
-        return tuple(transform.of_file(path) for transform in self.transforms)
+    def of_bytes(self, data: bytes, picture: Callable[[], Image.Image]) -> tuple[Any, ...]:
+        return tuple(transform.of_bytes(data, picture) for transform in self.transforms)
 
 
 def decoding_transform(pipeline: transforms.Compose, decoder: str) -> FileTransform:

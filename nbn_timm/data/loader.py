@@ -11,17 +11,20 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from nbn_timm.data.batched import BatchedImages, MemoryImages, MemoryLoader, batch_augment
 from nbn_timm.data.class_strength import LevelledImages
 from nbn_timm.data.dataset import ImageSamples
-from nbn_timm.data.decoders import PILLOW, FileViews, decoding_transform
+from nbn_timm.data.decoders import PILLOW, FileTransform, FileViews, decoding_transform
 from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.part import WHOLE, Part
 from nbn_timm.data.settings import AugmentSettings, LoaderSettings
 from nbn_timm.data.shard_stream import EpochDraw, EvalReading, ShardStream, TrainReading
+from nbn_timm.data.timm_datasets import giving_bytes
 from nbn_timm.data.transforms import Views, create_transform, set_transform
 from nbn_timm.errors import InputError
 
 
-def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
-    """A 63-bit seed that differs for every (seed, epoch, rank), neighbours included."""
-    state = np.random.SeedSequence((seed, epoch, rank)).generate_state(1, np.uint64)
+def epoch_seed(seed: int, epoch: int, rank: int = 0, begin: int = 0) -> int:
+    """A 63-bit seed that differs for every (seed, epoch, rank) and beginning of a `Part`, neighbours included."""
+    numbers = (seed, epoch, rank, begin) if begin else (seed, epoch, rank)
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
 
 
@@ -49,12 +52,19 @@ class TrainLoader(PrefetchLoader):
                 targets = targets[:images.shape[1]]
             yield images, targets
 
-    def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of `epoch`."""
-        self.loader.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank))
-        for part in (self.loader.sampler, self.loader.dataset):
-            if hasattr(part, 'set_epoch'):
-                part.set_epoch(epoch)
+    def set_epoch(self, epoch: int, part: Part = WHOLE) -> None:
+        """Make the next iteration that of `epoch`, or of a part of it; the length stays that of the whole."""
+        self.loader.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank, part.begin))
+        for source in (self.loader.sampler, self.loader.dataset):
+            if hasattr(source, 'part'):
+                source.part = part.images(self.loader.batch_size or 1)
+            if hasattr(source, 'set_epoch'):
+                source.set_epoch(epoch)
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether an epoch can be had in parts; a stream of timm comes in an order of its own."""
+        return any(hasattr(source, 'part') for source in (self.loader.sampler, self.loader.dataset))
 
 
 def create_train_loader(
@@ -107,9 +117,11 @@ def create_train_loader(
     """
     augment = augment or AugmentSettings()
     augments = [augment, *[other_views or augment] * (views - 1)]
-    taken = _train_transform(dataset, defaults, augments, decoder) if transform is None else (
+    taken = _train_transform(defaults, augments, decoder) if transform is None else (
         Views([transform] * views) if views > 1 else transform)
     set_transform(dataset, taken, defaults)
+    if isinstance(taken, FileTransform):
+        dataset = _encoded(dataset, taken, decoder)
     drops = _drops_last(sampler, batch_size) if drop_last is None else drop_last
     if isinstance(dataset, ShardStream):
         dataset = _train_reading(dataset, sampler, batch_size, drops, num_workers)
@@ -208,7 +220,6 @@ def collate(samples: list[tuple[Any, int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _train_transform(
-        dataset: Dataset,
         defaults: DataDefaults,
         augments: Sequence[AugmentSettings],
         decoder: str,
@@ -217,13 +228,25 @@ def _train_transform(
     pipelines = [create_transform(defaults, is_training=True, augment=each) for each in augments]
     if decoder == PILLOW:
         return Views(pipelines) if len(pipelines) > 1 else pipelines[0]
-    samples = dataset.samples if isinstance(dataset, LevelledImages) else dataset
-    if not isinstance(samples, ImageSamples):
-        raise InputError(f'--decoder {decoder} reads image files, and these images come otherwise: leave it out')
     if defaults.input_size[0] != 3:
         raise InputError(f'--decoder {decoder} gives RGB images, and --in-chans asks for others: leave one of them out')
     transforms = [decoding_transform(pipeline, decoder) for pipeline in pipelines]
     return FileViews(transforms) if len(transforms) > 1 else transforms[0]
+
+
+def _encoded(dataset: Dataset, transform: FileTransform, decoder: str) -> Dataset:
+    """The dataset as one that gives a transform its pictures encoded, where it has them so.
+
+    Raises:
+        InputError: It has not.
+    """
+    samples = dataset.samples if isinstance(dataset, LevelledImages) else dataset
+    if isinstance(samples, ImageSamples | ShardStream):
+        return dataset
+    encoded = giving_bytes(samples, transform)
+    if encoded is None:
+        raise InputError(f'--decoder {decoder} reads image files, and these images come otherwise: leave it out')
+    return encoded
 
 
 def _train_reading(

@@ -10,6 +10,7 @@ none has a batch more than another, and nothing depends on how many shards there
 """
 import io
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
 from nbn_timm.data.dataset import Transform
+from nbn_timm.data.decoders import FileTransform
 from nbn_timm.data.pictures import to_mode
 from nbn_timm.data.shards import PICTURES, ShardIndex, label_of, read_samples, shard_path
 from nbn_timm.errors import InputError, quoted
@@ -119,22 +121,28 @@ class ShardStream(IterableDataset):
         Raises:
             InputError: They are damaged.
         """
+        if isinstance(self.transform, FileTransform):
+            return self.transform.of_bytes(content, partial(self._picture, content, name))
+        image = self._picture(content, name)
+        return image if self.transform is None else self.transform(image)
+
+    def _picture(self, content: bytes, name: str) -> Image.Image:
         try:
             with Image.open(io.BytesIO(content)) as opened:
-                image = to_mode(opened, self.mode, name)
+                return to_mode(opened, self.mode, name)
         except InputError:
             raise
         except Exception as error:  # damaged files make Pillow's readers raise nearly anything
             raise InputError(f'{name} cannot be read ({type(error).__name__}: {error}): write the shard anew with an '
                              'intact copy') from error
-        return image if self.transform is None else self.transform(image)
 
 
 class TrainReading(IterableDataset):
     """This process's part of the epochs that a sampler draws from a stream, in batches for workers.
 
     Which pictures an epoch has is a function of (seed, epoch) alone. Their order, and which process has which, depends
-    on the numbers of processes and workers and on the batch size as well.
+    on the numbers of processes and workers and on the batch size as well. A part of an epoch is a part of its sequence
+    for all processes together, so which pictures are left does not depend on how many processes there are.
 
     Args:
         stream: The pictures.
@@ -143,6 +151,9 @@ class TrainReading(IterableDataset):
         drop_last: The loader leaves out a last, smaller batch.
         workers: Of the loader, 0 for none.
         shuffled: Pictures that a worker holds.
+
+    Attributes:
+        part: Which pictures of an epoch, in whole batches of this process, `set_epoch` chooses.
     """
 
     def __init__(
@@ -159,30 +170,37 @@ class TrainReading(IterableDataset):
         self.sampler = sampler
         self.shuffled = shuffled
         self.length = len(sampler) // batch_size * batch_size if drop_last else len(sampler)
-        batches = np.arange(0, self.length, batch_size)
-        sizes = np.minimum(batch_size, self.length - batches)
-        # A loader takes the batches of its workers in turns.
-        self.quotas = [int(sizes[worker::max(workers, 1)].sum()) for worker in range(max(workers, 1))]
+        self.batch_size = batch_size
+        self.workers = max(workers, 1)
+        self.part = slice(None)
         self.pieces: list[list[Piece]] | None = None
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw an epoch; workers that are started from now on read it."""
+        """Draw an epoch; workers that are started from now on read it, or the chosen part of it."""
         sampler, stream = self.sampler, self.stream
         sampler.set_epoch(epoch)
         copies = np.bincount(sampler.epoch_indices(), minlength=len(stream))
         shards = np.random.default_rng((sampler.seed, epoch, 1)).permutation(len(stream.index.shards)).tolist()
-        ends = sampler.rank * len(sampler) + np.cumsum([0, *self.quotas])
+        begin, end, _ = self.part.indices(len(sampler))
+        first = begin * sampler.world_size + (end - begin) * sampler.rank
+        ends = first + np.cumsum([0, *self._quotas(begin, min(end, self.length))])
         self.pieces = stream.divide(copies, shards, ends.tolist())
+
+    def _quotas(self, begin: int, end: int) -> list[int]:
+        """Pictures for each worker of those of this process; a loader takes the batches of its workers in turns."""
+        sizes = np.minimum(self.batch_size, end - np.arange(begin, end, self.batch_size))
+        return [int(sizes[worker::self.workers].sum()) for worker in range(self.workers)]
 
     def __iter__(self) -> Iterator[tuple[Any, int]]:
         if self.pieces is None:
             self.set_epoch(self.sampler.epoch)
         assert self.pieces is not None
         worker = _worker()
-        rng = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 2, self.sampler.rank, worker))
+        begun = (self.part.start,) if self.part.start else ()
+        rng = np.random.default_rng((self.sampler.seed, self.sampler.epoch, 2, self.sampler.rank, worker, *begun))
         for content, label, name in _shuffled(self.stream.read(self.pieces[worker]), self.shuffled, rng):
             yield self.stream.decode(content, name), label
 

@@ -1,12 +1,18 @@
 """timm's own dataset types (torchvision, Hugging Face, TFDS): their labels, names and parts."""
+import io
 from collections.abc import Sequence
+from copy import copy
+from functools import partial
 from typing import Any
 
 import numpy as np
 import timm.data
+from PIL import Image
 from torch.utils.data import Dataset, Subset
 
 from nbn_timm.data.dataset import LabelledImages
+from nbn_timm.data.decoders import FileTransform
+from nbn_timm.data.pictures import reason_unreadable
 from nbn_timm.errors import InputError, in_words
 
 TIMM_TYPES = ('torch/', 'hfds/', 'hfids/', 'tfds/')
@@ -68,6 +74,34 @@ class SelectedSamples(Subset):
     @transform.setter
     def transform(self, transform: Any) -> None:
         self.dataset.transform = transform  # type: ignore[attr-defined]
+
+
+def giving_bytes(dataset: Any, transform: FileTransform) -> Dataset | None:
+    """A copy of a timm dataset whose transform takes encoded pictures; None of a dataset that decodes by itself."""
+    inner = dataset.dataset if isinstance(dataset, SelectedSamples) else dataset
+    if not isinstance(inner, timm.data.ImageDataset):
+        return None
+    inner = copy(inner)
+    inner.load_bytes, inner.transform = True, partial(_of_bytes, transform)
+    if not isinstance(dataset, SelectedSamples):
+        return inner
+    selected = copy(dataset)
+    selected.dataset = inner
+    return selected
+
+
+def _of_bytes(transform: FileTransform, data: bytes) -> Any:
+    return transform.of_bytes(data, partial(_decoded, data))
+
+
+def _decoded(data: bytes) -> Image.Image:
+    """A picture as timm decodes it, which leaves EXIF alone."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert('RGB')
+    except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        raise InputError(f'a training image of this dataset cannot be read ({reason_unreadable(error)}): leave out '
+                         '--decoder, with which timm takes its neighbour, or replace the image') from error
 
 
 def part_of(dataset: Any, indices: np.ndarray) -> Any:

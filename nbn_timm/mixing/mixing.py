@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
+from nbn_timm.data.part import WHOLE, Part
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
 from nbn_timm.samplers import EpochSampler
@@ -180,6 +181,9 @@ class Mixing(ABC):
         """Begin `epoch` (0-based); the generators must have been reseeded."""
         self.enabled = epoch in self.epochs
 
+    def set_part(self, epoch: int, part: Part) -> None:  # noqa: B027  # most methods read nothing
+        """Go on with a part of `epoch`, which has begun."""
+
     def end_epoch(self) -> None:  # noqa: B027  # most methods hold nothing
         """Let go of what the epoch needed."""
 
@@ -222,8 +226,11 @@ class StreamMixing(Mixing):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
+        self.set_part(epoch, WHOLE)
+
+    def set_part(self, epoch: int, part: Part) -> None:
         if self.enabled:
-            self.others.set_epoch(epoch)
+            self.others.set_epoch(epoch, part)
             self.stream = iter(self.others)
 
     def end_epoch(self) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.files import read_json_object, refuse_no_file
 
-__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RESULTS', 'finished_file', 'has_controls', 'new_run_folder', 'source_file']
+__all__ = ['ADJUSTED', 'BEST', 'LAST', 'RECOVERY', 'RESULTS', 'finished_file', 'has_controls', 'new_run_folder',
+           'source_file']
 
 LAST = 'last.pth.tar'
+RECOVERY = 'recovery.pth.tar'  # of the middle of an epoch, until that epoch ends
 BEST = 'model_best.pth.tar'
 ADJUSTED = 'model_adjusted.pth.tar'  # the prior was taken off its logits after the training
 RESULTS = ('test.json', 'val.json')  # what a run leaves when it ends

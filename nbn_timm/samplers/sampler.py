@@ -38,6 +38,9 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         world_size: Number of processes.
         epochs: Of the whole run, for samplers that change over it; None where it is unknown.
 
+    Attributes:
+        part: Which of its images of the epoch this rank gives; may be replaced at any time.
+
     Raises:
         InputError: There is no image, or an image can be of several classes, which the sampler does not take.
     """
@@ -70,6 +73,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         self.world_size = world_size
         self.epochs = epochs
         self.epoch = 0
+        self.part = slice(None)
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> np.ndarray:
@@ -101,7 +105,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
         return with_length(indices, len(self) * self.world_size)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.epoch_indices()[self.rank::self.world_size].tolist())
+        return iter(self.epoch_indices()[self.rank::self.world_size][self.part].tolist())
 
 
 def with_length(indices: np.ndarray, length: int) -> np.ndarray:

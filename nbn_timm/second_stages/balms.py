@@ -55,6 +55,7 @@ class BalancedMetaSoftmax(ClassifierRetraining):
 
     takes_mixing = False
     needs = {'sampler': 'meta', 'loss': 'balanced_softmax', 'torchcompile': None}
+    goes_on = False
 
     def __init__(
             self,

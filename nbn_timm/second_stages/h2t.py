@@ -38,6 +38,7 @@ class HeadToTail(ClassifierRetraining):
     """
 
     needs = {'torchcompile': None, 'sam_rho': 0.0}
+    goes_on = False
 
     def __init__(self, share: float = 0.25) -> None:
         super().__init__(reinit=False)

@@ -84,9 +84,11 @@ class TrainedSecondStage(SecondStage, ABC):
 
     Attributes:
         needs: Flags of train.py, as keys of a config, and the values that they must have for this stage.
+        goes_on: Whether a checkpoint in the middle of an epoch holds all that it needs to go on there.
     """
 
     needs: ClassVar[Mapping[str, Any]] = {}
+    goes_on: ClassVar[bool] = True
 
     @abstractmethod
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -39,9 +39,9 @@ class BatchAttack:
         self.generator = torch.Generator(world.device)
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin `epoch` (0-based)."""
-        self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank) ^ _OWN_DRAWS)
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Begin `epoch` (0-based), or a part of it."""
+        self.generator.manual_seed(epoch_seed(self.seed, epoch, self.rank, begin) ^ _OWN_DRAWS)
 
     def __call__(self, network: nn.Module, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """What the attack makes of normalised images; the network has its modes and, as asked, statistics again."""
@@ -90,9 +90,9 @@ class AdversarialTask(ClassificationTask):
         super().__init__(model, criterion, device=device, verbose=False)
         self.attack = attack
 
-    def set_epoch(self, epoch: int) -> None:
-        """Begin `epoch` (0-based)."""
-        self.attack.set_epoch(epoch)
+    def set_epoch(self, epoch: int, begin: int = 0) -> None:
+        """Begin `epoch` (0-based), or a part of it."""
+        self.attack.set_epoch(epoch, begin)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images [B, 3, H, W] and labels [B] to the loss."""

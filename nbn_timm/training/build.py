@@ -43,6 +43,7 @@ from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
 from nbn_timm.training.freezing import Freezing
+from nbn_timm.training.middle import EpochParts
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.task import LearningLossTask, SecondStageTask
@@ -186,6 +187,27 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
                          'effect: leave them out')
     return plan.train_loader(dataset, sampler, plan.batch.size, settings.run.seed, number_of_views(settings.loss.loss),
                              settings.batch.drop_last or None)
+
+
+def check_parts(
+        parts: EpochParts,
+        loader: TrainLoader,
+        settings: TrainSettings,
+        stage: TrainedSecondStage | None,
+) -> None:
+    """Refuse checkpoints in the middle of epochs that cannot be gone on with there.
+
+    Raises:
+        InputError: There are to be some.
+    """
+    if not parts.interval:
+        return
+    if not loader.has_parts:
+        raise InputError(f"'{settings.data.dataset}' comes in an order of its own, in whose middle no run can go on: "
+                         'leave out --recovery-interval, or write the images as tar shards and give --dataset wds/')
+    if stage is not None and not stage.goes_on:
+        raise InputError(f'--stage {settings.second_stage.stage} reads images of its own in an epoch, in whose middle '
+                         'it cannot go on: leave out --recovery-interval')
 
 
 def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> Mixing | None:

@@ -115,12 +115,14 @@ def close_world(world: World) -> None:
         dist.destroy_process_group()
 
 
-def seed_everything(seed: int, epoch: int = 0, rank: int = 0) -> None:
-    """Reseed `random`, `numpy` and `torch` from (seed, epoch, rank) alone, so that an epoch can be run again.
+def seed_everything(seed: int, epoch: int = 0, rank: int = 0, begin: int = 0) -> None:
+    """Reseed `random`, `numpy` and `torch` from these numbers alone, so that an epoch can be run again.
+
+    `begin` is that of a part of the epoch.
 
     numpy takes 32 bits; the others all 63.
     """
-    value = epoch_seed(seed, epoch, rank)
+    value = epoch_seed(seed, epoch, rank, begin)
     random.seed(value)
     np.random.seed(value % 2 ** 32)
     torch.manual_seed(value)

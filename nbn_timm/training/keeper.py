@@ -10,17 +10,29 @@ from torch.amp import GradScaler
 
 from nbn_timm.evaluation import Result, label_sets
 from nbn_timm.evaluation.result import no_metrics
+from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.training.curriculum import Curriculum
 from nbn_timm.training.log import RunLog
 from nbn_timm.training.loop import EpochResult
+from nbn_timm.training.middle import (
+    BEGINNING,
+    MIDDLE,
+    EpochParts,
+    Middle,
+    find_middle,
+    middle_state,
+    restore_statistics,
+)
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import (
     BEST,
     Best,
     checkpoint_state,
     is_better,
+    load_task,
     resume_run,
     save_checkpoint,
+    save_recovery,
 )
 
 _logger = logging.getLogger(__name__)
@@ -52,11 +64,26 @@ class Keeper:
         self.curriculum = curriculum
         self.best: Best | None = None
         self.log: RunLog | None = None
+        self.resumed: Path | None = None  # a checkpoint in the middle of an epoch
 
-    def resume(self, checkpoint: Path | None) -> int:
-        """Put the run into the state of a checkpoint, if there is one, and open the log; returns the epoch to begin."""
-        plan, start_epoch = self.plan, 0
+    def resume(self, checkpoint: Path | None, parts: EpochParts) -> tuple[int, Middle]:
+        """Put the run into the state of a checkpoint, if there is one, and open the log.
+
+        Args:
+            checkpoint: To go on from.
+            parts: Of the epochs.
+
+        Returns:
+            The epoch to begin (0-based), and where in it.
+
+        Raises:
+            InputError: The checkpoint is of another run.
+        """
+        plan, start_epoch, middle = self.plan, 0, BEGINNING
+        self.parts = parts
         if checkpoint is not None:
+            middle = find_middle(checkpoint, read_checkpoint(checkpoint), parts, plan.world)
+            self.resumed = checkpoint if middle.updates else None
             start_epoch, best = resume_run(
                 checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),
                 plan.splits.classes, self.scaler, self.curriculum)
@@ -66,7 +93,20 @@ class Keeper:
             keeping = plan.settings.keeping
             self.log = RunLog(plan.folder, start_epoch, keeping.log_tensorboard,
                               keeping.wandb_project if keeping.log_wandb else None, plan.record())
-        return start_epoch
+        return start_epoch, middle
+
+    def restore(self) -> None:
+        """In the middle of an epoch: undo what its beginning has changed once more, and what processes share."""
+        assert self.resumed is not None
+        state = read_checkpoint(self.resumed)
+        load_task(state, self.task)
+        restore_statistics(state, self.task, self.plan.world)
+
+    def keep_middle(self, epoch: int, middle: Middle) -> None:
+        """Write a checkpoint in the middle of an epoch (0-based)."""
+        state = middle_state(middle, self.parts, self.task, self.plan.world)
+        if state is not None:
+            save_recovery(self.plan.folder, self._state(epoch) | {MIDDLE: state})
 
     def gave_up(self, epoch: int) -> bool:
         """Whether the run ends before an epoch (0-based), since --patience epochs have brought nothing better.
@@ -110,16 +150,19 @@ class Keeper:
         unknown = dict.fromkeys(label_sets.METRICS) if self.plan.splits.label_sets else no_metrics()
         evaluated = result.metrics() if result else None if self.plan.watched is None else unknown
         self.log.write(epoch, training, evaluated, trained.lr, seconds)
-        save_checkpoint(self.plan.folder, checkpoint_state(
-            self.task, self.optimizer, epoch, self.plan.settings.model.model, self.plan.record(),
-            self.plan.splits.classes, metric, self.best, self.scaler, self.curriculum), is_best,
-            history=self.plan.settings.keeping.checkpoint_hist - 1)
+        save_checkpoint(self.plan.folder, self._state(epoch, metric), is_best,
+                        history=self.plan.settings.keeping.checkpoint_hist - 1)
 
     def close(self) -> None:
         """Finish the log, and wait until the files of the run are there for all processes."""
         if self.log is not None:
             self.log.close()
         self.plan.world.barrier()
+
+    def _state(self, epoch: int, metric: float | None = None) -> dict[str, Any]:
+        plan = self.plan
+        return checkpoint_state(self.task, self.optimizer, epoch, plan.settings.model.model, plan.record(),
+                                plan.splits.classes, metric, self.best, self.scaler, self.curriculum)
 
     def _metric(self, result: Result | None) -> float | None:
         if result is None or self.plan.splits.val is None:

@@ -1,6 +1,6 @@
 """One epoch of training."""
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
+from nbn_timm.training.middle import BEGINNING, Middle
 from nbn_timm.training.optim import OptimizerSettings, end_lookahead
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
@@ -58,9 +59,10 @@ class EpochResult:
 class LossMeter:
     """Mean loss of an epoch and the first update where it was not finite, kept on the device: no step waits for it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.sum = torch.zeros((), dtype=torch.float32 if device.type == 'mps' else torch.float64, device=device)
-        self.images = 0
+    def __init__(self, device: torch.device, begun: Middle = BEGINNING) -> None:
+        dtype = torch.float32 if device.type == 'mps' else torch.float64
+        self.sum = torch.full((), begun.loss, dtype=dtype, device=device)
+        self.images = begun.images
         self.bad_update = torch.full((), -1, device=device)
 
     def add(self, loss: torch.Tensor, images: int, update: int) -> None:
@@ -76,7 +78,11 @@ class LossMeter:
 
     def check(self, epoch: int) -> None:
         """Raise InputError if a loss was not finite on this process."""
-        _refuse(int(self.bad_update), epoch)
+        _refuse([int(self.bad_update)], epoch)
+
+    def check_all(self, world: World, epoch: int) -> None:
+        """Raise InputError if a loss was not finite on any process; all raise alike, so that none waits for another."""
+        _refuse(world.gather(int(self.bad_update)), epoch)
 
     def reduce(self, world: World, epoch: int) -> tuple[float, int]:
         """Mean loss and number of images over all processes.
@@ -85,13 +91,14 @@ class LossMeter:
             InputError: A loss was not finite, on any process; all raise alike, so that none waits for another.
         """
         found = world.gather((self.sum.item(), self.images, int(self.bad_update)))
-        _refuse(min((update for _, _, update in found if update >= 0), default=-1), epoch)
+        _refuse([update for _, _, update in found], epoch)
         images = sum(number for _, number, _ in found)
         return math.fsum(loss for loss, _, _ in found) / images, images
 
 
-def _refuse(update: int, epoch: int) -> None:
-    if update >= 0:
+def _refuse(bad_updates: Iterable[int], epoch: int) -> None:
+    update = min((update for update in bad_updates if update >= 0), default=None)
+    if update is not None:
         raise InputError(
             f'the loss became NaN or infinite in epoch {epoch + 1} at step {update + 1}: try a lower --lr, '
             '--warmup-epochs 5, --clip-grad 1.0, or --amp-dtype bfloat16 if float16 was used')
@@ -111,8 +118,10 @@ def train_one_epoch(
         graphs: GraphedBackward | None = None,
         profile: NoProfile | None = None,
         resize: ProgressiveSize | None = None,
+        begun: Middle = BEGINNING,
+        pause: Callable[[Middle], None] | None = None,
 ) -> EpochResult:
-    """Train `task` for one epoch.
+    """Train `task` for one epoch, or for the rest of it.
 
     Args:
         task: Maps (images, target) to a dict with 'loss'; its EMA, if it has one, follows every update.
@@ -128,17 +137,29 @@ def train_one_epoch(
         graphs: Computes loss and gradients of single batches as CUDA graphs.
         profile: Measures the parts of the epoch.
         resize: Scales the images of a batch, after mixing.
+        begun: What has been done of the epoch; the loader gives the batches that follow.
+        pause: Is called where the loader ends before the epoch does, and lets it begin with the batches that follow.
 
     Raises:
         InputError: The loss, a weight or a BatchNorm statistic became NaN or infinite, or there was no batch.
     """
     profile = profile or NoProfile()
     task.train()
-    progress.start(epoch)
-    losses = LossMeter(world.device)
-    num_updates = epoch * progress.updates_per_epoch
+    progress.start(epoch, begun.updates, begun.seconds)
+    losses = LossMeter(world.device, begun)
+    num_updates = epoch * progress.updates_per_epoch + begun.updates
     lr = 0.0
-    for update, batches in enumerate(batched(profile.input(loader), settings.accum_steps)):
+
+    def end_part(done: int) -> bool:
+        if pause is None or done >= progress.updates_per_epoch:
+            return True
+        losses.check_all(world, epoch)
+        check_finite(task, epoch, world)
+        pause(Middle(done, losses.sum.item(), losses.images, progress.seconds))
+        return False
+
+    for update, batches in _numbered(
+            lambda: batched(profile.input(loader), settings.accum_steps), begun.updates, end_part):
         if settings.drop_last and len(batches) < settings.accum_steps:
             break
         if mixing is not None:
@@ -281,6 +302,23 @@ def enough_values(images: torch.Tensor) -> Iterator[None]:
             f'a BatchNorm layer is left with one value per channel of {len(images)} image{"s" * (len(images) > 1)} of '
             f'{images.shape[-2]}x{images.shape[-1]}, which has no variance: give a larger --batch-size or --img-size'
         ) from error
+
+
+def _numbered(part: Callable[[], Iterable[T]], first: int, end_part: Callable[[int], bool]) -> Iterator[tuple[int, T]]:
+    """The items of an epoch with their numbers, part after part.
+
+    Args:
+        part: Gives the items that follow.
+        first: Number of the first one.
+        end_part: Is told how many there have been, and says whether that was the last part.
+    """
+    number = first
+    while True:
+        for item in part():
+            yield number, item
+            number += 1
+        if end_part(number):
+            return
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:

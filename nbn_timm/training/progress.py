@@ -42,14 +42,14 @@ class Progress:
         self._bar: tqdm | None = None
         self._done = 0
 
-    def start(self, epoch: int) -> None:
-        """Begin timing `epoch` (0-based)."""
+    def start(self, epoch: int, done: int = 0, seconds: float = 0.0) -> None:
+        """Begin timing `epoch` (0-based), or go on where so many updates are done and took so long."""
         self.end()
         self.epoch = epoch
-        self.began = self.clock()
-        self._done, self._loss = 0, ''
+        self.began = self.clock() - seconds
+        self._done, self._loss = done, ''
         if self.with_bar:
-            self._bar = bar(self.updates_per_epoch, f'epoch {epoch + 1}/{self.epochs}',
+            self._bar = bar(self.updates_per_epoch, f'epoch {epoch + 1}/{self.epochs}', initial=done,
                             bar_format='{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}')
 
     @property

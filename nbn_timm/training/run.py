@@ -1,6 +1,7 @@
 """A run from its settings to its report: the table of contents of training."""
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from nbn_timm.training.build import (
     build_second_stage,
     build_task,
     build_train_loader,
+    check_parts,
     connect_second_stage,
     parts_to_train,
 )
@@ -39,6 +41,7 @@ from nbn_timm.training.head_start import start_classifier
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.label_sets import for_label_sets
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_one_epoch
+from nbn_timm.training.middle import BEGINNING, EpochParts, Middle
 from nbn_timm.training.optim import classifier_rate, create_optimizer, create_scheduler
 from nbn_timm.training.plan import Plan, input_format, open_training_data
 from nbn_timm.training.profile import NoProfile, Profile
@@ -47,7 +50,7 @@ from nbn_timm.training.progressive import ProgressiveSize, build_progressive_siz
 from nbn_timm.training.report import announce, report_run, show_epoch, show_profile, write_settings
 from nbn_timm.training.run_checkpoint import find_common_resume
 from nbn_timm.training.settings import TrainSettings
-from nbn_timm.training.task import begin_epoch, evaluation_model, prepare_task, share_statistics
+from nbn_timm.training.task import begin_epoch, begin_part, evaluation_model, prepare_task, share_statistics
 from nbn_timm.training.validation_part import settle_validation
 
 _logger = logging.getLogger(__name__)
@@ -96,9 +99,13 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
 
     keeper = Keeper(plan, task, optimizer, scaler, curriculum)
-    start_epoch, epochs = keeper.resume(resume_from), settings.schedule.epochs
+    parts = EpochParts(settings.keeping.recovery_interval, updates_per_epoch, batch.accum_steps, batch.global_size)
+    check_parts(parts, loader, settings, stage)
+    (start_epoch, begun), epochs = keeper.resume(resume_from, parts), settings.schedule.epochs
     write_settings(plan)
-    announce(plan, model, start_epoch, [*doubtful(settings, stage), *tell_adjustment(plan, model)])
+    place = [f'The run goes on after update {begun.updates} of {updates_per_epoch} of epoch {start_epoch + 1}.']
+    announce(plan, model, start_epoch, [
+        *place * bool(begun.updates), *doubtful(settings, stage), *tell_adjustment(plan, model)])
     advise(plan, model, (epochs - start_epoch) * updates_per_epoch)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
                         settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last,
@@ -108,8 +115,8 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
                         _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
     profile = Profile(world.device) if settings.keeping.profile else NoProfile()
     done = train_epochs(Parts(
-        plan, task, loader, optimizer, scheduler, keeper, loop, progress, profile, scaler, mixing, graphs, freezing,
-        resize, curriculum), start_epoch)
+        plan, task, loader, optimizer, scheduler, keeper, parts, loop, progress, profile, scaler, mixing, graphs,
+        freezing, resize, curriculum), start_epoch, begun)
     keeper.close()
     show_profile(profile)
     report_run(plan, task, keeper, done)
@@ -125,6 +132,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     keeper: Keeper
+    epoch: EpochParts
     loop: LoopSettings
     progress: Progress
     profile: NoProfile
@@ -136,27 +144,38 @@ class Parts:
     curriculum: Curriculum | None
 
 
-def train_epochs(parts: Parts, start_epoch: int) -> int:
-    """Train, evaluate and keep one epoch after the other; returns how many epochs there were in all."""
+def train_epochs(parts: Parts, start_epoch: int, begun: Middle = BEGINNING) -> int:
+    """Train, evaluate and keep one epoch after the other; returns how many epochs there were in all.
+
+    Args:
+        parts: What to train with.
+        start_epoch: 0-based.
+        begun: Where in that epoch.
+    """
     plan, task, profile = parts.plan, parts.task, parts.profile
     settings, world, epochs = plan.settings, plan.world, plan.settings.schedule.epochs
     for epoch in range(start_epoch, epochs):
         if parts.keeper.gave_up(epoch):
             return epoch
         profile.start()
-        if parts.curriculum is not None:
+        if parts.curriculum is not None and not begun.updates:
             parts.curriculum.set_epoch(unwrap_model(task.get_trainable_module()), epoch)
         seed_everything(settings.run.seed, epoch, world.rank)
         if parts.freezing is not None:
             parts.freezing.set_epoch(epoch)
-        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs)
+        begin_epoch(task, parts.loader, parts.mixing, epoch, parts.graphs, parts.epoch.part(0))
         if parts.resize is not None:
             parts.resize.set_epoch(epoch)
         parts.scheduler.step(epoch + settings.schedule.sched_ahead)
-        parts.scheduler.step_update(epoch * parts.progress.updates_per_epoch)
+        parts.scheduler.step_update(epoch * parts.epoch.updates + begun.updates)
+        if begun.updates:
+            parts.keeper.restore()
+            go_on(parts, epoch, begun)
+        pause = partial(keep_and_go_on, parts, epoch) if parts.epoch.interval else None
         trained = train_one_epoch(
             task, parts.loader, parts.optimizer, parts.loop, parts.progress, world, epoch, parts.scheduler,
-            parts.scaler, parts.mixing, parts.graphs, profile, parts.resize)
+            parts.scaler, parts.mixing, parts.graphs, profile, parts.resize, begun, pause)
+        begun = BEGINNING
         averages.end_of_epoch(task, plan, parts.loader, epoch)
         share_statistics(task, world, reduce=settings.processes.dist_bn == 'reduce')
         watched = plan.watched_after(epoch)
@@ -166,3 +185,16 @@ def train_epochs(parts: Parts, start_epoch: int) -> int:
         parts.keeper.keep(epoch, trained, result, profile.seconds())
         profile.finish()
     return max(start_epoch, epochs)
+
+
+def keep_and_go_on(parts: Parts, epoch: int, middle: Middle) -> None:
+    """Write a checkpoint in the middle of an epoch, and begin the part that follows as a resumed run does."""
+    parts.keeper.keep_middle(epoch, middle)
+    go_on(parts, epoch, middle)
+
+
+def go_on(parts: Parts, epoch: int, middle: Middle) -> None:
+    """Begin the part of an epoch that follows a place in it."""
+    part = parts.epoch.part(middle.updates)
+    seed_everything(parts.plan.settings.run.seed, epoch, parts.plan.world.rank, part.begin)
+    begin_part(parts.task, parts.loader, parts.mixing, epoch, part)

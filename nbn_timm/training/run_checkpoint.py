@@ -1,4 +1,5 @@
-"""Checkpoints of a run: written whole or not at all, at every epoch's end, and what it takes to go on from one."""
+"""Checkpoints of a run: written whole or not at all, at every epoch's end and if asked in its middle, and what it takes
+to go on from one."""
 import logging
 import os
 import re
@@ -8,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,11 +23,12 @@ from nbn_timm.data.defaults import INPUT_FORMAT
 from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.result import LOWER_IS_BETTER
 from nbn_timm.files import atomic_write, file_sha256, open_regular, refuse_no_file
-from nbn_timm.models.run_folder import BEST, LAST, RESULTS
+from nbn_timm.models.run_folder import BEST, LAST, RECOVERY, RESULTS
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.averages import epoch_average
 from nbn_timm.training.distributed import World
+from nbn_timm.training.middle import MIDDLE
 from nbn_timm.training.optim import step_on_stand_ins
 from nbn_timm.training.settings import TrainSettings
 
@@ -37,6 +39,7 @@ _OLDER = re.compile(r'last-(\d+)\.pth\.tar')  # the one before the last is last-
 _AVERAGED_EPOCHS = 'averaged_epochs'  # of which the weights under 'state_dict_ema' are the mean
 _LEVELS = 'curriculum'  # of the classes, see `nbn_timm.training.curriculum`
 _LOOKAHEAD_STEP = 'lookahead_step'  # what timm's Lookahead counts in a group of parameters
+_LOOKAHEAD_SLOW = 'lookahead_slow_buff'  # what it has of a parameter from its first slow step on
 
 _logger = logging.getLogger(__name__)
 
@@ -113,7 +116,7 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = Fals
     In that order a kill between the two leaves a best checkpoint newer than the last one, and the run that goes on
     from the last one writes it again; the other way round the best one would be lost. The previous `last.pth.tar`
     becomes `last-1.pth.tar`, that one `last-2.pth.tar` and so on, after the new one is in place: at no moment is
-    there less to go on from than before.
+    there less to go on from than before. What `save_recovery` has written is removed at last.
 
     Args:
         folder: Of the run.
@@ -128,6 +131,16 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], is_best: bool = Fals
         save_file(folder / BEST, state)
     with _previous(folder, history):
         save_file(folder / LAST, state)
+    (folder / RECOVERY).unlink(missing_ok=True)
+
+
+def save_recovery(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the checkpoint of the middle of an epoch, in the place of one before.
+
+    Raises:
+        InputError: The disk is full or refuses; earlier checkpoints are intact.
+    """
+    save_file(folder / RECOVERY, state)
 
 
 def save_file(path: Path, state: Mapping[str, Any]) -> None:
@@ -235,7 +248,7 @@ def find_common_resume(resume: str | None, folder: Path, world: World) -> Path |
     try:
         path = find_resume(resume, folder)
         if path is not None:
-            seen = f"epoch {_epoch(read_checkpoint(path)) + 1} in '{path.name}', {file_sha256(path)[:12]}"
+            seen = f"{_place(read_checkpoint(path))} in '{path.name}', {file_sha256(path)[:12]}"
     except InputError as error:
         seen = error
     _check_agreement(world.gather(seen), folder)
@@ -271,24 +284,25 @@ def _check_agreement(seen: list[str | InputError | None], folder: Path) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder: the last one, older ones, the best one."""
-    return [folder / name for name in (LAST, *_older_names(folder), BEST) if (folder / name).exists()]
+    """The checkpoints in a folder: of the middle of an epoch, the last one, older ones, the best one."""
+    return [folder / name for name in (RECOVERY, LAST, *_older_names(folder), BEST) if (folder / name).exists()]
 
 
 def _newest_whole(folder: Path, there: list[Path]) -> Path | None:
-    whole: list[tuple[int, Path]] = []
+    whole: list[tuple[_Place, Path]] = []
     damage: list[str] = []
     for path in there:
         try:
-            whole.append((_epoch(read_checkpoint(path)), path))
+            whole.append((_place(read_checkpoint(path)), path))
         except InputError as error:
             damage.append(str(error))
-        if whole and path.name == LAST:
-            return path
+        if path.name == LAST and any(known == path for _, known in whole):
+            break  # all others are older
     if whole:
-        epoch, newest = max(whole, key=lambda found: found[0])  # of equally new ones the first
-        lost = damage[0] if damage else f"'{folder / LAST}' is gone"
-        _logger.warning("%s. The run goes on from '%s' instead, after epoch %d.", lost, newest.name, epoch + 1)
+        place, newest = max(whole, key=lambda found: found[0])  # of equally new ones the first
+        lost = damage[0] if damage else None if newest.name in (LAST, RECOVERY) else f"'{folder / LAST}' is gone"
+        if lost:
+            _logger.warning("%s. The run goes on from '%s' instead, after %s.", lost, newest.name, place)
         return newest
     trace = _trace(folder)
     if damage or trace:
@@ -298,10 +312,21 @@ def _newest_whole(folder: Path, there: list[Path]) -> Path | None:
     return None
 
 
-def _epoch(state: Mapping[str, Any]) -> int:
-    """The epoch (0-based) of a checkpoint; -1 for one of a second stage of one pass."""
-    epoch = state.get('epoch')
-    return epoch if isinstance(epoch, int) else -1
+class _Place(NamedTuple):
+    """How far a checkpoint is; later ones are larger."""
+
+    epochs: int  # that are done; 0 also for a second stage of one pass
+    updates: int  # of the next epoch that are done
+
+    def __str__(self) -> str:
+        return f'update {self.updates} of epoch {self.epochs + 1}' if self.updates else f'epoch {self.epochs}'
+
+
+def _place(state: Mapping[str, Any]) -> _Place:
+    epoch, middle = state.get('epoch'), state.get(MIDDLE)
+    epochs = epoch if isinstance(epoch, int) else -1
+    updates = middle.get('updates') if isinstance(middle, dict) else None
+    return _Place(epochs, updates) if isinstance(updates, int) else _Place(epochs + 1, 0)
 
 
 def _trace(folder: Path) -> str | None:
@@ -333,7 +358,7 @@ def resume_run(
     """Put a run into the state of a checkpoint.
 
     Returns:
-        The next epoch (0-based) and the best one so far.
+        The next epoch (0-based), or the one in whose middle the checkpoint was written, and the best one so far.
 
     Raises:
         InputError: The checkpoint is of another model or number of classes, or holds no training state.
@@ -351,11 +376,7 @@ def resume_run(
         _check_classes(path, before.classes, class_counts)
     _warn_of_changes(path, before.arguments, settings)
 
-    task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
-    if task.has_ema():
-        # A run that only now turns EMA on starts the average from its weights.
-        averaged = '_ema' if state.get('state_dict_ema') is not None else ''
-        task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
+    load_task(state, task)
     if (average := epoch_average(task)) is not None:
         average.begin(state.get(_AVERAGED_EPOCHS, 0))
     _load_optimizer(path, state, optimizer)
@@ -364,7 +385,17 @@ def resume_run(
     if curriculum is not None:
         curriculum.load_state(state.get(_LEVELS), path)
     best = state.get('best')
-    return state['epoch'] + 1, None if best is None else Best(**best)
+    epoch = state['epoch'] + (state.get(MIDDLE) is None)
+    return epoch, None if best is None else Best(**best)
+
+
+def load_task(state: Mapping[str, Any], task: TrainingTask) -> None:
+    """Give a task the weights of a checkpoint, the average of them, and the state beside them."""
+    task.load_checkpoint_state(state['state_dict'], state.get('task_state'))
+    if task.has_ema():
+        # A run that only now turns EMA on starts the average from its weights.
+        averaged = '_ema' if state.get('state_dict_ema') is not None else ''
+        task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
 
 
 def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
@@ -401,6 +432,8 @@ def _check_parameter_state(needed: Mapping[str, Any], saved: Mapping[str, Any]) 
         ValueError: They are of different kinds or shapes.
     """
     needed, saved = ({key: value for key, value in kept.items() if value is not None} for kept in (needed, saved))
+    if _LOOKAHEAD_SLOW not in saved:
+        needed.pop(_LOOKAHEAD_SLOW, None)
     if not needed or not saved:
         return
     if needed.keys() != saved.keys():

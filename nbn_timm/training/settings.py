@@ -96,6 +96,9 @@ class KeepingSettings(Settings):
 
     checkpoint_hist: int = setting(2, 'how many of the latest checkpoints are kept', limits=Limits(1, 1000),
                                    kind='machine')
+    recovery_interval: int = setting(
+        0, 'updates between checkpoints in the middle of an epoch, from which --resume auto goes on; 0 writes none '
+        "before an epoch's end", limits=NOT_NEGATIVE, kind='machine')
     val_interval: int = setting(1, 'epochs between evaluations; the last epoch is always evaluated, and the best one '
                                 'is the best of those that were', limits=AT_LEAST_1)
     log_interval: int = setting(50, 'updates between progress lines', limits=AT_LEAST_1, kind='machine')

@@ -9,7 +9,8 @@ from timm.utils import distribute_bn, unwrap_model
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nbn_timm.data import TrainLoader
+from nbn_timm.data import TrainLoader, epoch_seed
+from nbn_timm.data.part import WHOLE, Part
 from nbn_timm.errors import InputError
 from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import TrainedSecondStage
@@ -181,26 +182,34 @@ def begin_epoch(
         mixing: Mixing | None,
         epoch: int,
         graphs: GraphedBackward | None = None,
+        part: Part = WHOLE,
 ) -> None:
     """Tell all that depend on it that `epoch` (0-based) begins: loader, loss, stage, attack, mixing and CUDA graphs.
 
     The random generators must have been reseeded.
     """
-    loader.set_epoch(epoch)
     set_epoch = getattr(task.criterion, 'set_epoch', None)
     if set_epoch is not None:
         set_epoch(epoch)
     if isinstance(task, SecondStageTask):
         task.second_stage.set_epoch(epoch)
-    if isinstance(task, AdversarialTask):
-        task.set_epoch(epoch)
-    if task.has_ema() and epoch_average(task) is None:  # of bfloat16 weights, whose average is rounded at random
-        average: Any = task.get_trainable_module(ema=True)
-        average._sr_generator.manual_seed(epoch)
     if mixing is not None:
         mixing.set_epoch(epoch)
     if graphs is not None and set_epoch is not None:
         graphs.forget()
+    begin_part(task, loader, mixing, epoch, part)
+
+
+def begin_part(task: TrainingTask, loader: TrainLoader, mixing: Mixing | None, epoch: int, part: Part) -> None:
+    """Tell all that read or draw that a part of `epoch` (0-based) begins; the generators must have been reseeded."""
+    loader.set_epoch(epoch, part)
+    if isinstance(task, AdversarialTask):
+        task.set_epoch(epoch, part.begin)
+    if task.has_ema() and epoch_average(task) is None:  # of bfloat16 weights, whose average is rounded at random
+        average: Any = task.get_trainable_module(ema=True)
+        average._sr_generator.manual_seed(epoch_seed(0, epoch, begin=part.begin) if part.begin else epoch)
+    if mixing is not None and part != WHOLE:
+        mixing.set_part(epoch, part)
 
 
 def prepare_task(task: TrainingTask, world: World, average: AverageSettings, compile_backend: str | None) -> None:
