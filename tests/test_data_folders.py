@@ -199,16 +199,26 @@ def test_tiny_imagenets_val_may_be_sorted_into_folders_already(tmp_path):
     assert split.samples.targets.tolist() == [0, 0, 0, 1]
 
 
-@pytest.mark.parametrize('line, message', [
-    ('val_9.JPEG\tn01\t0\n', "'val_9.JPEG', which is not in folder 'images'"),
-    ('val_2.JPEG\tn03\t0\n', "class 'n03' .* not among the 2 classes"),
-])
-def test_annotations_that_do_not_fit_are_refused(tmp_path, line, message):
+def test_annotations_that_do_not_fit_are_refused(tmp_path):
     tiny_imagenet(tmp_path)
+    with pytest.raises(InputError, match="class 'n01' .* not among the 2 classes"):
+        read_class_folders(tmp_path / 'val', ('n03', 'n04'))
     with open(tmp_path / 'val' / 'val_annotations.txt', 'a') as file:
-        file.write(line)
-    with pytest.raises(InputError, match=message):
+        file.write('val_9.JPEG\tn01\t0\n')
+    with pytest.raises(InputError, match="'val_9.JPEG', which is not in folder 'images'"):
         read_class_folders(tmp_path / 'val', ('n01', 'n02'))
+
+
+def test_a_part_of_its_training_classes_takes_their_part_of_val(tmp_path):
+    """Cut to some classes, with the archive's file of labels as it was, and pictures of the others there or not."""
+    tiny_imagenet(tmp_path)
+    (tmp_path / 'val' / 'images' / 'val_1.JPEG').unlink()
+    with open(tmp_path / 'val' / 'val_annotations.txt', 'a') as file:
+        file.write('val_2.JPEG\tn03\t0\n')
+    split = read_class_folders(tmp_path / 'val', ('n02', 'n04'))
+    assert relative(tmp_path / 'val', split) == {'n02': ['images/val_0.JPEG'], 'n04': []}
+    assert split.notes == (f"3 pictures of '{tmp_path}/val' are left out: they are of 2 classes that the training split "
+                           'does not have',)
 
 
 @pytest.mark.parametrize('files', [('images/0.png', 'images/1.png'), ('0.png', '1.png')])

@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(comparison.threads)
     trained = open_trained(
         given.positional['source'], use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
-        class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
+        class_counts_file=settings.source.class_counts, class_names_file=settings.source.class_names,
+        all_experts=settings.checkpoint.all_experts)
     for note in trained.notes:
         print(note)
     if comparison.img_size:

@@ -289,7 +289,8 @@ def open_network(settings: PredictSettings) -> tuple[TrainedModel, TopClasses, t
     tau = settings.adjustment.logit_adjustment
     trained = open_trained(
         settings.network.model, use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
-        class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
+        class_counts_file=settings.source.class_counts, class_names_file=settings.source.class_names,
+        all_experts=settings.checkpoint.all_experts)
     counts = trained.class_counts
     if tau and counts is None:
         raise InputError(f"--logit-adjustment needs the training images per class, which '{settings.network.model}' "

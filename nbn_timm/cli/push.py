@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_destination(str(repo_id), HfApi())
     trained = open_trained(
         source, use_ema=settings.checkpoint.use_ema, model=settings.source.arch,
-        class_counts_file=settings.source.class_counts, all_experts=settings.checkpoint.all_experts)
+        class_counts_file=settings.source.class_counts, class_names_file=settings.source.class_names,
+        all_experts=settings.checkpoint.all_experts)
     if trained.classes is not None and trained.classes.label_sets:
         raise InputError(f"the card of a repository tells accuracies, and '{source}' gives a set of classes for an "
                          'image, which has none: share the checkpoint, or what nbn-export makes of it')

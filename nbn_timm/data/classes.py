@@ -347,6 +347,12 @@ class GivenCounts:
     partial_names: bool = False
     partial_labels: bool = False
 
+    def renamed(self, called: Mapping[str, str]) -> 'GivenCounts':
+        """The counts of classes that are called otherwise."""
+        if self.by_name is None:
+            return self
+        return replace(self, by_name={called.get(name, name): count for name, count in self.by_name.items()})
+
     def of(self, known: Classes | None) -> tuple[Classes, list[str]]:
         """The counts in the order of the known classes, and what a person should be told of it.
 

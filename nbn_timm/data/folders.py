@@ -116,7 +116,7 @@ def class_pictures(folder: Path, names: Sequence[str] | None = None) -> ClassPic
     heap = [name for name in found if found[name]] == [_ONE_HEAP] and _ONE_HEAP not in (names or ())
     notes = search.left_out.notes(quoted(str(folder)))
     if heap and (folder / _ANNOTATIONS).is_file():
-        return _annotated(folder, found[_ONE_HEAP], notes)
+        return _annotated(folder, found[_ONE_HEAP], notes, names)
     alone = search.left_out.number[_STRAY] > 0 and not any(found.values())
     return ClassPictures(found, notes, heap or alone, heap)
 
@@ -189,8 +189,16 @@ def _labelled(folder: Path, by_class: dict[str, list[str]], names: Sequence[str]
     return FolderSplit(samples, tuple(names), tuple(notes))
 
 
-def _annotated(folder: Path, pictures: list[str], notes: list[str]) -> ClassPictures:
-    """Pictures in one folder that are labelled by lines of name, class and a box."""
+def _annotated(
+        folder: Path,
+        pictures: list[str],
+        notes: list[str],
+        names: Sequence[str] | None,
+) -> ClassPictures:
+    """Pictures in one folder that are labelled by lines of name, class and a box; those of other classes are left out.
+
+    A part of the training classes is taken by removing folders, and nobody cuts the archive's own file of labels to it.
+    """
     annotations = folder / _ANNOTATIONS
     what = f'file {quoted(str(annotations))}'
     try:
@@ -200,11 +208,18 @@ def _annotated(folder: Path, pictures: list[str], notes: list[str]) -> ClassPict
         raise InputError(f'{what} cannot be read ({error.strerror}): correct its permissions') from error
     class_of = {row[0]: row[1] for row in rows if len(row) > 1}
     path_of = {os.path.basename(path): path for path in pictures}
+    known = None if names is None else set(names)
+    foreign = {} if known is None else {name: of for name, of in class_of.items() if of not in known}
+    if 0 < len(foreign) < len(class_of):
+        classes = len(set(foreign.values()))
+        class_of = {name: class_of[name] for name in class_of if name not in foreign}
+        notes.append(f'{len(foreign):,} pictures of {quoted(str(folder))} are left out: they are of {classes:,} '
+                     f'class{"es" * (classes != 1)} that the training split does not have')
     missing = next((name for name in class_of if name not in path_of), None)
     if missing is not None:
         raise InputError(f'{what} labels {quoted(missing)}, which is not in folder {_ONE_HEAP!r} beside it: '
                          'unpack the archive again')
-    if unlabelled := len(path_of) - len(class_of):
+    if unlabelled := len(path_of.keys() - class_of.keys() - foreign.keys()):
         notes.append(f'pictures of {quoted(str(folder))} that are not in {_ANNOTATIONS} are left out: {unlabelled:,}')
     if not class_of:
         raise InputError(f'{what} labels no picture: unpack the archive again')

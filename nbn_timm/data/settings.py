@@ -53,6 +53,7 @@ class DataSettings(Settings):
         imbalance_seed: Of the draw; 0 is LDAM's.
         test_distribution: See `ClassShift.parse`.
         class_counts: File of training images per class instead of what the training split shows.
+        class_names: File of what the classes are called, see `ClassNames.read`.
         download: Let torchvision and timm fetch what is missing.
         train_split, val_split, test_split: Names of the splits of timm's dataset types; without `val_split` there
             is none to select a model on.
@@ -114,6 +115,10 @@ class DataSettings(Settings):
     class_counts: str | None = setting(
         None, 'training images per class, where they cannot be counted or to override', metavar='FILE', is_file=True,
         unset='counted')
+    class_names: str | None = setting(
+        None, 'what classes are called, where folders or labels are codes: a file of a code, a tab and a name per '
+        'line, or of a name per line in label order', metavar='FILE', kind='place', is_file=True, inherited=True,
+        unset='as in words.txt of class folders, if there is one')
     download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine',
                              also=('--dataset-download',))
     batch_size: int = 1

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
+from nbn_timm.data.class_names import ClassNames, renamed
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, GivenCounts, label_names
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.defaults import DataDefaults
@@ -99,6 +100,7 @@ def assemble(
         known: Known | None = None,
         factor: float | None = None,
         shot_limits: tuple[int, int] = SHOT_LIMITS,
+        class_names: ClassNames | None = None,
 ) -> Splits:
     """Draw the long tail, count it, and keep the parts that were asked for.
 
@@ -111,9 +113,11 @@ def assemble(
         known: Classes whose order the labels take.
         factor: Imbalance factor of the draw; None draws nothing.
         shot_limits: See `Splits`.
+        class_names: What the classes are called, those of `given` and `known` as well.
 
     Raises:
-        InputError: A long tail is to be drawn from labels that are not known, or images can be of several classes and
+        InputError: A long tail is to be drawn from labels that are not known; or `class_names` has none of the classes;
+            or images can be of several classes and
             those of the known network cannot, or the other way round.
     """
     datasets = dict(source.datasets)
@@ -133,6 +137,11 @@ def assemble(
         description += f' ({drawn})'
         notes.append(f'the training split is a draw of {len(targets):,} images: {drawn}, seed '
                      f'{settings.imbalance_seed}')
+    if class_names is not None:
+        source, called = _called(source, class_names, num_classes, settings.dataset)
+        notes.append(class_names.note(called))
+        known = known and replace(known, classes=renamed(known.classes, called))
+        given = given and given.renamed(called)
     if known is not None:
         _refuse_another_kind(known, label_sets, settings.dataset)
         source = _named_by_folders(source, known, notes)
@@ -155,6 +164,21 @@ def assemble(
     kept = {part: datasets.get(part) if part in parts else None for part in PARTS}
     return Splits(**kept, classes=classes, defaults=defaults, num_classes=num_classes, train_targets=targets,
                   notes=notes, shot_limits=shot_limits)
+
+
+def _called(
+        source: Source,
+        class_names: ClassNames,
+        num_classes: int | None,
+        dataset: str,
+) -> tuple[Source, dict[str, str]]:
+    """The source with other names, and these by what it calls the classes, which is numbers where it has no names."""
+    codes = source.names or _names_of_folders(source)
+    if codes is None and num_classes is None:
+        raise InputError(f'how many classes {dataset} has is not known beforehand, so --class-names cannot name them: '
+                         'give --num-classes')
+    called = class_names.required(codes or label_names(num_classes or 0))
+    return replace(source, names=tuple(called.values())), called
 
 
 def _refuse_another_kind(known: Known, label_sets: bool, dataset: str) -> None:
@@ -258,8 +282,15 @@ def _named_by_folders(source: Source, known: Known, notes: list[str]) -> Source:
     if not set(source.folders) <= set(known.classes.names):
         notes.append(f'the folders of the lists are not called as the classes of {known.whose}')
         return source
+    return replace(source, names=_names_of_folders(source))
+
+
+def _names_of_folders(source: Source) -> tuple[str, ...] | None:
+    """The folders of lists in label order, of a class without one its number; None if there are none."""
+    if not source.folders:
+        return None
     names = {label: name for name, label in source.folders.items()}
-    return replace(source, names=tuple(names.get(label, str(label)) for label in range(max(names) + 1)))
+    return tuple(names.get(label, str(label)) for label in range(max(names) + 1))
 
 
 def _as_known(

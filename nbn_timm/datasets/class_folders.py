@@ -2,6 +2,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+from nbn_timm.data.class_names import ClassNames, names_beside
 from nbn_timm.data.folders import SPLIT_FOLDERS, find_split_folder, is_plain, read_class_folders
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, Source
@@ -44,6 +45,9 @@ class ClassFolders(NamedDataset):
 
     def own_settings(self, settings: DataSettings) -> frozenset[str]:
         return frozenset({'data_dir'})
+
+    def names_beside(self, settings: DataSettings) -> ClassNames | None:
+        return names_beside(settings.data_dir) if settings.data_dir else None
 
     def splits_files(self, settings: DataSettings) -> bool:
         return True

@@ -1,7 +1,7 @@
 """The datasets by name: what `--dataset` can say is one class in one file of this folder."""
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
+from nbn_timm.data.class_names import ClassNames
 from nbn_timm.data.classes import ClassCounts, read_counts
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
 from nbn_timm.data.label_sets import is_label_sets
@@ -79,6 +80,10 @@ class NamedDataset(ABC):
         """Whether an image can be of several classes, see `nbn_timm.data.label_sets`."""
         return False
 
+    def names_beside(self, settings: DataSettings) -> ClassNames | None:
+        """What a file beside the images calls classes; None if there is none."""
+        return None
+
     def splits_files(self, settings: DataSettings) -> bool:
         """Whether its training images are files that --val-fraction can divide."""
         return False
@@ -90,7 +95,7 @@ class NamedDataset(ABC):
     def used_settings(self, settings: DataSettings) -> frozenset[str]:
         """The fields of `DataSettings` that have an effect on this dataset, given the others."""
         used = self.own_settings(settings) | {
-            'dataset', 'num_classes', 'class_counts', 'imbalance_factor', 'test_distribution'}
+            'dataset', 'num_classes', 'class_counts', 'class_names', 'imbalance_factor', 'test_distribution'}
         if self.drawn_factor(settings) is not None:
             used |= OF_THE_DRAW
         return used | OF_THE_SPLIT if self.splits_files(settings) else used
@@ -152,7 +157,19 @@ def create_splits(
     if divided:
         SplitFile.read(divided, data_root(source.datasets.get('train'), settings)).divide(source, settings.data_dir)
     return assemble(settings, parts, source, dataset.defaults, given, known, dataset.drawn_factor(settings),
-                    dataset.shot_limits)
+                    dataset.shot_limits, names_of(settings, source.names or ()))
+
+
+def names_of(settings: DataSettings, codes: Sequence[str]) -> ClassNames | None:
+    """What classes are called: by the file that is given, else by one beside the images that has some of them.
+
+    Raises:
+        InputError: The file that is given is none.
+    """
+    if settings.class_names:
+        return ClassNames.read(settings.class_names)
+    beside = find_dataset(settings.dataset).names_beside(settings)
+    return beside if beside is not None and beside.called(codes) else None
 
 
 def draws_validation(settings: DataSettings) -> bool:

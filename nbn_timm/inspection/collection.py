@@ -15,7 +15,7 @@ from nbn_timm.data.pictures import mode_of, natural_order
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import PARTS, SHOT_LIMITS, Source
 from nbn_timm.data.val_split import SplitFile, picture_key
-from nbn_timm.datasets import create_splits, find_dataset
+from nbn_timm.datasets import create_splits, find_dataset, names_of
 from nbn_timm.errors import InputError
 
 ALL = 'all'  # the one split of a folder that has no splits
@@ -35,6 +35,7 @@ class Collection:
         root: Folder that names of pictures are told below.
         notes: What was left out and the like, one sentence each.
         shot_limits: Of many and few.
+        folders: Of the classes, where a file names these otherwise.
     """
 
     what: str
@@ -45,6 +46,7 @@ class Collection:
     root: str = ''
     notes: list[str] = field(default_factory=list)
     shot_limits: tuple[int, int] = SHOT_LIMITS
+    folders: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = [len(images) for images in self.splits.values()]
@@ -73,6 +75,11 @@ class Collection:
     def class_name(self, index: int) -> str:
         """Name of the class of a picture; of several classes all names, of none `NO_CLASS`."""
         return BETWEEN.join(self.names[label] for label in labels_of(self.targets[index])) or NO_CLASS
+
+    def found_as(self, label: int) -> str:
+        """A class for whoever has to find it: its name, with its folder where that is called otherwise."""
+        name, folder = self.names[label], self.folders[label] if self.folders else None
+        return name if folder in (None, name) or name.endswith(f'({folder})') else f'{name} ({folder})'
 
     def path(self, index: int) -> str | None:
         """File of a picture; None in memory."""
@@ -188,4 +195,10 @@ def _folders(settings: DataSettings) -> Collection:
         SplitFile.read(settings.split_file, str(data_dir)).divide(divided, str(data_dir))
         splits = {part: divided.datasets[part] for part in PARTS if part in divided.datasets}
         notes += divided.notes
-    return Collection(str(data_dir), splits, tuple(names), trained, tuple(unlabelled), str(data_dir), notes)
+    codes = tuple(names)
+    file = names_of(settings, codes)
+    if file is None:
+        return Collection(str(data_dir), splits, codes, trained, tuple(unlabelled), str(data_dir), notes)
+    called = file.required(codes)
+    return Collection(str(data_dir), splits, tuple(called.values()), trained, tuple(unlabelled), str(data_dir),
+                      [*notes, file.note(called)], folders=codes)

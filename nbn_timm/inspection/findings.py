@@ -100,12 +100,12 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
         yield Finding('no_training_split', 'stops', 1, 'there is no training split',
                       'put pictures as train/<class>/<picture>, or name a training list')
     else:
-        empty = [name for label, name in enumerate(names[:collection.trained]) if not train[label]]
+        empty = [collection.found_as(label) for label in range(collection.trained) if not train[label]]
         yield Finding('empty_classes', 'stops', len(empty), f'{_classes(empty)} without a training picture',
                       'add pictures in a format that Pillow reads, or remove the class', names=empty)
         yield Finding('one_class', 'stops', int(collection.trained < 2), 'only one class',
                       'give pictures of two classes or more')
-    foreign = [*names[collection.trained:]]
+    foreign = [collection.found_as(label) for label in range(collection.trained, len(names))]
     yield Finding('unknown_classes', 'stops', len(foreign),
                   f'{_classes(foreign)} that the training split does not have',
                   'rename as in the training split, or remove', names=foreign)
@@ -116,11 +116,11 @@ def _of_places(collection: Collection) -> Iterable[Finding]:
     for part in ('val', 'test'):
         if part in splits:
             counts = collection.counts(part)
-            absent = [name for label, name in enumerate(names[:collection.trained]) if not counts[label]]
+            absent = [collection.found_as(label) for label in range(collection.trained) if not counts[label]]
             yield Finding(f'absent_in_{part}', 'look', len(absent), f'{_classes(absent)} without a {part} picture',
                           'move some there, else nothing is known of their accuracy', names=absent)
     if train is not None:
-        single = [name for label, name in enumerate(names) if train[label] == 1]
+        single = [collection.found_as(label) for label in range(len(names)) if train[label] == 1]
         yield Finding('single_pictures', 'note', len(single), f'{_classes(single)} with one training picture',
                       'collect more, since none can be held back to validate', names=single)
     if 'val' not in splits:
@@ -271,7 +271,8 @@ def as_data(result: Inspection) -> dict[str, Any]:
         'label_sets': collection.label_sets, 'splits': splits, 'files': sizes, 'notes': collection.notes,
         **({'pairs': pairs_as_data(common_pairs(collection.splits[collection.counted].targets), collection.names)}
            if collection.label_sets and collection.counted in splits else {}),
-        'per_class': {name: {**{part: counts[part][label] for part in counts}, 'shot': shots[label] or None}
+        'per_class': {name: {**{part: counts[part][label] for part in counts}, 'shot': shots[label] or None,
+                             **({'folder': collection.folders[label]} if collection.folders else {})}
                       for label, name in enumerate(collection.names)},
         'findings': [{
             'kind': one.kind, 'severity': one.severity, 'number': one.number, 'what': one.text, 'remedy': one.remedy,

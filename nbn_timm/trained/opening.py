@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nbn_timm.data import Classes, DataDefaults, read_counts
+from nbn_timm.data.class_names import ClassNames, renamed
 from nbn_timm.data.classes import label_names
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.val_split import SPLIT_FILE
@@ -57,6 +58,9 @@ class SourceSettings(Settings):
                                unset='as recorded')
     class_counts: str | None = setting(None, 'class names and training images, in place of those that the model '
                                        'records', metavar='FILE', unset='as recorded')
+    class_names: str | None = setting(
+        None, 'what classes are called: a file of a code (what the model records), a tab and a name per line, or of a '
+        'name per line in the order of the classes', metavar='FILE', unset='as recorded')
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def open_trained(
         model_kwargs: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         class_counts_file: str | None = None,
+        class_names_file: str | None = None,
         all_experts: bool = False,
 ) -> TrainedModel:
     """Open a trained model.
@@ -126,6 +131,7 @@ def open_trained(
         model_kwargs: Constructor arguments, beside those that are recorded.
         num_classes: Of the network; None takes what is recorded, or what the weights show.
         class_counts_file: Training images per class, instead of those that are recorded.
+        class_names_file: Other names of the classes, see `ClassNames.read`.
         all_experts: Leave out the router, which there must be.
 
     Raises:
@@ -149,10 +155,16 @@ def open_trained(
                          'the path')
     else:
         opened = _from_name(source, asked)
-    if class_counts_file is None:
+    if class_counts_file is None and class_names_file is None:
         return opened
-    known = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
-    classes, notes = read_counts(class_counts_file).of(known)
+    classes = opened.classes or Classes(None, label_names(opened.model.num_classes), f"'{source}'")
+    notes: list[str] = []
+    if class_counts_file is not None:
+        classes, notes = read_counts(class_counts_file).of(classes)
+    if class_names_file is not None:
+        names = ClassNames.read(class_names_file)
+        called = names.required(classes.names)
+        classes, notes = renamed(classes, called), [*notes, names.note(called)]
     return replace(opened, record=replace(opened.record, classes=classes), notes=(*opened.notes, *notes))
 
 
