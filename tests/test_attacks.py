@@ -154,7 +154,10 @@ def test_start_and_accuracy_do_not_depend_on_batches_or_processes():
 @pytest.mark.parametrize(('name', 'message'), [
     ('pdg20', "unknown attack 'pdg20' (there are apgd100, autoattack100, cw20, fgsm, mim20, pgd20)"),
     ('fgsm3', "attack 'fgsm3' has no such number of steps: give fgsm"),
-    ('pgd0', "attack 'pgd0' has no such number of steps: give pgd")])
+    ('pgd0', "attack 'pgd0' has no such number of steps: give pgd"),
+    ('pgd' + '0' * 5000, 'no such number of steps'),
+    ('pgd' + '9' * 5000, 'would make more steps than any run ends: give at most 999,999'),
+    ('pgd٢', "unknown attack 'pgd٢'")])
 def test_attacks_that_there_are_not(name, message):
     with pytest.raises(InputError) as error:
         AttackSettings(attack=(name,))

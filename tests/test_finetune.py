@@ -9,14 +9,15 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.layers import EvoNorm2dB0
 from torch import nn
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import main as train
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError
-from nbn_timm.layers import nbn_layers
-from nbn_timm.layers.frozen import is_frozen, learn_statistics
+from nbn_timm.layers import RectifiedLinear, nbn_layers
+from nbn_timm.layers.frozen import is_frozen, keep_statistics, learn_statistics, unfreeze_nbn
 from nbn_timm.models.create import create_model
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.models.transfer import add_nbn_to_trained, classifier_names, load_pretrained_file, start_model
@@ -246,6 +247,50 @@ def test_statistics_are_kept_and_all_else_learns(nbn):
     assert not any(is_frozen(module) for module in model.modules()) and len(nbn_layers(model)) == (3 if nbn else 0)
     learn_statistics(model).train()(images)
     assert not torch.equal(model.bn1.running_mean, before['bn1.running_mean'])
+
+
+def with_vectors_and_maps() -> nn.Sequential:
+    """A network with BatchNorm of maps and of vectors, whose rectified classifier has one of its own."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.BatchNorm1d(4), RectifiedLinear(4, 3))
+
+
+@pytest.mark.parametrize('fix', [keep_statistics, nbn_timm.freeze_nbn])
+def test_statistics_of_vectors_are_fixed_too_but_not_those_of_a_classifier(fix):
+    model = with_vectors_and_maps()
+    before = deepcopy(model.state_dict())
+    fix(model).train()(torch.randn(4, 3, 8, 8))
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {'5.bn.running_mean', '5.bn.running_var', '5.bn.num_batches_tracked'}
+    assert model[4].weight.requires_grad == (fix is keep_statistics)
+    learn_statistics(unfreeze_nbn(model))
+    assert type(model[4]) is nn.BatchNorm1d and model[4].weight.requires_grad
+
+
+@pytest.mark.parametrize('fix', [keep_statistics, nbn_timm.freeze_nbn])
+def test_statistics_that_cannot_be_fixed_are_named_and_nothing_is_changed(fix):
+    for layer in (nn.BatchNorm3d(4), nn.InstanceNorm2d(4, track_running_stats=True), EvoNorm2dB0(4)):
+        model = nn.Sequential(nn.BatchNorm2d(4), layer)
+        with pytest.raises(InputError, match=f"'1' is a {type(layer).__name__}, which cannot be frozen"):
+            fix(model)
+        assert type(model[0]) is nn.BatchNorm2d
+    fix(nn.Sequential(nn.InstanceNorm2d(4), nn.BatchNorm2d(4)))  # the one has no statistics
+
+
+def test_what_is_kept_is_not_synchronised():
+    model = nbn_timm.convert_sync_batchnorm(keep_statistics(create_model('resnet20_nbn', 3)))
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    assert not any(module.training for module in model.train().modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def test_a_frozen_part_keeps_statistics_of_vectors():
+    model = timm.create_model('levit_128s', num_classes=3)
+    Freezing(model, 'stem')
+    assert not any(is_frozen(module) for module in model.stages.modules())
+    Freezing(model, 'backbone')
+    inside = [module for name, module in model.named_modules()
+              if isinstance(module, nn.BatchNorm1d) and name.startswith('stages')]
+    assert len(inside) > 40 and all(map(is_frozen, inside))
 
 
 def test_a_run_leaves_what_is_frozen(first, folder, tmp_path):

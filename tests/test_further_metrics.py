@@ -134,3 +134,13 @@ def test_a_summary_that_an_older_version_began_keeps_its_columns(tmp_path):
     log.write(1, {'loss': 1.0}, {'loss': 1.1, 'top1': 20.0, 'macro_f1': 15.0}, 0.05)
     assert (tmp_path / 'summary.csv').read_text().splitlines()[1:] == ['0,2.0,2.1,10.0,0.1', '1,1.0,1.1,20.0,0.05']
     assert json.loads((tmp_path / 'log.jsonl').read_text())['eval_macro_f1'] == 15.0
+
+
+def test_values_of_a_summary_stay_below_their_names(tmp_path, caplog):
+    """Also where a column is of no metric, as a wrong bit makes one: the row would have a cell too few."""
+    (tmp_path / 'summary.csv').write_text('epoch,train_loss,eval_loss,eval_tgp1,lr\n0,2.0,2.1,10.0,0.1\n')
+    log = RunLog(tmp_path, start_epoch=1)
+    for epoch in (1, 2):
+        log.write(epoch, {'loss': 1.0}, {'loss': 1.1, 'top1': 20.0}, 0.05)
+    assert (tmp_path / 'summary.csv').read_text().splitlines()[2:] == ['1,1.0,1.1,,0.05', '2,1.0,1.1,,0.05']
+    assert caplog.text.count('The columns eval_tgp1 of') == 1

@@ -657,7 +657,8 @@ def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
 @pytest.mark.parametrize(('name', 'before', 'after', 'line'), [
     ('log.jsonl', b'"epoch": 0', b'"epoch": \xff', 1), ('log.jsonl', b'"epoch": 1', b'"epoch": "1"x', 2),
     ('log.jsonl', b'{', b'[', 1), ('summary.csv', b'epoch', b'epoci', 1), ('summary.csv', b'1.5,50', b'1.5\x00,50', 2),
-    ('summary.csv', b'1.5,50', b'1.\xff,50', 2)])
+    ('summary.csv', b'1.5,50', b'1.\xff,50', 2), ('summary.csv', b'1.5,50', b'1.5-50', 2),
+    ('summary.csv', b'eval_top1', b'eval_t\xefp1', 1), ('summary.csv', b'eval_top1,', b'eval_top1-', 1)])
 def test_a_damaged_line_of_a_log_is_named_and_nothing_is_taken_out(tmp_path, name, before, after, line):
     log = RunLog(tmp_path)
     for epoch in range(3):

@@ -1,5 +1,6 @@
 """What else changes how a network is trained: averaged epochs, optimizers of timm, SAM, rates by kind, small images."""
 import copy
+import json
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 import nbn_timm.cli.train as train
 import nbn_timm.training.run as run
 from nbn_timm.errors import InputError
-from nbn_timm.layers import NormalizedBatchNorm2d
+from nbn_timm.layers import NormalizedBatchNorm2d, freeze_nbn
+from nbn_timm.layers.frozen import keep_statistics
 from nbn_timm.models.create import create_model
-from nbn_timm.training.averages import EpochAverage
+from nbn_timm.training.averages import EpochAverage, measure_statistics
 from nbn_timm.training.loop import LoopSettings, train_step
 from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings, create_optimizer, create_scheduler
 from nbn_timm.training.profile import NoProfile
@@ -68,6 +70,7 @@ def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(images, t
     train.main(flags)
     last, before = (torch.load(tmp_path / 'run' / name, weights_only=True) for name in (LAST, 'last-1.pth.tar'))
     average = last['state_dict_ema']
+    assert json.loads((tmp_path / 'run' / 'test.json').read_text())['use_ema'] is True  # for who evaluates it again
     assert last['averaged_epochs'] == 2 and before['averaged_epochs'] == 1
     assert_same(before['state_dict'], before['state_dict_ema'])
     for key, value in average.items():
@@ -89,6 +92,25 @@ def test_swa_is_the_mean_of_the_last_epochs_with_statistics_of_its_own(images, t
     torch.testing.assert_close(average['layer3.2.bn2.running_var'], values.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(average['layer3.2.bn2.running_var'], last['state_dict']['layer3.2.bn2.running_var'],
                               rtol=1e-3)
+
+
+def test_the_mean_of_weights_keeps_statistics_that_are_fixed():
+    """torch's `update_bn` would reset them, and layers that never measure would normalise by 0 and 1 from then on."""
+    model = create_model('resnet20_nbn', 4)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    freeze_nbn(model.layer1)
+    keep_statistics(model.layer2)
+    before, batches = copy.deepcopy(model.state_dict()), torch.randn(2, 4, 3, 8, 8)
+    measure_statistics(model.eval(), batches)
+    moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {key for key in before if ('running' in key or 'tracked' in key)
+                     and not key.startswith(('layer1.', 'layer2.'))}
+    first = torch.stack([model.conv1(batch).mean((0, 2, 3)) for batch in batches]).mean(0)
+    torch.testing.assert_close(model.bn1.running_mean, first)
+    assert model.bn1.momentum == 0.1 and not model.training
 
 
 def train_loader(folder, root):

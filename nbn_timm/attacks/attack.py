@@ -8,8 +8,10 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import nn
 
-from nbn_timm.errors import InputError, nearest
+from nbn_timm.errors import InputError, nearest, quoted
 from nbn_timm.registry import Registry
+
+_LONGEST = 6  # digits of a number of steps
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,13 @@ def create_attack(name: str, bound: Bound) -> Attack:
     Raises:
         InputError: There is none of that name, or its steps are not to be chosen.
     """
-    letters, digits = re.fullmatch(r'(.*?)(\d*)', name, re.DOTALL).groups()  # type: ignore[union-attr]
+    letters, digits = re.fullmatch(r'(.*?)([0-9]*)', name, re.DOTALL).groups()  # type: ignore[union-attr]
     if letters not in ATTACKS:
         raise InputError(f"unknown attack '{name}' (there are {attack_names()}){nearest(letters, ATTACKS)}")
     attack = ATTACKS[letters]
-    if digits and (attack.usual_steps is None or not int(digits)):
+    if digits and (attack.usual_steps is None or not digits.strip('0')):
         raise InputError(f"attack '{name}' has no such number of steps: give {letters}")
+    if len(digits) > _LONGEST:
+        raise InputError(f'attack {quoted(name)} would make more steps than any run ends: give at most '
+                         f'{10 ** _LONGEST - 1:,}')
     return attack(bound, int(digits) if digits else None)

@@ -18,7 +18,7 @@ from nbn_timm.trained.opening import FOLDER, TrainedModel
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.trained.results import Results
 from nbn_timm.training.batch import BatchSettings
-from nbn_timm.training.optim import ScheduleSettings
+from nbn_timm.training.optim import AverageSettings, ScheduleSettings
 from nbn_timm.training.settings import TrainSettings
 
 _METRIC_NAMES = {'top1': 'all', 'top5': 'top-5', 'mean_class': 'mean over classes', 'many': 'many', 'medium': 'medium',
@@ -182,7 +182,7 @@ def _recipe(record: NetworkRecord) -> str:
         ('momentum', optimizer.momentum),
         ('weight decay', optimizer.weight_decay),
         ('augmentation', _augmentation(settings, record.train_transform)),
-        ('averaged weights', f'decay {settings.average.model_ema_decay}' if settings.average.model_ema else None),
+        ('averaged weights', _average(settings.average)),
         ('starting point', start.initial_checkpoint or ('pretrained weights' if start.pretrained else None)),
         ('teacher', settings.distillation.kd_checkpoint),
         ('precision', f'autocast to {precision.amp_dtype}' if precision.amp else 'float32'),
@@ -193,6 +193,12 @@ def _recipe(record: NetworkRecord) -> str:
     command = record.facts.get('command')
     return text + (f'\n\n    {command}' if command else '') + (
         '\n\nAll settings are in `config.json` under `nbn_timm`.')
+
+
+def _average(average: AverageSettings) -> str | None:
+    if average.model_ema:
+        return f'decay {average.model_ema_decay}'
+    return f'mean of the last {average.swa_epochs} epochs' if average.swa_epochs else None
 
 
 def _epochs(epochs: int, reached: int | None) -> int | str:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nbn_timm.errors import InputError
 from nbn_timm.layers.affine import CAPPED, NormalizedAffine, share_scale
-from nbn_timm.layers.frozen import is_frozen
+from nbn_timm.layers.frozen import keeps_statistics
 from nbn_timm.layers.guard import forbid_lossy_conversions
 from nbn_timm.layers.head import BottleneckLinear, RectifiedLinear
 from nbn_timm.layers.layer_norm import is_stateless, stateless_kind
@@ -235,7 +235,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     """Make all BatchNorm layers synchronise their training statistics between processes; NBN layers stay NBN.
 
     timm's and torch's functions of this name would replace NBN by plain BatchNorm, and are refused on such models.
-    Layers that `freeze_nbn` froze stay as they are.
+    Layers whose statistics are fixed stay as they are.
 
     Args:
         module: The model; it is changed in place, unless it is itself a BatchNorm layer.
@@ -244,7 +244,7 @@ def convert_sync_batchnorm(module: nn.Module, process_group: Any = None) -> nn.M
     Returns:
         The converted module.
     """
-    if is_frozen(module):
+    if keeps_statistics(module):
         return module
     if isinstance(module, NormalizedBatchNorm2d):
         # Only the class changes, so parameters, buffers and the shared alpha stay as they are.

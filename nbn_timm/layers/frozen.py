@@ -5,14 +5,17 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.layers import BatchNormAct2d
+from timm.layers import BatchNormAct2d, EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from nbn_timm.errors import InputError
+from nbn_timm.layers.head import BottleneckLinear, RectifiedLinear
 from nbn_timm.layers.layer_norm import StatelessNbn
 from nbn_timm.layers.norm import NormalizedBatchNorm2d, NormalizedBatchNormAct2d
 
-__all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm2d',
-           'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen', 'keep_statistics', 'unfreeze_nbn']
+__all__ = ['FrozenNormalizedBatchNorm2d', 'FrozenNormalizedBatchNormAct2d', 'FrozenPlainBatchNorm1d',
+           'FrozenPlainBatchNorm2d', 'FrozenPlainBatchNormAct2d', 'freeze_nbn', 'is_frozen', 'keep_statistics',
+           'keeps_statistics', 'moves_statistics', 'unfreeze_nbn']
 
 
 class _KeptStatistics(nn.Module):
@@ -27,6 +30,10 @@ class _KeptStatistics(nn.Module):
 
 class _FrozenStatistics(_KeptStatistics):
     """The same for a layer that does not learn at all."""
+
+
+class FrozenPlainBatchNorm1d(_FrozenStatistics, nn.BatchNorm1d):
+    """Frozen `nn.BatchNorm1d`, as transformers with BatchNorm have it."""
 
 
 class FrozenPlainBatchNorm2d(_FrozenStatistics, nn.BatchNorm2d):
@@ -49,6 +56,10 @@ class FrozenNormalizedBatchNormAct2d(FrozenNormalizedBatchNorm2d, NormalizedBatc
     """`FrozenNormalizedBatchNorm2d` with the `drop` and `act` of `NormalizedBatchNormAct2d`."""
 
 
+class KeptPlainBatchNorm1d(_KeptStatistics, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` with kept statistics; weight and bias learn."""
+
+
 class KeptPlainBatchNorm2d(_KeptStatistics, nn.BatchNorm2d):
     """`nn.BatchNorm2d` with kept statistics; weight and bias learn."""
 
@@ -66,6 +77,7 @@ class KeptNormalizedBatchNormAct2d(_KeptStatistics, NormalizedBatchNormAct2d):
 
 
 _FROZEN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: FrozenPlainBatchNorm1d,
     nn.BatchNorm2d: FrozenPlainBatchNorm2d,
     BatchNormAct2d: FrozenPlainBatchNormAct2d,
     NormalizedBatchNorm2d: FrozenNormalizedBatchNorm2d,
@@ -73,11 +85,28 @@ _FROZEN: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 _KEPT: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: KeptPlainBatchNorm1d,
     nn.BatchNorm2d: KeptPlainBatchNorm2d,
     BatchNormAct2d: KeptPlainBatchNormAct2d,
     NormalizedBatchNorm2d: KeptNormalizedBatchNorm2d,
     NormalizedBatchNormAct2d: KeptNormalizedBatchNormAct2d,
 }
+
+
+# Layers of timm that keep statistics and are none of torch's normalisations.
+_OTHERS = (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)
+
+
+def moves_statistics(module: nn.Module) -> bool:
+    """Whether a layer is of a kind that keeps statistics of its batches in training."""
+    if isinstance(module, (_BatchNorm, *_OTHERS)):
+        return True
+    return isinstance(module, _NormBase) and module.track_running_stats  # an InstanceNorm seldom does
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether `freeze_nbn` or `keep_statistics` fixed the statistics of this layer."""
+    return isinstance(module, _KeptStatistics)
 
 
 def is_frozen(module: nn.Module) -> bool:
@@ -86,9 +115,10 @@ def is_frozen(module: nn.Module) -> bool:
 
 
 def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
-    """Freeze all NBN and BatchNorm2d layers of a model, or of a part of it, in place; NBN layers stay NBN.
+    """Freeze all NBN and BatchNorm layers of a model, or of a part of it, in place; NBN layers stay NBN.
 
-    A plain LayerNorm, GroupNorm or RmsNorm has no statistics, so `requires_grad_(False)` is all that it needs.
+    Those in a classifier of this package stay as they are, since their statistics are of what it learns. A plain
+    LayerNorm, GroupNorm or RmsNorm has no statistics, so `requires_grad_(False)` is all that it needs.
 
     Statistics, weights and biases are fixed, in training mode too; keys, values and the function in evaluation stay as
     they are. timm's `freeze_batch_norm_2d` and others of its kind would replace NBN by a plain layer, and are refused.
@@ -138,10 +168,11 @@ def unfreeze_nbn(model: nn.Module) -> nn.Module:
 
 
 def keep_statistics(model: nn.Module) -> nn.Module:
-    """Let the NBN and BatchNorm2d layers of a model normalise by their running statistics in training too, in place.
+    """Let the NBN and BatchNorm layers of a model normalise by their running statistics in training too, in place.
 
     These stay as they are, and all parameters learn on. It is for fine-tuning by batches that are too small or too
-    uniform to measure statistics on. Frozen layers stay frozen.
+    uniform to measure statistics on. Frozen layers stay frozen, and those in a classifier of this package are left out,
+    since their statistics are of what it learns.
 
     Returns:
         The same model.
@@ -174,18 +205,22 @@ def _become(layer: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _checked(model: nn.Module, done: type[nn.Module], kinds: tuple[type[nn.Module], ...]) -> list[Any]:
-    """The NBN and BatchNorm2d layers of a model but those that are `done`.
+    """The layers of a model that keep statistics, but those that are `done` or in a classifier of this package.
 
     Raises:
         InputError: One is of none of these kinds, or has no running statistics.
     """
     found = []
+    of_classifiers = {part for head in model.modules() if isinstance(head, RectifiedLinear | BottleneckLinear)
+                      for part in head.modules()}
     for name, layer in model.named_modules():
-        if not isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm) or isinstance(layer, done):
+        if not moves_statistics(layer) or isinstance(layer, done) or layer in of_classifiers:
             continue
-        if type(layer) not in kinds or layer.running_mean is None:
-            kind = type(layer).__name__ + ('' if layer.running_mean is not None else ' without running statistics')
-            raise InputError(f"'{name}' is a {kind}, which cannot be frozen: freeze before you convert or synchronise, "
-                             'and give layers with running statistics')
+        running: Any = getattr(layer, 'running_mean', None)
+        if type(layer) not in kinds or running is None:
+            without = type(layer) in kinds and running is None
+            kind = type(layer).__name__ + (' without running statistics' if without else '')
+            raise InputError(f"'{name or type(layer).__name__}' is a {kind}, which cannot be frozen: freeze before you "
+                             'convert or synchronise, and give layers with running statistics')
         found.append(layer)
     return found

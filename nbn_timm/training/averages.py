@@ -2,15 +2,18 @@
 
 Source: Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization" (SWA), UAI 2018.
 """
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from timm.task import TrainingTask
 from timm.utils import unwrap_model
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from nbn_timm.data import TrainLoader
+from nbn_timm.layers.frozen import keeps_statistics
 from nbn_timm.training.distributed import seed_everything
 from nbn_timm.training.optim import AverageSettings
 
@@ -61,7 +64,29 @@ def end_of_epoch(task: TrainingTask, plan: 'Plan', loader: TrainLoader, epoch: i
         loader.set_epoch(epoch)
         amp_dtype = settings.precision.autocast
         with torch.autocast(plan.world.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            update_bn((images.flatten(0, -4) for images, _ in loader), average)
+            measure_statistics(average, (images.flatten(0, -4) for images, _ in loader))
+
+
+@torch.no_grad()
+def measure_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Let the BatchNorm statistics of a model be their means over some batches.
+
+    As torch's `update_bn`, but layers whose statistics are fixed keep them, see `nbn_timm.layers.frozen`; that one
+    would reset these too, and they never measure anything again.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and not keeps_statistics(module)]
+    if not norms:
+        return
+    momenta, was_training = [norm.momentum for norm in norms], model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean
+    model.train()
+    for images in batches:
+        model(images)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
 
 
 def start_average(task: TrainingTask, average: AverageSettings) -> None:

@@ -5,7 +5,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from nbn_timm.errors import InputError, nearest
-from nbn_timm.layers.frozen import freeze_nbn, is_frozen, keep_statistics, unfreeze_nbn
+from nbn_timm.layers.frozen import freeze_nbn, is_frozen, keep_statistics, moves_statistics, unfreeze_nbn
 from nbn_timm.models.transfer import classifier_names
 
 BACKBONE = 'backbone'
@@ -96,10 +96,9 @@ class Freezing:
         parameters = dict(self.model.named_parameters())
         owners = {name.rpartition('.')[0] for name in names}
         for name, module in self.model.named_modules():
-            normalises = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
-            if normalises and name in owners:
+            if moves_statistics(module) and name in owners:
                 freeze_nbn(module)
-            elif normalises and is_frozen(module):
+            elif moves_statistics(module) and is_frozen(module):
                 unfreeze_nbn(module)
         if self.keep_statistics:
             keep_statistics(self.model)

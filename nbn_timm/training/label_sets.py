@@ -75,7 +75,7 @@ def settle_thresholds(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -
     if plan.settings.answers.thresholds == 'per_class' and plan.splits.val is not None:
         logits, sets = plan.logits(model, plan.splits.val)
         if plan.world.is_primary:
-            chosen = Thresholds.chosen(logits.numpy(), sets.numpy(), 'val', plan.settings.average.model_ema)
+            chosen = Thresholds.chosen(logits.numpy(), sets.numpy(), 'val', plan.settings.average.averages)
             write_thresholds(plan.folder / weights.file, chosen)
             _logger.info('Answers: %s.', chosen.in_words())
     return plan.world.gather(chosen)[0] or Thresholds.fixed()

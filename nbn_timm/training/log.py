@@ -1,7 +1,10 @@
 """Where the numbers of a run go: summary.csv, log.jsonl, and TensorBoard or W&B when asked."""
+import csv
 import importlib
+import io
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,12 +12,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from timm.utils import update_summary
-
 from nbn_timm.errors import InputError, drop_stdout
 from nbn_timm.files import write_bytes_atomic
 
 Metrics = Mapping[str, float | None]
+
+_COLUMN = re.compile(r'(train|eval)_\w+|epoch|lr', re.ASCII)  # of the summary
+
+_logger = logging.getLogger(__name__)
 
 
 class _Shown(logging.StreamHandler):
@@ -66,6 +71,7 @@ class RunLog:
         self.lines = folder / 'log.jsonl'
         self.tensorboard: Any = None
         self.wandb: Any = None
+        self.told = False  # of columns that stay empty
         if tensorboard:
             module = _import('torch.utils.tensorboard', 'tensorboard', '--log-tensorboard')
             self.tensorboard = module.SummaryWriter(str(folder), purge_step=start_epoch)
@@ -96,7 +102,7 @@ class RunLog:
                **{f'eval_{key}': value for key, value in (evaluation or {}).items()}, 'lr': lr}
         now = datetime.now(timezone.utc).isoformat(timespec='seconds')
         with _writing(self.summary.parent):
-            update_summary(epoch, train, self._in_columns(evaluation), filename=str(self.summary), lr=lr)
+            self._summarize({'epoch': epoch, **row})
             with open(self.lines, 'a', encoding='utf-8') as file:
                 parts = {} if seconds is None else {
                     'seconds': {name: round(value, 4) for name, value in seconds.items()}}
@@ -109,13 +115,22 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.log({'epoch': epoch, **numbers})
 
-    def _in_columns(self, evaluation: Metrics | None) -> Metrics | None:
-        """The metrics that the summary has columns for, where a version with fewer of them began it."""
-        if evaluation is None or not self.summary.exists() or not self.summary.stat().st_size:
-            return evaluation
-        with open(self.summary, encoding='utf-8') as file:
+    def _summarize(self, row: Mapping[str, Any]) -> None:
+        """Append a row in the columns that the summary has, which a version with others may have begun."""
+        text = io.StringIO(newline='')
+        writer = csv.writer(text)
+        with open(self.summary, 'a+', encoding='utf-8', newline='') as file:
+            file.seek(0)
             columns = file.readline().strip().split(',')
-        return {key: value for key, value in evaluation.items() if f'eval_{key}' in columns}
+            if columns == ['']:
+                columns = list(row)
+                writer.writerow(columns)
+            elif not self.told and (empty := [column for column in columns if column not in row]):
+                self.told = True
+                _logger.warning("The columns %s of '%s' stay empty, since this run has no such values.",
+                                ', '.join(empty), self.summary)
+            writer.writerow([row.get(column) for column in columns])
+            file.write(text.getvalue())
 
     def close(self) -> None:
         """Finish TensorBoard and W&B."""
@@ -152,10 +167,13 @@ def _trim(path: Path, start_epoch: int, epochs_of: Callable[[list[str]], Iterato
 
 def _epochs_of_summary(lines: list[str]) -> Iterator[float]:
     """The epoch of each line; that of the column names is before all others."""
+    columns = lines[0].strip().split(',') if lines else []
     for number, line in enumerate(lines):
         cells = line.strip().split(',')
-        if not number and cells[0] != 'epoch':
+        if not number and (cells[0] != 'epoch' or not all(map(_COLUMN.fullmatch, cells))):
             raise ValueError('no column names')
+        if len(cells) != len(columns):
+            raise ValueError('not as many cells as columns')
         yield [float(cell) for cell in cells if cell][0] if number else -1
 
 

@@ -180,6 +180,11 @@ class AverageSettings(Settings):
         0, 'evaluate and save the mean of the weights after each of the last so many epochs (SWA), with BatchNorm '
         'statistics of its own; 0 for none', limits=NOT_NEGATIVE, effect=not_with('model_ema'))
 
+    @property
+    def averages(self) -> bool:
+        """Whether averaged weights are what is evaluated, those that --use-ema takes from a checkpoint."""
+        return self.model_ema or self.swa_epochs > 0
+
 
 def create_optimizer(
         model: nn.Module,

@@ -194,7 +194,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     answers = {} if thresholds is None else {'thresholds': thresholds.to_dict()}
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
-        checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=settings.average.model_ema,
+        checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=averaged(plan, weights),
         precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
         **answers)
     predictions.write(folder / f'{split}_predictions.npz')
@@ -209,6 +209,11 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
                  result.further_table(), folder, ', '.join(files))
 
 
+def averaged(plan: Plan, weights: EvaluatedWeights) -> bool:
+    """Whether the weights that a run ends with lie as averaged ones in their file, which a second stage's do not."""
+    return plan.settings.average.averages and weights.second_stage is None
+
+
 def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> FittedTemperature | None:
     """Fit a temperature on the validation split, if there is one, and keep it in the checkpoint of the run."""
     if plan.splits.val is None:
@@ -216,7 +221,7 @@ def calibrate_run(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> Fi
     logits, labels = plan.logits(model, plan.splits.val)
     if not plan.world.is_primary:
         return None
-    found = calibrate(logits, labels, 'val', plan.settings.average.model_ema and weights.second_stage is None)
+    found = calibrate(logits, labels, 'val', averaged(plan, weights))
     if found is not None:
         write_calibration(plan.folder / weights.file, found)
     _logger.info(in_words(found, len(labels)))
