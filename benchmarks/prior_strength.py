@@ -1,6 +1,7 @@
 """Does a method do more than give the prior another weight? Two methods at every strength of logit adjustment.
 
-    python benchmarks/results_page.py collect output/full/*-s* --images /data/cifar100_lt --logits logits
+    nbn-validate --checkpoint output/full/modern-s42/last.pth.tar --data-dir /data/cifar100_lt \\
+        --logits-file logits/modern-s42.npz    # and so for each run of both
     python benchmarks/prior_strength.py modern nbn_modern --logits logits --output docs/images/prior_strength.png
 
 Whatever moves accuracy from frequent classes to rare ones can be had after training as well: of the logits z [N, C] of
