@@ -3,15 +3,19 @@ import json
 
 import pytest
 import timm
+import yaml
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.push import main as push
+from nbn_timm.config import read_mapping
 from nbn_timm.errors import InputError
 from nbn_timm.models.model_folder import read_folder_config
 from nbn_timm.report import read_run
 from nbn_timm.seals import SEAL, is_as_written, sealed
 from nbn_timm.trained.opening import open_trained
 from nbn_timm.trained.results import ResultsFile
+from nbn_timm.training.report import config_text
+from nbn_timm.training.settings import TrainSettings
 
 pytestmark = pytest.mark.fast
 RESULTS = {
@@ -39,6 +43,18 @@ def test_a_changed_results_file_is_told(tmp_path, caplog):
         assert caplog.text.count(f"The results file '{path}' is not as it was written: it was edited") == told
     path.write_text(json.dumps({**sealed(RESULTS), 'top5': 99.0}))
     assert read_run(tmp_path).notes == ('test.json is not as it was written: it was edited, or is damaged.',)
+
+
+def test_changed_settings_of_a_run_are_told(tmp_path, caplog):
+    """A file that is cut at the end of a line is YAML still, and the rest of the settings would be defaults."""
+    text, path = config_text(TrainSettings()), tmp_path / 'args.yaml'
+    for changed, told in ((text, 0), (text[:text.index('\nlr:') + 1], 1), (text.replace('lr: ', 'lr: 1'), 1),
+                          (text.replace('#', '# '), 0), ('lr: 0.1\n', 0)):
+        caplog.clear()
+        path.write_text(changed)
+        assert dict(read_mapping(path)) == dict(read_mapping(path)) == yaml.safe_load(changed)
+        assert caplog.text.count(f"The config '{path}' is not as it was written: it was edited, or is damaged") == told
+        assert len(read_run(tmp_path).notes) == told
 
 
 def test_a_changed_config_of_a_folder_is_told(tmp_path, caplog):

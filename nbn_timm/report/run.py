@@ -20,7 +20,7 @@ from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
-from nbn_timm.seals import is_as_written
+from nbn_timm.seals import is_as_written, is_text_as_written
 
 SHOTS = ('many', 'medium', 'few')
 _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
@@ -183,8 +183,10 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
         raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
                          'damaged: evaluate again')
-    notes = [] if is_as_written(results) else [
-        f'{split}.json is not as it was written: it was edited, or is damaged.']
+    whole = {f'{split}.json': is_as_written(results),
+             'args.yaml': _read(folder / 'args.yaml', is_text_as_written, True)}
+    notes = [f'{file} is not as it was written: it was edited, or is damaged.'
+             for file, as_written in whole.items() if not as_written]
     run = FinishedRun(
         name or folder.resolve().name, folder, _read(folder / 'args.yaml', _settings, {}),
         _read(folder / 'summary.csv', _summary, []), split, results, classes, None)
