@@ -15,6 +15,7 @@ from timm.utils import ParseKwargs
 
 from nbn_timm.errors import InputError, first_to_say, nearest, quoted
 from nbn_timm.files import open_regular, refuse_no_file
+from nbn_timm.seals import tell_text_changes
 from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
@@ -325,13 +326,15 @@ def read_mapping(path: Path) -> dict[Any, Any]:
             content = file.read(MAX_CONFIG + 1)
         if len(content) > MAX_CONFIG:
             raise InputError(f"config '{path}' has more than {MAX_CONFIG:,} bytes: give a file of settings")
-        mapping = yaml.load(content.decode('utf-8'), Loader=PlainLoader)
+        text = content.decode('utf-8')
+        mapping = yaml.load(text, Loader=PlainLoader)
     except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"config '{path}' cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(mapping, dict):
         raise InputError(f"config '{path}' is not a mapping: write one 'key: value' per line")
+    tell_text_changes(text, f"the config '{path}'")
     return mapping
 
 

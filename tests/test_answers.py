@@ -84,7 +84,9 @@ def test_a_record_keeps_the_temperature():
     found = FittedTemperature(1.5, 'val', 60, 0.5, 0.6)
     record = NetworkRecord(calibration=found)
     assert NetworkRecord.from_dict(json.loads(json.dumps(record.to_dict())), 'a test').calibration == found
-    for damaged in (None, 3, {}, {'temperature': -1}, {'temperature': 'hot'}, {'temperature': 1.5}):
+    for damaged in (None, 3, {}, {'temperature': -1}, {'temperature': 'hot'}, {'temperature': 1.5},
+                    {**found.to_dict(), 'images': '60'}, {**found.to_dict(), 'split': 3},
+                    {**found.to_dict(), 'nll': None}, {**found.to_dict(), 'use_ema': 'no'}):
         assert FittedTemperature.from_dict(damaged) is None
 
 

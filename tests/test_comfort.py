@@ -3,6 +3,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from nbn_timm.bars import with_bar
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.training.checkpointing import checkpoint_gradients
+from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
-from nbn_timm.training.run_checkpoint import BEST, LAST
+from nbn_timm.training.run_checkpoint import BEST, LAST, Best
+from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.sweep import read_result
 
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--workers', '0']
@@ -120,6 +123,17 @@ def test_the_last_epoch_is_kept_whatever_the_validation_says(images, tmp_path, m
     assert read_result(tmp_path / 'last').validation == 40  # by which a sweep compares
     with pytest.raises(InputError, match='--kept-epoch last keeps every one: give --kept-epoch best'):
         train.main(flags(images, tmp_path, 'both', '--kept-epoch', 'last', '--patience', '2'))
+
+
+def test_a_run_that_has_ended_with_its_best_epoch_is_not_said_to_end_with_its_last():
+    settings = TrainSettings().with_values(kept_epoch='last', epochs=3)
+    keeper = Keeper(SimpleNamespace(settings=settings, folder='run'), None, None)
+    for best, begun in ((None, 3), (Best(50.0, 2), 3), (Best(50.0, 1), 2)):  # the third goes on
+        keeper.best = best
+        keeper._refuse_earlier(begun)
+    keeper.best = Best(50.0, 1)
+    with pytest.raises(InputError, match="'run' has ended with epoch 2 of 3, its best one, .*evaluate last.pth.tar"):
+        keeper._refuse_earlier(3)
 
 
 def test_patience_waits_for_an_evaluation(images, tmp_path, monkeypatch):

@@ -86,6 +86,10 @@ def test_a_column_that_can_only_be_the_splits_is_taken_for_it(pictures, name):
     (ALL.format('False', 'False', 'True', name='is_valid'), "column 'is_valid' .* --split-column none"),
     (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits:"),
     (ALL.format('0', '0', '1', name='isTest'), "column 'isTest' .* for testing"),
+    (ALL.format('1', '1', '0', name='is_training_image'), "column 'is_training_image' .* for testing"),
+    (ALL.format('0', '0', '1', name='held_out'), "column 'held_out' .* for testing"),
+    (ALL.format('0', '1', '2', name='partition'), "column 'partition' .* for testing.*'0', '1', '2'"),
+    (ALL.format('1.0', '1.0', '2.0', name='Split'), "column 'Split' .* for testing"),
     (ALL.format('train', '', 'test', name='dataset'), "column 'dataset' .* for testing.*'train', '', 'test'"),
     (ALL.format('training', 'training', 'holdout', name='data'), "column 'data' .* for testing"),
     (ALL.format('test', 'test', 'test', name='split'), "no row of .* is of the split train"),
@@ -94,6 +98,11 @@ def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
     with pytest.raises(InputError, match=sentence):
         read(pictures, text)
     assert len(read(pictures, text, split_column='none').train) == 4
+
+
+def test_a_column_of_groups_can_be_the_splits_too(pictures):
+    splits = read(pictures, ALL.format('train', 'train', 'test', name='split'), ('train', 'test'), group_column='split')
+    assert len(splits.train) == 3 and len(splits.test) == 1
 
 
 @pytest.mark.parametrize('column', ['fold\n0', 'weight\n1', 'note\ntest', 'set\nmini', 'isBest\n1',

@@ -19,7 +19,9 @@ from nbn_timm.losses import LOSSES, balances_classes
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages.logit_adjustment import LogitAdjustment, why_not_adjustable
+from nbn_timm.training.combinations import doubtful
 from nbn_timm.training.distributed import close_world, init_world
+from nbn_timm.training.settings import TrainSettings
 
 COUNTS = (400, 60, 9, 1)
 CLASSES = Classes(COUNTS, ('ant', 'bee', 'cat', 'dog'), 'a test')
@@ -273,6 +275,16 @@ def test_auto_refuses_what_it_chooses(tmp_path):
 def test_two_corrections_are_told(tmp_path, capsys):
     train.main(arguments(tmp_path, '--epochs', '1', '--loss', 'balanced_softmax', '--sampler', 'class_balanced'))
     assert 'both make up for the sizes of classes' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('loss', 'kwargs', 'said'), [
+    ('bbn', {}, "'bbn' goes from its beginning to its end in 200 epochs, and this run has 30"),
+    ('glmc', {'epochs': 20}, 'in 20 epochs, and this run has 30: give --loss-kwargs epochs=30'),
+    ('glmc', {'epochs': 30}, None), ('cross_entropy', {}, None)])
+def test_a_loss_that_the_run_does_not_bring_to_its_end_is_told(loss, kwargs, said):
+    """GLMC and BBN begin with another classifier, or branch, than the one that is evaluated."""
+    told = doubtful(TrainSettings().with_values(loss=loss, loss_kwargs=kwargs, epochs=30), None)
+    assert [said in sentence for sentence in told] == [True] * (said is not None)
 
 
 def test_which_methods_balance():

@@ -226,4 +226,6 @@ def test_thresholds_pass_through_json():
     assert Thresholds.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
     assert Thresholds.from_dict(chosen.to_dict(), 3) is None and Thresholds.from_dict(None) is None
     assert Thresholds.from_dict({'values': [2.0]}) is None
+    for key, value in (('images', '10'), ('images', None), ('images', -1), ('split', [1]), ('use_ema', 'no')):
+        assert Thresholds.from_dict({**chosen.to_dict(), key: value}) is None
     assert Thresholds.fixed().in_words() == 'a class is told from a probability of 0.5 on'

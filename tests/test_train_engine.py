@@ -638,6 +638,25 @@ def test_a_write_that_fails_keeps_the_previous_checkpoint(tmp_path, monkeypatch)
 # Logs
 
 
+@pytest.mark.parametrize('change', [
+    lambda state: [], lambda state: {}, lambda state: {**state, 'scale': float('nan')},
+    lambda state: {**state, 'scale': 0.0}, lambda state: {**state, 'scale': torch.ones(3)},
+    lambda state: {key: value for key, value in state.items() if key != 'growth_factor'}])
+def test_a_scaler_that_is_none_is_refused(tmp_path, change):
+    """With a scale of NaN no update would ever be made, and nothing would say so."""
+    task, scaler = make_task(), torch.amp.GradScaler('cpu')
+    optimizer = torch.optim.SGD(task.parameters(), 0.1)
+    scaler.load_state_dict({**scaler.state_dict(), 'scale': 2.0 ** 9, '_growth_tracker': 7})
+    state = checkpoint_state(task, optimizer, 4, 'net', {}, scaler=scaler)
+    torch.save(state, tmp_path / LAST)
+    fresh = torch.amp.GradScaler('cpu')
+    resume_run(tmp_path / LAST, task, optimizer, 'net', {}, scaler=fresh)
+    assert fresh.state_dict() == scaler.state_dict()
+    torch.save({**state, 'amp_scaler': change(state['amp_scaler'])}, tmp_path / LAST)
+    with pytest.raises(InputError, match="no run can go on from .*'amp_scaler' is not what a training writes there"):
+        resume_run(tmp_path / LAST, task, optimizer, 'net', {}, scaler=fresh)
+
+
 def test_logs_have_a_row_per_epoch_and_resume_trims_them(tmp_path):
     log = RunLog(tmp_path)
     for epoch in range(3):

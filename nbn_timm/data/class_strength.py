@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from nbn_timm.data.dataset import LabelledImages
 from nbn_timm.data.decoders import DecodedCrop
-from nbn_timm.settings import AT_LEAST_1, PROBABILITY, Settings, only_with, setting
+from nbn_timm.settings import PROBABILITY, Limits, Settings, only_with, setting
 
 TOP_LEVEL = 10
 _STRENGTHS = 30  # a level is so manieth of the way from the weakest to the strongest
@@ -32,7 +32,7 @@ class CurriculumSettings(Settings):
                                      limits=PROBABILITY, metavar='P', effect=only_with('curriculum'))
     curriculum_trials: int = setting(
         10, 'before each epoch a class of level L is tried on N (l + 1) pictures of each level l from 0 to L',
-        limits=AT_LEAST_1, effect=only_with('curriculum'))
+        limits=Limits(1, 1000), effect=only_with('curriculum'))
     curriculum_accept: float = setting(
         0.6, 'it rises by one level where more than this share is right at each of these, and else falls by one',
         limits=PROBABILITY, metavar='SHARE', effect=only_with('curriculum'))

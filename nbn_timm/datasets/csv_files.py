@@ -32,6 +32,12 @@ NO_COLUMN = 'none'  # for --split-column
 _WORDS = re.compile(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])')  # of is_test, isTest and SPLIT
 _SPLIT_WORDS = {'split', 'splits', 'set', 'subset', 'fold', 'folds', 'part', 'partition', 'phase', 'usage'}
 _SPLIT_BEGINNINGS = ('train', 'trn', 'val', 'dev', 'test', 'tst', 'eval', 'hold')
+# What such a column is called where its cells are numbers, as CelebA's 0, 1 and 2; numbered folds are of one training.
+_NUMBERED = {'split', 'splits', 'subset', 'partition', 'phase', 'usage'}
+_NUMBER = re.compile(r'\d+(\.0)?', re.ASCII)
+_MOST_NUMBERS = 3
+# What it is called where its cells are yes and no.
+_ASKED = {*_PART_OF, 'training', 'testing', 'held', 'heldout', 'holdout', 'eval', 'evaluation'}
 # Cells that say by themselves what they are about, whatever the column is called.
 _SPLIT_CELL = re.compile(r'(train|trn|val|dev|test|tst|eval|hold)(id|ing|idation|uation|[-_ ]?out|[-_ ]?set)?')
 _YES_NO = {'', '0', '1', '0.0', '1.0', 'true', 'false', 'yes', 'no', 'y', 'n', 't', 'f', 'x'}
@@ -242,7 +248,10 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
     if settings.split_column == NO_COLUMN:
         return None
     found = {}
-    for name, cells in table.others.items():
+    looked_at = dict(table.others)
+    if settings.group_column in table.columns:
+        looked_at[settings.group_column] = table.columns[settings.group_column]
+    for name, cells in looked_at.items():
         said = {cell.lower() for cell in cells}
         words = {word.lower() for word in _WORDS.findall(name)}
         filled = said - {''}
@@ -250,7 +259,8 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
         if said <= _PART_OF.keys():
             found[name] = cells
         elif (cells_say or words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
-              or words & _PART_OF.keys() and said <= _YES_NO):
+              or words & _NUMBERED and 1 < len(filled) <= _MOST_NUMBERS and all(map(_NUMBER.fullmatch, filled))
+              or words & _ASKED and said <= _YES_NO):
             raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, '
                              f'in words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '
                              f'--split-column {NO_COLUMN} if it says something else')

@@ -13,6 +13,7 @@ from nbn_timm.layers import fold_nbn
 from nbn_timm.models.tuning import has_adapters
 from nbn_timm.models.tuning.lora import merge_lora
 from nbn_timm.models.weight_files import save_weights, weights_digest
+from nbn_timm.seals import seal_file
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 
 from .artefact import Artefact, FormatUnavailable
@@ -45,6 +46,7 @@ def write(artefact: Artefact, folder: Path) -> None:
         plain.pretrained_cfg.pop('label_names', None)  # of a folder that this one is made from
     save_for_hf(plain, str(folder), model_config=about, data_config=artefact.trained.input.input_format(),
                 safe_serialization=True)
+    seal_file(folder / FILES[1])
     save_weights(weights, folder / FILES[0])  # which adds a digest of them
 
 

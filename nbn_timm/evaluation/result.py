@@ -10,6 +10,7 @@ from typing import Any
 from nbn_timm.data.classes import ClassCounts, ShotSplit
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.files import atomic_write, write_text_atomic
+from nbn_timm.seals import sealed
 
 METRICS = ('top1', 'top5', 'mean_class', 'many', 'medium', 'few', 'loss')  # headline numbers
 FURTHER_METRICS = ('macro_f1', 'harmonic_mean', 'worst_class', 'nll', 'brier', 'ece', 'ece_many', 'ece_medium',
@@ -51,7 +52,7 @@ class Result(ABC):
 
     def write_json(self, path: str | Path, **about: Any) -> None:
         """Write the entries of `about`, which say what was evaluated, and `to_dict()`; whole or not at all."""
-        write_text_atomic(path, json.dumps({**about, **self.to_dict()}, indent=2) + '\n')
+        write_text_atomic(path, json.dumps(sealed({**about, **self.to_dict()}), indent=2) + '\n')
 
 
 @dataclass(frozen=True)

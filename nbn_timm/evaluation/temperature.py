@@ -6,6 +6,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from nbn_timm.evaluation.thresholds import told_rightly
+
 CALIBRATION = 'calibration'  # key of checkpoints and records
 HOTTEST, COLDEST = 100.0, 0.01  # temperatures
 _HALVINGS = 100
@@ -42,9 +44,11 @@ class FittedTemperature:
             return None
         known = {key: data[key] for key in ('split', 'images', 'nll', 'nll_before', 'use_ema') if key in data}
         try:
-            return cls(float(number), **known)
+            found = cls(float(number), **known)
         except TypeError:
             return None
+        numbers = (found.nll, found.nll_before)
+        return found if told_rightly(found) and all(isinstance(one, int | float) for one in numbers) else None
 
 
 def temperature_of(

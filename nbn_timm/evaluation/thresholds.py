@@ -72,8 +72,15 @@ class Thresholds:
             return None
         if len(values) > 1 and num_classes not in (None, len(values)):
             return None
-        known = {key: data[key] for key in ('split', 'images', 'use_ema') if key in data}
-        return cls(tuple(map(float, values)), **known)
+        found = cls(tuple(map(float, values)),
+                    **{key: data[key] for key in ('split', 'images', 'use_ema') if key in data})
+        return found if told_rightly(found) else None
+
+
+def told_rightly(found: Any) -> bool:
+    """Whether what is recorded of a choice on data, as `split`, `images` and `use_ema`, can be so."""
+    return (isinstance(found.split, str | None) and type(found.images) is int and found.images >= 0
+            and isinstance(found.use_ema, bool))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

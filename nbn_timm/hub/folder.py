@@ -13,6 +13,7 @@ from nbn_timm.files import write_folder
 from nbn_timm.layers import fold_nbn
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.weight_files import save_weights, weights_digest
+from nbn_timm.seals import seal_file
 from nbn_timm.trained.opening import FOLDER, RECORD_KEY, TrainedModel
 from nbn_timm.training.settings import public_record
 
@@ -68,6 +69,7 @@ def _save(trained: TrainedModel, folder: Path) -> None:
         save_for_hf(
             trained.model, str(folder), model_config=config, model_args=dict(trained.model_args),
             data_config=trained.input.input_format(), safe_serialization=True)
+        seal_file(folder / FOLDER_FILES[0])
         save_weights(weights, folder / FOLDER_FILES[1])  # which adds a digest of them
     except (ValueError, RuntimeError) as error:  # an argument that is no plain data, tensors that share memory
         raise InputError(f"'{trained.name}' cannot be written in timm's format ({error}): create it with plain "

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from nbn_timm.errors import InputError, in_words
+from nbn_timm.seals import tell_changes
 
 from ._released import StateDict
 from .hub_files import hub_file
@@ -44,6 +45,7 @@ def read_folder_config(source: str) -> dict[str, Any]:
                             ('num_classes', int, 'number'), ('label_names', list | dict, 'list')):
         if key in config and not isinstance(config[key], kind):
             raise InputError(f"'{key}' in the config.json of '{source}' is no {what}: correct it, or get it again")
+    tell_changes(config, f"the config.json of '{source}'")
     if config.get('num_classes', 0) < 0:  # timm would draw a new classifier
         raise InputError(f"'num_classes' in the config.json of '{source}' is negative: correct it, or get it again")
     of_weights = config.get('num_classes', config.get('pretrained_cfg', {}).get('num_classes'))

@@ -3,6 +3,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
+from nbn_timm.seals import is_as_written, is_text_as_written
 
 SHOTS = ('many', 'medium', 'few')
 _FILES = ('args.yaml', 'summary.csv', 'test.json', 'val.json')
@@ -181,19 +183,24 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
         raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
                          'damaged: evaluate again')
+    whole = {f'{split}.json': is_as_written(results),
+             'args.yaml': _read(folder / 'args.yaml', is_text_as_written, True)}
+    notes = [f'{file} is not as it was written: it was edited, or is damaged.'
+             for file, as_written in whole.items() if not as_written]
     run = FinishedRun(
         name or folder.resolve().name, folder, _read(folder / 'args.yaml', _settings, {}),
         _read(folder / 'summary.csv', _summary, []), split, results, classes, None)
+    _check_log(run)
     if run.of_sets:
         thresholds = Thresholds.from_dict(results.get(THRESHOLDS), len(classes)) or Thresholds.fixed()
-        sets, notes = _label_sets(place, split, results, classes, thresholds)
-        return replace(run, label_sets=sets, thresholds=thresholds, notes=tuple(notes))
-    predictions, notes = _predictions(place, split, results, classes)
+        sets, missing = _label_sets(place, split, results, classes, thresholds)
+        return replace(run, label_sets=sets, thresholds=thresholds, notes=(*notes, *missing))
+    predictions, missing = _predictions(place, split, results, classes)
     if predictions is not None:
         told = np.bincount(predictions.predicted, minlength=len(classes)).tolist()
         classes = [row if row.predicted is not None else replace(row, predicted=number)
                    for row, number in zip(classes, told, strict=True)]
-    return replace(run, classes=classes, predictions=predictions, notes=tuple(notes))
+    return replace(run, classes=classes, predictions=predictions, notes=(*notes, *missing))
 
 
 def is_run(folder: Path) -> bool:
@@ -298,6 +305,37 @@ def _summary(text: str) -> list[dict[str, float]]:
     rows = [{name: float(value) for name, value in row.items() if value not in (None, '')} for row in read]
     if not all(_is_finite(row['epoch']) for row in rows):
         raise ValueError('an epoch is no number')
+    return rows
+
+
+def _check_log(run: FinishedRun) -> None:
+    """Compare the summary with the log, which has the same numbers of each epoch.
+
+    A kill between the two leaves an epoch more in the summary.
+
+    Raises:
+        InputError: They differ.
+    """
+    logged_rows: list[dict[str, Any]] = _read(run.folder / 'log.jsonl', _log_rows, [])
+    log = {row['epoch']: row for row in logged_rows}
+    summary = {row['epoch']: row for row in run.epochs}
+    columns = {name for row in run.epochs for name in row}
+    for epoch, logged in log.items() if summary else ():
+        told = summary.get(epoch)
+        if told is None or any(told.get(name) != logged.get(name) for name in columns):
+            raise InputError(f"summary.csv and log.jsonl in '{run.folder}' do not agree on epoch "
+                             f'{epoch + 1:g}, so one is damaged or of another run: replace it by an intact copy, or '
+                             'remove log.jsonl')
+
+
+def _log_rows(text: str) -> list[dict[str, Any]]:
+    """Rows of the log; what cannot be read of it has nothing to compare with."""
+    rows = []
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and _is_finite(row.get('epoch')):
+                rows.append(row)
     return rows
 
 

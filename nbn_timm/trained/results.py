@@ -11,6 +11,7 @@ from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.files import read_json_object
+from nbn_timm.seals import tell_changes
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
 
@@ -151,6 +152,7 @@ class ResultsFile:
         """
         hint = 'give a file of validate.py --results-file, or a test.json of train.py'
         data = read_json_object(path, f"the results file '{path}'", hint)
+        tell_changes(data, f"the results file '{path}'")
         needed = ('top1', 'num_samples', 'num_classes')
         if not all(isinstance(data.get(key), int | float) for key in needed):
             raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): {hint}")

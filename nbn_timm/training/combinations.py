@@ -1,4 +1,5 @@
 """What cannot go together, as far as the settings tell: refused before any data are read."""
+import inspect
 from typing import Any
 
 import torch
@@ -121,9 +122,14 @@ def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     loss, sampler = settings.loss.loss, settings.sampler.sampler
     if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
         return []
+    told, own, epochs = [], inspect.signature(LOSSES[loss]).parameters.get('epochs'), settings.schedule.epochs
+    over = settings.loss.loss_kwargs.get('epochs', None if own is None else own.default)
+    if own is not None and over != epochs:
+        told.append(f"Loss '{loss}' goes from its beginning to its end in {over} epochs, and this run has {epochs}: "
+                    f'give --loss-kwargs epochs={epochs} to have the whole of it.')
     if not (balances_classes(loss) and SAMPLERS[sampler].balances):
-        return []
-    return [f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
+        return told
+    return [*told, f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
             'twice and frequent ones may be lost: leave out one of the two.']
 
 

@@ -8,6 +8,7 @@ import torch
 from timm.task import TrainingTask
 from torch.amp import GradScaler
 
+from nbn_timm.errors import InputError
 from nbn_timm.evaluation import Result, label_sets
 from nbn_timm.evaluation.result import no_metrics
 from nbn_timm.models.weight_files import read_checkpoint
@@ -26,6 +27,7 @@ from nbn_timm.training.middle import (
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.run_checkpoint import (
     BEST,
+    LAST,
     Best,
     checkpoint_state,
     is_better,
@@ -89,6 +91,7 @@ class Keeper:
                 plan.splits.classes, self.scaler, self.curriculum)
             goes_on_here = checkpoint.resolve().parent == plan.folder.resolve() and (plan.folder / BEST).exists()
             self.best = best if goes_on_here else None
+            self._refuse_earlier(start_epoch)
         if plan.world.is_primary:
             keeping = plan.settings.keeping
             self.log = RunLog(plan.folder, start_epoch, keeping.log_tensorboard,
@@ -107,6 +110,19 @@ class Keeper:
         state = middle_state(middle, self.parts, self.task, self.plan.world)
         if state is not None:
             save_recovery(self.plan.folder, self._state(epoch) | {MIDDLE: state})
+
+    def _refuse_earlier(self, start_epoch: int) -> None:
+        """Refuse to call an earlier epoch the last one, of a run that has ended and was to keep the best.
+
+        Raises:
+            InputError: That is asked for.
+        """
+        settings = self.plan.settings
+        if (settings.run.kept_epoch == 'last' and start_epoch >= settings.schedule.epochs and self.best is not None
+                and self.best.epoch + 1 < start_epoch):
+            raise InputError(f"the run in '{self.plan.folder}' has ended with epoch {self.best.epoch + 1} of "
+                             f'{start_epoch}, its best one, so --kept-epoch last comes too late: evaluate {LAST}, or '
+                             'give --kept-epoch best')
 
     def gave_up(self, epoch: int) -> bool:
         """Whether the run ends before an epoch (0-based), since --patience epochs have brought nothing better.

@@ -18,6 +18,7 @@ from nbn_timm.files import write_text_atomic
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
 from nbn_timm.models.tuning import AdapterFile, save_adapter
 from nbn_timm.report import norm_sizes, read_run, write_report
+from nbn_timm.seals import sealed_text
 from nbn_timm.settings import SettingGroups
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.results import EvaluatedWeights
@@ -47,7 +48,7 @@ def write_settings(plan: Plan) -> None:
 def config_text(settings: SettingGroups) -> str:
     """All settings as a config that `--config` reads."""
     known = {key: value for key, value in settings.values().items() if key not in ('config', 'resume')}
-    return '# Settings of this run; `--config` reads this file.\n' + yaml.safe_dump(known, sort_keys=False)
+    return '# Settings of this run; `--config` reads this file.\n' + sealed_text(yaml.safe_dump(known, sort_keys=False))
 
 
 def announce(plan: Plan, model: nn.Module, start_epoch: int | None = None, more: Collection[str] = ()) -> None:

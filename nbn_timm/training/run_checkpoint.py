@@ -1,6 +1,7 @@
 """Checkpoints of a run: written whole or not at all, at every epoch's end and if asked in its middle, and what it takes
 to go on from one."""
 import logging
+import math
 import os
 import re
 import shutil
@@ -381,7 +382,7 @@ def resume_run(
         average.begin(state.get(_AVERAGED_EPOCHS, 0))
     _load_optimizer(path, state, optimizer)
     if scaler is not None and NativeScaler.state_dict_key in state:
-        scaler.load_state_dict(state[NativeScaler.state_dict_key])
+        _load_scaler(path, state[NativeScaler.state_dict_key], scaler)
     if curriculum is not None:
         curriculum.load_state(state.get(_LEVELS), path)
     best = state.get('best')
@@ -396,6 +397,20 @@ def load_task(state: Mapping[str, Any], task: TrainingTask) -> None:
         # A run that only now turns EMA on starts the average from its weights.
         averaged = '_ema' if state.get('state_dict_ema') is not None else ''
         task.load_checkpoint_state(state[f'state_dict{averaged}'], state.get(f'task_state{averaged}'), ema=True)
+
+
+def _load_scaler(path: Path, saved: Any, scaler: GradScaler) -> None:
+    """Put the scaler of float16 into the state of a checkpoint.
+
+    Raises:
+        InputError: It is none; with a scale that is no number every update would be left out.
+    """
+    keys = scaler.state_dict().keys()
+    if not isinstance(saved, Mapping) or saved.keys() != keys or not all(
+            isinstance(value, int | float) and 0 <= value < math.inf for value in saved.values()) or not saved['scale']:
+        raise InputError(f"no run can go on from '{path}', since its '{NativeScaler.state_dict_key}' is not what a "
+                         'training writes there: use --initial-checkpoint to start from its weights')
+    scaler.load_state_dict(dict(saved))
 
 
 def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:

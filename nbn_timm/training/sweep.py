@@ -14,6 +14,7 @@ from pathlib import Path
 
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.files import open_regular, read_json_object, write_text_atomic
+from nbn_timm.seals import tell_changes
 from nbn_timm.settings import flag
 from nbn_timm.trained.results import EvaluatedWeights
 from nbn_timm.training.settings import TrainSettings
@@ -114,6 +115,7 @@ def read_result(folder: Path) -> TrialResult | None:
         return None
     again = f"remove the folder '{folder}', and the same command trains it again"
     found = read_json_object(path, f"the results '{path}'", again)
+    tell_changes(found, f"the results file '{path}'")
     if not isinstance(found.get('weights'), dict):
         raise InputError(f"the results '{path}' do not say of which weights they are: {again}")
     weights = EvaluatedWeights.of_results(found)
