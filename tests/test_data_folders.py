@@ -217,8 +217,8 @@ def test_a_part_of_its_training_classes_takes_their_part_of_val(tmp_path):
         file.write('val_2.JPEG\tn03\t0\n')
     split = read_class_folders(tmp_path / 'val', ('n02', 'n04'))
     assert relative(tmp_path / 'val', split) == {'n02': ['images/val_0.JPEG'], 'n04': []}
-    assert split.notes == (f"3 pictures of '{tmp_path}/val' are left out: they are of 2 classes that the training split "
-                           'does not have',)
+    assert split.notes == (f"3 pictures of '{tmp_path}/val' are left out: they are of 2 classes that the training "
+                           'split does not have',)
 
 
 @pytest.mark.parametrize('files', [('images/0.png', 'images/1.png'), ('0.png', '1.png')])
