@@ -38,7 +38,7 @@ def one_draw(seed: int, share: float) -> tuple[float, float]:
 
 
 def main() -> None:
-    print('| validation pictures per training picture | another strength than 1 | points, all draws | points, where so |')
+    print('| validation pictures per training picture | another strength | points, all draws | points, where so |')
     print('|---|---|---|---|')
     for share in (0.2, 0.8):
         draws = [one_draw(seed, share) for seed in range(DRAWS)]
