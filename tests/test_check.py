@@ -259,6 +259,17 @@ def test_the_page(pictures, tmp_path):
     assert 'Training pictures per class' in page
 
 
+def test_the_page_shows_few_pictures_of_what_is_no_fault(tmp_path):
+    upright = collection(tmp_path / 'pictures', {'train': {'ant': 5, 'bee': 4}})
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for path in upright.rglob('*.png'):
+        save(path, Image.open(path), exif=turned)
+    checked(upright, '--html', str(tmp_path / 'page.html'))
+    page = (tmp_path / 'page.html').read_text('utf-8')
+    assert page.count('data:image/') == 6 and '3 more, which --json writes in full' in page
+
+
 # Hashes
 
 

@@ -61,6 +61,12 @@ def test_a_class_without_a_name_keeps_its_code_and_equal_names_are_told_apart(tm
     assert names.note(names.called(CODES)).endswith("which does not name 1 of 3 ('n10')")
 
 
+def test_classes_that_are_called_so_already_stay(tmp_path):
+    names = ClassNames.read(write(tmp_path, 'n01\ttench\nn02\tcrane\n'))
+    assert names.called(('crane', 'tench', 'crane (n9)')) == {name: name for name in ('crane', 'tench', 'crane (n9)')}
+    assert names.note({'crane': 'crane'}).endswith("names.txt'")
+
+
 def test_a_first_word_that_is_also_a_class_does_not_decide(tmp_path):
     names = ClassNames.read(write(tmp_path, 'n01 tench\nold crane\ncock\n'))
     assert list(names.called(CODES).values()) == ['n01 tench', 'old crane', 'cock']

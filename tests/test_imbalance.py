@@ -107,7 +107,9 @@ def test_a_strength_that_is_far_off_is_found():
     logits, labels = picture_logits(4000)
     curve = StrengthCurve(CLASSES, target_shares('balanced', CLASSES), 0.0)
     curve.update(logits + torch.tensor(COUNTS).log() * 0.8, labels)
-    assert curve.choose().tau == pytest.approx(1.8, abs=0.3)
+    chosen = curve.choose()
+    assert chosen.tau == pytest.approx(1.8, abs=0.3)
+    assert chosen.why.startswith('the best of 21: mean class accuracy +') and 'with a standard error of' in chosen.why
 
 
 def test_few_pictures_leave_the_consistent_strength():

@@ -22,6 +22,7 @@ from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.report import norm_sizes, read_run
 from nbn_timm.report.bootstrap import paired_interval
 from nbn_timm.report.comparison import intervals
+from nbn_timm.report.figures import draw_lengths
 from nbn_timm.report.recipe import repeating_command
 from nbn_timm.report.single import class_table, confusion_counts, feature_lengths, pair_table, worst_pictures
 from nbn_timm.training.settings import TrainSettings
@@ -359,3 +360,10 @@ def test_a_phone_shows_all_of_it_and_fetches_nothing(runs, tmp_path, several):
          (tmp_path / 'phone.html').as_uri()], capture_output=True, text=True, timeout=240)
     found = json.loads(re.search(r'\{"width".*\}', done.stdout.replace('&lt;', '<').replace('&gt;', '>'))[0])
     assert found == {'width': 390, 'over': 0, 'wide': [], 'fetched': [], 'broken': 0}
+
+
+def test_a_shot_without_a_class_has_no_place_in_the_figure():
+    axes = pytest.importorskip('matplotlib.figure').Figure().add_subplot()
+    draw_lengths(axes, {'one': {'medium': 4.0, 'few': 3.0}, 'other': {'few': 2.0}})
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['medium', 'few']
+    assert [round(bar.get_x() + bar.get_width() / 2, 6) for bar in axes.patches] == [-0.2, 0.8, 1.2]

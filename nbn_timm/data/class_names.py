@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ class ClassNames:
     source: str
     by_code: Mapping[str, str] = field(default_factory=dict)
     in_order: tuple[str, ...] = ()
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.by_code.values())
 
     @classmethod
     def read(cls, path: str | Path) -> 'ClassNames':
@@ -64,12 +69,13 @@ class ClassNames:
     def called(self, codes: Sequence[str]) -> dict[str, str] | None:
         """Names by what the data call the classes; None if this file has none of them.
 
-        A class that the file does not name keeps its code. Classes of one name get their code behind it.
+        A class that the file does not name keeps its code. Classes of one name get their code behind it. Classes that
+        have names of this file already keep them.
         """
         found = {code: self.by_code[code] for code in codes if code in self.by_code}
         if 2 * len(found) < len(codes) == len(self.in_order):  # a code more or less may be the first word of a name
             found = dict(zip(codes, self.in_order, strict=True))
-        if not found:
+        if not found and self._names.isdisjoint(codes):
             return None
         names = {code: found.get(code, code) for code in codes}
         number = Counter(names.values())
@@ -89,7 +95,8 @@ class ClassNames:
 
     def note(self, called: Mapping[str, str]) -> str:
         """What a person should know of the names that were found."""
-        unnamed = [code for code, name in called.items() if code == name and code not in self.by_code]
+        known = self.by_code.keys() | self._names
+        unnamed = [code for code, name in called.items() if code == name and code not in known]
         some = ', '.join(map(quoted, unnamed[:_SHOWN])) + (', ...' if len(unnamed) > _SHOWN else '')
         return f'the classes are called as in {self.source}' + (
             f', which does not name {len(unnamed):,} of {len(called):,} ({some})' if unnamed else '')

@@ -156,7 +156,8 @@ class StrengthCurve:
         elif best == one or gain <= chance:
             best, why = one, f'{measured} show no strength that is better beyond chance'
         else:
-            why = f'{metric} {gain:+.2f} against strength 1 on {measured}, with a standard error of {chance:.2f}'
+            why = (f'the best of {len(allowed)}: {metric} {gain:+.2f} against strength 1 on {measured}, with a '
+                   f'standard error of {chance:.2f}')
         return ChosenStrength(self.taus[best], self.offset(self.taus[best]), float(accuracy[best]),
                               float(overall[best]), float(accuracy[one]), float(overall[-1]), why, int(images.sum()))
 

@@ -167,7 +167,7 @@ def _shown(finding: Finding, result: Inspection) -> dict[str, Any]:
     if finding.groups:
         single = all(len(group) == 1 for group in finding.groups)
         groups = [[group[0] for group in finding.groups]] if single else finding.groups
-        limit = _GROUPS_SHOWN * 2 if single else _PICTURES_SHOWN
+        limit = _GROUPS_SHOWN * 2 if single and finding.severity != 'note' else _PICTURES_SHOWN
         shown['groups'] = [[_thumbnail(index, result) for index in group[:limit]] for group in groups[:_GROUPS_SHOWN]]
         shown['more'] = (len(finding.groups) - limit if single else len(groups) - _GROUPS_SHOWN)
         return shown

@@ -158,10 +158,11 @@ def draw_sizes(
 def draw_lengths(axes: Any, lengths: Mapping[str, Mapping[str, float]], colors: Sequence[str] = SERIES) -> None:
     """Mean feature length by shot, a group of bars for each network, into matplotlib axes."""
     width = 0.8 / len(lengths)
+    there = [shot for shot in SHOTS if any(shot in by_shot for by_shot in lengths.values())]
     for position, (name, by_shot) in enumerate(lengths.items()):
-        places = [SHOTS.index(shot) + (position - (len(lengths) - 1) / 2) * width for shot in by_shot]
+        places = [there.index(shot) + (position - (len(lengths) - 1) / 2) * width for shot in by_shot]
         axes.bar(places, list(by_shot.values()), width * 0.94, label=name, color=colors[position % len(colors)])
-    axes.set_xticks(range(len(SHOTS)), SHOTS)
+    axes.set_xticks(range(len(there)), there)
     axes.set(ylabel='mean feature length')
     axes.grid(visible=False, axis='x')
     if len(lengths) > 1:
