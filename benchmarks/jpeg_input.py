@@ -6,6 +6,8 @@ FOLDER holds JPEG files, such as the 1,000 of github.com/EliSchwartz/imagenet-sa
 picture by picture, on one thread, and time is that of the process on its processor, so that other work on the machine
 counts little. Ratios are to simplejpeg decoding the same whole pictures and doing nothing else. Files are in memory.
 
+`--profile NAME` times the parts of one decoder's way instead, from the header to a normalised batch.
+
 The distances are over the same crops: mean absolute difference in steps of 255 and PSNR in dB, of each way to Pillow's
 (as timm does it). OpenCV's two usual ways of resampling say how far apart are two pipelines that people take for the
 same: networks are trained by the one and run by the other.
@@ -27,8 +29,9 @@ from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import InterpolationMode, v2
 
-from nbn_timm.data import DataDefaults
+from nbn_timm.data import DataDefaults, decoders
 from nbn_timm.data.decoders import DECODERS, Box, decoded_crop, resized_part
+from nbn_timm.data.loader import collate
 from nbn_timm.data.pictures import orientation_of
 from nbn_timm.data.transforms import create_transform
 
@@ -44,9 +47,13 @@ def main() -> None:
         files = [_saved_again(data, args.quality) for data in files]
     found, files = len(files), [data for data in files if _is_for_decoders(data)]
     sizes = [simplejpeg.decode_jpeg_header(data)[:2] for data in files]
-    print(f'{len(files)} pictures of {found} (the others are CMYK or turned by EXIF, and go to Pillow), '
+    about = (f'{len(files)} pictures of {found} (the others are CMYK or turned by EXIF, and go to Pillow), '
           f'{sum(map(len, files)) / len(files) / 1e3:.0f} kB and '
           f'{np.mean([height * width for height, width in sizes]) / 1e6:.2f} million pixels on average')
+    print(about)
+    if args.profile:
+        _profile(files, args)
+        return
     result = {'pictures': len(files), 'interpolation': args.interpolation,
               'speed': _speed(files, args), 'distance': _distances(files, sizes, args)}
     if args.json:
@@ -81,6 +88,58 @@ def _speed(files: list[bytes], args: argparse.Namespace) -> dict[str, dict[str, 
     for name, row in table.items():
         print(f"{name:<52}{row['ms']:>8.2f}{1e3 / row['ms']:>12,.0f}{row['throughput']:>8.2f}")
     return table
+
+
+class _Clock:
+    """Seconds of processor time by part; a part within another one is not counted to it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._inner = 0.0
+
+    def __call__(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+        def timed(*given: Any) -> Any:
+            outer, self._inner = self._inner, 0.0
+            start = time.process_time()
+            result = function(*given)
+            spent = time.process_time() - start
+            self.seconds[part] = self.seconds.get(part, 0.0) + spent - self._inner
+            self._inner = outer + spent
+            return result
+        return timed
+
+
+def _profile(files: list[bytes], args: argparse.Namespace) -> None:
+    """Milliseconds per picture of the parts of a decoder's way, and their shares of simplejpeg's whole decoding."""
+    clock, decoder = _Clock(), DECODERS[args.profile]()
+    defaults = DataDefaults(input_size=(3, 224, 224), interpolation=args.interpolation)
+    crop, *steps = create_transform(defaults, is_training=True).transforms
+    flip, jitter, to_tensor = steps
+    whole = clock('simplejpeg, the whole picture and nothing else', simplejpeg.decode_jpeg)
+    decoder.size = clock('header', decoder.size)  # type: ignore[method-assign]
+    decoder.part = clock('decoding the crop, at scale', decoder.part)  # type: ignore[method-assign]
+    crop.get_params = clock('drawing the crop', crop.get_params)
+    decoders._is_upright_and_whole = clock('EXIF and end of the file', decoders._is_upright_and_whole)
+    resampled = clock('resampling', decoded_crop)
+    flipped = clock('flip', lambda image: to_tensor(flip(image)))
+    jittered = clock('colour jitter, in Pillow', lambda image: to_tensor(jitter(
+        Image.fromarray(image.permute(1, 2, 0).numpy()))))
+    collated = clock('collation', collate)
+    normalised = clock('normalisation, by the batch', lambda images: images.float().sub_(127.0).div_(58.0))
+    for _ in range(args.repeats):
+        for first in range(0, len(files), 64):
+            samples = []
+            for data in files[first:first + 64]:
+                whole(data)
+                image = flipped(resampled(decoder, data, crop))
+                jittered(image)
+                samples.append((image, 0))
+            normalised(collated(samples)[0])
+    base = clock.seconds['simplejpeg, the whole picture and nothing else']
+    print(f"\n{args.profile:<52}{'ms':>8}{'share':>8}")
+    for part, spent in clock.seconds.items():
+        print(f'{part:<52}{1e3 * spent / len(files) / args.repeats:>8.3f}{spent / base:>8.2f}')
 
 
 def _cases(interpolation: str) -> dict[str, Case]:
@@ -196,6 +255,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('--repeats', type=int, default=1)
     parser.add_argument('--quality', type=int, help='save the pictures again at this quality first')
     parser.add_argument('--interpolation', default='bilinear', choices=('bilinear', 'bicubic'))
+    parser.add_argument('--profile', metavar='NAME', choices=sorted(DECODERS), help='a decoder')
     parser.add_argument('--json', help='write the numbers to this file too')
     return parser.parse_args()
 

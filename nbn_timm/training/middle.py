@@ -93,7 +93,9 @@ def find_middle(path: Path, state: Mapping[str, Any], parts: EpochParts, world: 
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"no run can go on from '{path}', since its '{MIDDLE}' is not what a training writes there: "
                          'remove that file, and --resume auto goes on after the last whole epoch') from error
-    if place[1:] != (parts.updates, parts.global_size):
+    # Other processes may have a last update more, or less: one whose images would have been too few.
+    tolerated = 0 if len(sums) == world.size else 1
+    if (place[2] != parts.global_size or abs(place[1] - parts.updates) > tolerated or place[0] >= parts.updates):
         raise InputError(
             f"'{path}' was written in the middle of an epoch of {place[1]} updates of {place[2]} images, and here an "
             f'epoch has {parts.updates} of {parts.global_size}: give the batch sizes and the data of that run, or '
