@@ -78,7 +78,7 @@ def curves_of(method: Method, logits: Path) -> dict[int, np.ndarray]:
                 values, labels = arrays['logits'].astype(np.float32), arrays['labels'].astype(np.int64)
         except (OSError, KeyError, ValueError) as error:
             raise InputError(f"the logits of '{run.name}' cannot be read from '{path}' ({error}): make them by "
-                             'results_page.py collect --logits') from None
+                             'nbn-validate --logits-file') from None
         images = np.array([row.train_images for row in run.classes])
         curves[run.seed] = accuracies(values, labels, images / images.sum(), [row.shot for row in run.classes])
     return curves

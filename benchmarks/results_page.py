@@ -40,6 +40,7 @@ from results_runs import HARDWARE, NEEDED, SHOTS, Method, Run, read_methods, rea
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, write_text_atomic
 from nbn_timm.mixing import MIXINGS
+from nbn_timm.seals import SEAL, sealed_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
@@ -77,9 +78,10 @@ def collect(run_folder: Path, target: Path, data_dir: str, images: str | None = 
         record = {key: value.replace(str(run.settings['data_dir']), data_dir) if isinstance(value, str) else value
                   for key, value in run.done_with.items()}
         texts[HARDWARE] = json.dumps(record, indent=2) + '\n'
-    comment = ''.join(line for line in texts['args.yaml'].splitlines(keepends=True) if line.startswith('#'))
+    comment = ''.join(line for line in texts['args.yaml'].splitlines(keepends=True)
+                      if line.startswith('#') and SEAL not in line)
     settings = neutral_settings(run.settings, data_dir)
-    texts['args.yaml'] = comment + yaml.safe_dump(settings, sort_keys=False)
+    texts['args.yaml'] = comment + sealed_text(yaml.safe_dump(settings, sort_keys=False))
     for name, text in texts.items():
         write_text_atomic(folder / name, text)
     if images:

@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from nbn_timm.errors import InputError
+from nbn_timm.seals import SEAL, is_text_as_written, sealed_text
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (200, 120, 60, 30, 9, 3)
@@ -45,7 +46,8 @@ def write_run(parent: Path, name: str, correct, seed: int, hardware=None, parts=
         'model': 'resnet20', 'model_kwargs': {}, 'add_nbn': False, 'loss': 'cross_entropy', 'loss_kwargs': {},
         'sampler': 'instance_balanced', 'stage': None, 'initial_checkpoint': None, 'epochs': 2, 'seed': seed,
         'output': '/home/me/runs', 'experiment': name, 'workers': seed, **settings}
-    (folder / 'args.yaml').write_text('# Settings of this run.\n' + yaml.safe_dump(settings, sort_keys=False))
+    (folder / 'args.yaml').write_text(
+        '# Settings of this run.\n' + sealed_text(yaml.safe_dump(settings, sort_keys=False)))
     # 422 training images: 1 s and 2 s, whatever pause lay between the epochs.
     (folder / 'log.jsonl').write_text(''.join(json.dumps(
         {'epoch': epoch, 'time': f'2026-11-2{epoch}T00:00:00+00:00', 'train_loss': 3.0 - epoch + seed,
@@ -240,6 +242,7 @@ def test_collected_logs_name_no_place_on_the_machine(results_page, place):
         'args.yaml', 'hardware.json', 'log.jsonl', 'test.json', 'test_per_class.csv']
     assert not any('/home/me' in path.read_text() for path in place['results'].rglob('*') if path.is_file())
     text = (folder / 'args.yaml').read_text()
+    assert text.count(SEAL) == 1 and is_text_as_written(text)
     settings = yaml.safe_load(text)
     assert text.startswith('# Settings')
     assert settings['data_dir'] == '/data/pictures' and settings['train_list'] == '/data/pictures/lists/a.txt'
