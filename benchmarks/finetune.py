@@ -10,7 +10,8 @@ class are for the report alone; where a class has fewer there, the last training
 make up for them. The backbone is that of benchmarks/probe_heads.py. Every method is a command as a user types it, in a
 process of one thread.
 
-What is done is in OUTPUT/results.json and is not done again. Prints tables in Markdown: mean and sample standard
+What is done is in OUTPUT/results.json and is not done again; a run that was stopped goes on, and its CPU seconds are
+those of the rest. Prints tables in Markdown: mean and sample standard
 deviation over the seeds, in percent, CPU seconds of one run, and what `auto` gains over the better of the two
 weightings, seed by seed.
 """
@@ -75,12 +76,13 @@ def draw(args: argparse.Namespace, seed: int) -> list[tuple[str, str, str]]:
 def one_run(method: str, args: argparse.Namespace, table: Path, weights: Path, seed: int) -> dict[str, float]:
     """Accuracies on the test split, and CPU seconds."""
     module, *flags = METHODS[method]
-    epochs = ['--epochs', str(args.epochs), '--batch-size', str(args.batch_size)] if 'train' in module else []
+    training = [] if method == 'probe' else [
+        '--epochs', str(args.epochs), '--batch-size', str(args.batch_size), '--resume', 'auto']
     command = [
         sys.executable, '-m', module, *flags, '--model', MODEL, '--pretrained-path', str(weights), '--dataset', 'csv',
         '--train-csv', str(table), '--split-column', 'split', '--data-dir', str(args.folder), '--img-size',
         str(args.img_size), '--workers', '0', '--seed', str(seed), '--output', str(args.output), '--experiment',
-        f'{method}-s{seed}', *epochs]
+        f'{method}-s{seed}', *training]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     log = args.output / f'{method}-s{seed}.log'
     with open(log, 'w', encoding='utf-8') as file:
