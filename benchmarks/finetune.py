@@ -11,9 +11,8 @@ make up for them. The backbone is that of benchmarks/probe_heads.py. Every metho
 process of one thread.
 
 What is done is in OUTPUT/results.json and is not done again; a run that was stopped goes on, and its CPU seconds are
-those of the rest. Prints tables in Markdown: mean and sample standard
-deviation over the seeds, in percent, CPU seconds of one run, and what `auto` gains over the better of the two
-weightings, seed by seed.
+those of the rest. Prints tables in Markdown: mean and sample standard deviation over the seeds, in percent, CPU seconds
+of one run, and what `auto` gains over the better of the two weightings, seed by seed.
 """
 import argparse
 import json
