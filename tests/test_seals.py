@@ -82,7 +82,8 @@ LOG = ('{"epoch": 0, "train_loss": 1.5, "eval_top1": null, "lr": 0.1, "eval_top5
 
 @pytest.mark.parametrize(('name', 'before', 'after'), [
     ('summary.csv', '50.0', '51.0'), ('summary.csv', ',,', ',2,'), ('summary.csv', 'eval_top1', 'eval_tgp1'),
-    ('summary.csv', '1,1.25,50.0,0.05\n', ''), ('log.jsonl', '1.25', '1.35'),
+    ('summary.csv', '1,1.25,50.0,0.05\n', ''),
+    ('summary.csv', SUMMARY[SUMMARY.index('lr') + 3:], ''), ('log.jsonl', '1.25', '1.35'),
     ('log.jsonl', '"epoch": 1', '"epoch": 3')])
 def test_a_report_does_not_take_a_summary_that_its_log_denies(tmp_path, name, before, after):
     (tmp_path / 'summary.csv').write_text(SUMMARY)

@@ -320,7 +320,7 @@ def _check_log(run: FinishedRun) -> None:
     log = {row['epoch']: row for row in logged_rows}
     summary = {row['epoch']: row for row in run.epochs}
     columns = {name for row in run.epochs for name in row}
-    for epoch, logged in log.items() if summary else ():
+    for epoch, logged in log.items() if (run.folder / 'summary.csv').is_file() else ():
         told = summary.get(epoch)
         if told is None or any(told.get(name) != logged.get(name) for name in columns):
             raise InputError(f"summary.csv and log.jsonl in '{run.folder}' do not agree on epoch "
