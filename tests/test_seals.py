@@ -95,6 +95,19 @@ def test_a_report_does_not_take_a_summary_that_its_log_denies(tmp_path, name, be
         read_run(tmp_path)
 
 
+def test_a_report_does_not_go_on_without_the_names_of_a_table_that_lost_its_rows(tmp_path):
+    header = 'class,name,train_images,shot,test_images,correct\n'
+    (tmp_path / 'test.json').write_text(json.dumps(RESULTS))
+    table = tmp_path / 'test_per_class.csv'
+    table.write_text(header + '0,ant,9,few,2,1\n1,bee,3,few,2,1\n')
+    assert read_run(tmp_path).names == ['ant', 'bee']
+    table.write_text(header)
+    with pytest.raises(InputError, match='test.json and test_per_class.csv .* are of different evaluations'):
+        read_run(tmp_path)
+    table.unlink()
+    assert read_run(tmp_path).names == ['0', '1']
+
+
 def test_a_report_takes_a_summary_that_is_ahead_of_its_log(tmp_path):
     """As after a kill between the two, or in the middle of a line."""
     (tmp_path / 'summary.csv').write_text(SUMMARY)

@@ -179,7 +179,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', _results, {})
     counted = _rows_of_results(results) if results else []
-    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, []) or counted
+    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, counted)
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
         raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
                          'damaged: evaluate again')
