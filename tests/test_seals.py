@@ -82,7 +82,8 @@ LOG = ('{"epoch": 0, "train_loss": 1.5, "eval_top1": null, "lr": 0.1, "eval_top5
 
 @pytest.mark.parametrize(('name', 'before', 'after'), [
     ('summary.csv', '50.0', '51.0'), ('summary.csv', ',,', ',2,'), ('summary.csv', 'eval_top1', 'eval_tgp1'),
-    ('summary.csv', '1,1.25,50.0,0.05\n', ''), ('log.jsonl', '1.25', '1.35'),
+    ('summary.csv', '1,1.25,50.0,0.05\n', ''),
+    ('summary.csv', SUMMARY[SUMMARY.index('lr') + 3:], ''), ('log.jsonl', '1.25', '1.35'),
     ('log.jsonl', '"epoch": 1', '"epoch": 3')])
 def test_a_report_does_not_take_a_summary_that_its_log_denies(tmp_path, name, before, after):
     (tmp_path / 'summary.csv').write_text(SUMMARY)
@@ -92,6 +93,19 @@ def test_a_report_does_not_take_a_summary_that_its_log_denies(tmp_path, name, be
     path.write_text(path.read_text().replace(before, after))
     with pytest.raises(InputError, match='summary.csv and log.jsonl .* do not agree on epoch'):
         read_run(tmp_path)
+
+
+def test_a_report_does_not_go_on_without_the_names_of_a_table_that_lost_its_rows(tmp_path):
+    header = 'class,name,train_images,shot,test_images,correct\n'
+    (tmp_path / 'test.json').write_text(json.dumps(RESULTS))
+    table = tmp_path / 'test_per_class.csv'
+    table.write_text(header + '0,ant,9,few,2,1\n1,bee,3,few,2,1\n')
+    assert read_run(tmp_path).names == ['ant', 'bee']
+    table.write_text(header)
+    with pytest.raises(InputError, match='test.json and test_per_class.csv .* are of different evaluations'):
+        read_run(tmp_path)
+    table.unlink()
+    assert read_run(tmp_path).names == ['0', '1']
 
 
 def test_a_report_takes_a_summary_that_is_ahead_of_its_log(tmp_path):

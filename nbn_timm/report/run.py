@@ -179,7 +179,7 @@ def read_run(folder: Path, evaluated: Path | None = None, name: str | None = Non
     split = 'test' if (place / 'test.json').is_file() or not (place / 'val.json').is_file() else 'val'
     results: dict[str, Any] = _read(place / f'{split}.json', _results, {})
     counted = _rows_of_results(results) if results else []
-    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, []) or counted
+    classes: list[ClassRow] = _read(place / f'{split}_per_class.csv', _class_rows, counted)
     if counted and [_numbers(row) for row in counted] != [_numbers(row) for row in classes]:
         raise InputError(f"{split}.json and {split}_per_class.csv in '{place}' are of different evaluations, or one is "
                          'damaged: evaluate again')
@@ -320,7 +320,7 @@ def _check_log(run: FinishedRun) -> None:
     log = {row['epoch']: row for row in logged_rows}
     summary = {row['epoch']: row for row in run.epochs}
     columns = {name for row in run.epochs for name in row}
-    for epoch, logged in log.items() if summary else ():
+    for epoch, logged in log.items() if (run.folder / 'summary.csv').is_file() else ():
         told = summary.get(epoch)
         if told is None or any(told.get(name) != logged.get(name) for name in columns):
             raise InputError(f"summary.csv and log.jsonl in '{run.folder}' do not agree on epoch "
