@@ -92,6 +92,7 @@ def test_words_beside_class_folders_name_them_and_labels_stay(pictures):
     assert any('words.txt' in note for note in named.notes)
     given = splits_of(pictures, class_names=write(pictures.parent, 'A\nB\nC\n'))
     assert given.classes.names == ('A', 'B', 'C')
+    assert splits_of(pictures, class_names='none').classes.names == CODES
 
 
 @pytest.mark.parametrize('text', ['some words about these pictures\n', 'x7\tfish\n', ''])

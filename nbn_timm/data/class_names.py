@@ -14,6 +14,8 @@ from nbn_timm.files import open_regular
 
 BESIDE = 'words.txt'  # as ImageNet's and Tiny-ImageNet's archives have it: a code, a tab and words in each line
 
+CODES = 'none'  # in place of a file: the codes stay
+
 _FORMS = ('write a line per class, its code, a tab and its name, or one name per line in the order of the classes, or '
           'a JSON object {"code": "name"}')
 _BLANK_OR_COMMA = re.compile(r'\s*[,\s]\s*')

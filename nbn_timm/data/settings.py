@@ -117,8 +117,8 @@ class DataSettings(Settings):
         unset='counted')
     class_names: str | None = setting(
         None, 'what classes are called, where folders or labels are codes: a file of a code, a tab and a name per '
-        'line, or of a name per line in label order', metavar='FILE', kind='place', is_file=True, inherited=True,
-        unset='as in words.txt of class folders, if there is one')
+        'line, or of a name per line in label order; none: the codes stay', metavar='FILE', kind='place',
+        inherited=True, unset='as in words.txt of class folders, if there is one')
     download: bool = setting(False, 'fetch what torchvision or timm can fetch', kind='machine',
                              also=('--dataset-download',))
     batch_size: int = 1

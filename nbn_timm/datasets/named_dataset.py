@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset
 
-from nbn_timm.data.class_names import ClassNames
+from nbn_timm.data.class_names import CODES, ClassNames
 from nbn_timm.data.classes import ClassCounts, read_counts
 from nbn_timm.data.defaults import OWN_IMAGES, DataDefaults
 from nbn_timm.data.label_sets import is_label_sets
@@ -166,6 +166,8 @@ def names_of(settings: DataSettings, codes: Sequence[str]) -> ClassNames | None:
     Raises:
         InputError: The file that is given is none.
     """
+    if settings.class_names == CODES:
+        return None
     if settings.class_names:
         return ClassNames.read(settings.class_names)
     beside = find_dataset(settings.dataset).names_beside(settings)
