@@ -4,7 +4,8 @@
 
 FOLDER holds JPEG files, such as the 1,000 of github.com/EliSchwartz/imagenet-sample-images. The cases take turns on one
 thread, 32 pictures each: as in a loading process, which does nothing else, code and buffers of a case are in the cache.
-Time is that of the process on its processor, so that other work on the machine counts little. Ratios are to simplejpeg decoding the same whole pictures and doing nothing else. Files are in memory.
+Time is that of the process on its processor, so that other work on the machine counts little. Ratios are to simplejpeg
+decoding the same whole pictures and doing nothing else. Files are in memory.
 
 `--profile NAME` times the parts of one decoder's way instead, from the header to a normalised batch.
 
