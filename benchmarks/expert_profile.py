@@ -1,8 +1,8 @@
-"""Where a training step of several experts spends more than their arithmetic: its operations against the single network's.
+"""Where a training step of several experts takes longer than their arithmetic, operation by operation.
 
 Every operation of torch, forward and backward, is timed by the processor time of this thread, so other work on the
-machine counts little. The networks take turns; of each operation the shortest of the rounds is kept, by its place in the
-step. The step without any clock is timed too: what is left is Python, autograd and starting operations.
+machine counts little. The networks take turns; of each operation the shortest of the rounds is kept, by its place in
+the step. The step without any clock is timed too: what is left is Python, autograd and starting operations.
 
     python benchmarks/expert_profile.py --channels-last
 

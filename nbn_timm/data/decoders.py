@@ -378,8 +378,7 @@ def resized_part(
     """
     if not box.height or not box.width:
         raise CannotDecode
-    room = min(box.height // size[0], box.width // size[1])
-    shrink = next((shrink for shrink in _SHRINKS if shrink <= room), 1)
+    shrink = shrink_of(box, size)
     inner = box.shrunken(shrink)
     pixels = decoder.part(data, inner, shrink)
     if shrink == 1 and mode in _BY_TORCH:
@@ -390,6 +389,12 @@ def resized_part(
     corners = left, top, left + box.width / shrink, top + box.height / shrink
     resized = Image.fromarray(np.ascontiguousarray(pixels)).resize(size[::-1], _BY_PILLOW[mode], corners)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+
+def shrink_of(box: Box, size: tuple[int, int]) -> int:
+    """By how much a part is decoded smaller, where it is not to become smaller than a height and width."""
+    room = min(box.height // size[0], box.width // size[1])
+    return next((shrink for shrink in _SHRINKS if shrink <= room), 1)
 
 
 def _is_upright_and_whole(data: bytes) -> bool:
