@@ -22,6 +22,7 @@ class InputError(ValueError):
 
 
 _LONGEST_NAME = 400
+_LONGEST_TEXT = 800
 
 
 def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
@@ -41,8 +42,13 @@ def one_line(text: str) -> str:
 
 
 def in_words(error: BaseException) -> str:
-    """What an error says, on one line; with its type where the text is only a key or a number, or empty."""
+    """What an error says, on one line; with its type where the text is only a key or a number, or empty.
+
+    The middle of a very long text is left out, as of a damaged archive whose names are kilobytes.
+    """
     text, name = ' '.join(str(error).split()), type(error).__name__
+    if len(text) > _LONGEST_TEXT:
+        text = f'{text[:_LONGEST_TEXT // 2]} ... {text[-_LONGEST_TEXT // 2:]}'
     if isinstance(error, KeyError) or not any(map(str.isalpha, text)):
         return f'{name}: {text}' if text else name
     return text

@@ -206,7 +206,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
     check_input_size(trained.model, trained.name, input_format.input_size)
-    check_attackable(settings, trained.model, dataset)
+    check_attackable(settings, trained.model, dataset, input_format)
     evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
     about = describe(settings, trained, input_format, class_counts)
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
@@ -368,8 +368,13 @@ def build_loader(settings: ValidateSettings, dataset: Dataset, input_format: Dat
         transform=crop_transform(settings.views, input_format), views=settings.views.number)
 
 
-def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Dataset) -> None:
-    """Refuse an --attack whose gradients would not be those of what is judged.
+def check_attackable(
+        settings: ValidateSettings,
+        model: nn.Module,
+        dataset: Dataset,
+        input_format: DataDefaults,
+) -> None:
+    """Refuse an --attack whose gradients would not be those of what is judged, or that has no bound.
 
     Raises:
         InputError: It is one.
@@ -383,6 +388,7 @@ def check_attackable(settings: ValidateSettings, model: nn.Module, dataset: Data
                          'look robust: give bfloat16, or leave it out')
     if settings.views.test_views:
         raise InputError('--attack changes one view of a picture: leave out --test-views')
+    Pixels.of_format(input_format)
     if settings.attack.attack_images and isinstance(dataset, IterableDataset):
         raise InputError(f'{settings.data.dataset} is a stream, of which no part can be taken: leave out '
                          '--attack-images')

@@ -7,6 +7,7 @@ Of 64 pictures in a small network, the same ones withstand `apgd` and the first 
 (fra31/auto-attack, commit a392200), by bounds of 0.01, 0.02 and 0.03: 70.3, 31.3 and 15.6 per cent.
 """
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,10 +17,12 @@ from nbn_timm.attacks import ATTACKS, PixelNetwork, Pixels, ascend, create_attac
 from nbn_timm.attacks.attack import Bound
 from nbn_timm.attacks.settings import AttackSettings
 from nbn_timm.cli import validate
+from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import AttackedLoader, LongTailEvaluator, evaluate
 from nbn_timm.evaluation.robust import start_noise
 from nbn_timm.layers import NormalizedBatchNorm2d
+from nbn_timm.validation import ValidateSettings, check_attackable
 
 BOUND = Bound(8 / 255, 2 / 255)
 UNCHANGED = Pixels((0.0,), (1.0,))
@@ -162,6 +165,13 @@ def test_attacks_that_there_are_not(name, message):
     with pytest.raises(InputError) as error:
         AttackSettings(attack=(name,))
     assert message in str(error.value)
+
+
+def test_values_without_a_bound_are_refused_before_anything_is_evaluated():
+    settings = ValidateSettings(attack=AttackSettings(attack=('pgd',)))
+    check_attackable(settings, torch.nn.Identity(), None, OWN_IMAGES)
+    with pytest.raises(InputError, match='pictures of 6 channels have measured values instead: leave out --attack'):
+        check_attackable(settings, torch.nn.Identity(), None, replace(OWN_IMAGES, input_size=(6, 8, 8)))
 
 
 def test_autoattack_says_what_it_needs(monkeypatch):

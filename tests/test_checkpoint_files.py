@@ -473,6 +473,7 @@ def test_a_number_is_no_reason_that_a_checkpoint_cannot_be_read_for(tmp_path, co
 
 @pytest.mark.parametrize(('error', 'said'), [
     (KeyError(174812789), 'KeyError: 174812789'), (KeyError('images'), "KeyError: 'images'"),
-    (ValueError(), 'ValueError'), (OSError(5), 'OSError: 5'), (ValueError('it is\n odd'), 'it is odd')])
+    (ValueError(), 'ValueError'), (OSError(5), 'OSError: 5'), (ValueError('it is\n odd'), 'it is odd'),
+    (ValueError('a' * 5000 + 'b' * 5000), f'{"a" * 400} ... {"b" * 400}')])
 def test_what_an_error_says_is_in_words(error, said):
     assert in_words(error) == said
