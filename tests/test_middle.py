@@ -19,11 +19,11 @@ from nbn_timm.models.run_folder import LAST, RECOVERY
 from nbn_timm.samplers import create_sampler
 from nbn_timm.second_stages import SECOND_STAGES
 from nbn_timm.training import keeper
-from nbn_timm.training.build import check_parts
+from nbn_timm.training.build import build_parts
 from nbn_timm.training.distributed import World
 from nbn_timm.training.middle import BEGINNING, EpochParts, Middle, find_middle
 from nbn_timm.training.run_checkpoint import find_resume
-from nbn_timm.training.settings import TrainSettings
+from nbn_timm.training.settings import KeepingSettings, TrainSettings
 
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--epochs', '1', '-b', '4', '--no-report',
          '--recovery-interval', '2', '--log-interval', '1']
@@ -170,7 +170,7 @@ def test_another_number_of_processes_goes_on_with_the_sums_of_all(rank, size, ex
 ])
 def test_a_place_in_other_epochs_is_refused(changed, parts, message):
     with pytest.raises(InputError, match=message):
-        find_middle(Path('x'), checkpoint(**changed), parts, World(torch.device('cpu')))
+        find_middle(Path('x'), checkpoint(**changed), parts, World(torch.device('cpu'), size=2))
 
 
 def write(folder: Path, name: str, epoch: int, updates: int | None = None) -> None:
@@ -194,13 +194,18 @@ def test_the_newest_checkpoint_is_gone_on_from(tmp_path, caplog):
 
 @pytest.mark.parametrize('name', ['balms', 'h2t', 'crt'])
 def test_what_cannot_go_on_within_an_epoch_is_refused(name):
-    settings = TrainSettings()
-    loader: Any = SimpleNamespace
-    check_parts(parts_of(0), loader(has_parts=False), settings, None)
+    def build(interval: int, has_parts: bool, stage: Any = None) -> EpochParts:
+        plan: Any = SimpleNamespace(settings=TrainSettings(keeping=KeepingSettings(recovery_interval=interval)),
+                                    batch=SimpleNamespace(accum_steps=2, global_size=16))
+        loader = type('Loader', (), {'has_parts': has_parts, '__len__': lambda self: 15})()
+        return build_parts(plan, loader, stage)
+
+    assert build(0, False) == parts_of(0) and build(3, True) == parts_of()
     with pytest.raises(InputError, match='comes in an order of its own.*--dataset wds/'):
-        check_parts(parts_of(), loader(has_parts=False), settings, None)
+        build(3, False)
     stage = SECOND_STAGES[name]()
     if stage.goes_on:
-        return check_parts(parts_of(), loader(has_parts=True), settings, stage)
+        assert build(3, True, stage) == parts_of()
+        return
     with pytest.raises(InputError, match='reads images of its own in an epoch.*leave out --recovery-interval'):
-        check_parts(parts_of(), loader(has_parts=True), settings, stage)
+        build(3, True, stage)

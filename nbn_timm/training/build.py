@@ -189,25 +189,24 @@ def build_train_loader(plan: Plan, model: nn.Module) -> TrainLoader:
                              settings.batch.drop_last or None)
 
 
-def check_parts(
-        parts: EpochParts,
-        loader: TrainLoader,
-        settings: TrainSettings,
-        stage: TrainedSecondStage | None,
-) -> None:
-    """Refuse checkpoints in the middle of epochs that cannot be gone on with there.
+def build_parts(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> EpochParts:
+    """The parts that checkpoints divide the epochs of a loader into.
 
     Raises:
-        InputError: There are to be some.
+        InputError: There are to be some, and no run could go on with them.
     """
-    if not parts.interval:
-        return
+    settings, batch = plan.settings, plan.batch
+    interval, rounded = settings.keeping.recovery_interval, 0 if settings.batch.drop_last else batch.accum_steps - 1
+    parts = EpochParts(interval, (len(loader) + rounded) // batch.accum_steps, batch.accum_steps, batch.global_size)
+    if not interval:
+        return parts
     if not loader.has_parts:
         raise InputError(f"'{settings.data.dataset}' comes in an order of its own, in whose middle no run can go on: "
                          'leave out --recovery-interval, or write the images as tar shards and give --dataset wds/')
     if stage is not None and not stage.goes_on:
         raise InputError(f'--stage {settings.second_stage.stage} reads images of its own in an epoch, in whose middle '
                          'it cannot go on: leave out --recovery-interval')
+    return parts
 
 
 def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | None = None) -> Mixing | None:

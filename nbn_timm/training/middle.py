@@ -56,6 +56,12 @@ class EpochParts:
         end = (begin // self.interval + 1) * self.interval if self.interval else self.updates
         return Part(begin * self.accum_steps, end * self.accum_steps if end < self.updates else None)
 
+    def told(self, epoch: int, place: Middle) -> list[str]:
+        """Where in an epoch (0-based) a run goes on, in a sentence; nothing of its beginning."""
+        if not place.updates:
+            return []
+        return [f'The run goes on after update {place.updates} of {self.updates} of epoch {epoch + 1}.']
+
 
 def middle_state(middle: Middle, parts: EpochParts, task: TrainingTask, world: World) -> dict[str, Any] | None:
     """What a checkpoint has under `MIDDLE`, on the first process; every process has to call it.

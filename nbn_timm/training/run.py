@@ -21,11 +21,11 @@ from nbn_timm.training.build import (
     build_freezing,
     build_mixing,
     build_model,
+    build_parts,
     build_scaler,
     build_second_stage,
     build_task,
     build_train_loader,
-    check_parts,
     connect_second_stage,
     parts_to_train,
 )
@@ -81,8 +81,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         start_classifier(plan, model)
     plan = with_levels(plan.with_small_images_in_memory())
     loader = build_train_loader(plan, model)
-    drop_last = settings.batch.drop_last
-    updates_per_epoch = len(loader) // batch.accum_steps if drop_last else -(-len(loader) // batch.accum_steps)
+    parts = build_parts(plan, loader, stage)
     mixing = build_mixing(plan, loader, stage)
     if mixing is not None:
         mixing.connect(model)
@@ -94,24 +93,21 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     rates = classifier_rate(model, of_batch) if stage is None else stage.rates(model)
     optimizer = create_optimizer(parts_to_train(task, model, stage), of_batch, rates)
     connect_second_stage(plan, stage, loader, task, optimizer)
-    scheduler = create_scheduler(optimizer, settings.schedule, updates_per_epoch)
+    scheduler = create_scheduler(optimizer, settings.schedule, parts.updates)
     scaler, curriculum = build_scaler(plan), build_curriculum(plan)
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
 
     keeper = Keeper(plan, task, optimizer, scaler, curriculum)
-    parts = EpochParts(settings.keeping.recovery_interval, updates_per_epoch, batch.accum_steps, batch.global_size)
-    check_parts(parts, loader, settings, stage)
     (start_epoch, begun), epochs = keeper.resume(resume_from, parts), settings.schedule.epochs
     write_settings(plan)
-    place = [f'The run goes on after update {begun.updates} of {updates_per_epoch} of epoch {start_epoch + 1}.']
     announce(plan, model, start_epoch, [
-        *place * bool(begun.updates), *doubtful(settings, stage), *tell_adjustment(plan, model)])
-    advise(plan, model, (epochs - start_epoch) * updates_per_epoch)
+        *parts.told(start_epoch, begun), *doubtful(settings, stage), *tell_adjustment(plan, model)])
+    advise(plan, model, (epochs - start_epoch) * parts.updates)
     loop = LoopSettings(batch.accum_steps, settings.precision.autocast, settings.precision.channels_last,
-                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, drop_last,
+                        settings.optimizer.clip_grad, settings.optimizer.clip_mode, settings.batch.drop_last,
                         settings.optimizer.sam_rho)
     graphs = graph_backward(task, loop, world.device) if settings.gpu.cuda_graphs else None
-    progress = Progress(epochs, updates_per_epoch, settings.keeping.log_interval,
+    progress = Progress(epochs, parts.updates, settings.keeping.log_interval,
                         _logger.info if world.is_primary else None, with_bar=world.is_primary and on_terminal())
     profile = Profile(world.device) if settings.keeping.profile else NoProfile()
     done = train_epochs(Parts(
