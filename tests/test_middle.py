@@ -22,7 +22,8 @@ from nbn_timm.training import keeper
 from nbn_timm.training.build import build_parts
 from nbn_timm.training.distributed import World
 from nbn_timm.training.middle import BEGINNING, EpochParts, Middle, find_middle
-from nbn_timm.training.run_checkpoint import find_resume
+from nbn_timm.training.optim import OptimizerSettings, create_optimizer
+from nbn_timm.training.run_checkpoint import _load_optimizer, find_resume
 from nbn_timm.training.settings import KeepingSettings, TrainSettings
 
 MODEL = ['--model', 'resnet20_nbn', '--img-size', '8', '--device', 'cpu', '--epochs', '1', '-b', '4', '--no-report',
@@ -190,6 +191,24 @@ def test_the_newest_checkpoint_is_gone_on_from(tmp_path, caplog):
     (tmp_path / RECOVERY).write_bytes(b'cut off')
     assert find_resume('auto', tmp_path).name == LAST
     assert caplog.records[-1].getMessage().endswith("The run goes on from 'last.pth.tar' instead, after epoch 1.")
+
+
+@pytest.mark.parametrize('before', ['momentum', 'lookahead_momentum'])
+def test_a_lookahead_before_its_first_slow_step_is_no_other_optimizer(before):
+    network = torch.nn.Linear(2, 1)
+
+    def stepped(name: str) -> torch.optim.Optimizer:
+        optimizer = create_optimizer(network, OptimizerSettings(opt=name))
+        network(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return optimizer
+
+    state, fresh = {'optimizer': stepped(before).state_dict()}, stepped('lookahead_momentum')
+    if before == 'momentum':
+        with pytest.raises(InputError, match='momentum_buffer of a parameter, where .*lookahead_slow_buff'):
+            _load_optimizer(Path('x'), state, fresh)
+    else:
+        _load_optimizer(Path('x'), state, fresh)
 
 
 @pytest.mark.parametrize('name', ['balms', 'h2t', 'crt'])

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from nbn_timm.data import ClassCounts, Splits, TrainLoader
-from nbn_timm.data.part import WHOLE, Part
+from nbn_timm.data.part import Part
 from nbn_timm.errors import InputError
 from nbn_timm.registry import Registry
 from nbn_timm.samplers import EpochSampler
@@ -226,7 +226,9 @@ class StreamMixing(Mixing):
 
     def set_epoch(self, epoch: int) -> None:
         super().set_epoch(epoch)
-        self.set_part(epoch, WHOLE)
+        if self.enabled:
+            self.others.set_epoch(epoch)
+            self.stream = iter(self.others)
 
     def set_part(self, epoch: int, part: Part) -> None:
         if self.enabled:

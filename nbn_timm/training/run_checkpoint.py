@@ -427,7 +427,10 @@ def _load_optimizer(path: Path, state: Mapping[str, Any], optimizer: torch.optim
             state['optimizer']['param_groups'], optimizer.param_groups))
         if there != here:
             raise ValueError(f'it has groups of {there} parameters, where this optimizer has groups of {here}')
+        of_lookahead = all(_LOOKAHEAD_STEP in group for group in state['optimizer']['param_groups'])
         for number, saved in state['optimizer']['state'].items():
+            if of_lookahead and _LOOKAHEAD_SLOW not in saved:
+                needed.get(number, {}).pop(_LOOKAHEAD_SLOW, None)
             _check_parameter_state(needed.get(number, {}), saved)
         optimizer.load_state_dict(state['optimizer'])
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -447,8 +450,6 @@ def _check_parameter_state(needed: Mapping[str, Any], saved: Mapping[str, Any]) 
         ValueError: They are of different kinds or shapes.
     """
     needed, saved = ({key: value for key, value in kept.items() if value is not None} for kept in (needed, saved))
-    if _LOOKAHEAD_SLOW not in saved:
-        needed.pop(_LOOKAHEAD_SLOW, None)
     if not needed or not saved:
         return
     if needed.keys() != saved.keys():
