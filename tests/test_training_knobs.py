@@ -17,7 +17,13 @@ from nbn_timm.layers.frozen import keep_statistics
 from nbn_timm.models.create import create_model
 from nbn_timm.training.averages import EpochAverage, measure_statistics
 from nbn_timm.training.loop import LoopSettings, train_step
-from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings, create_optimizer, create_scheduler
+from nbn_timm.training.optim import (
+    OptimizerSettings,
+    ScheduleSettings,
+    create_optimizer,
+    create_scheduler,
+    end_lookahead,
+)
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progressive import ProgressiveSettings, ProgressiveSize, build_progressive_size
 
@@ -151,6 +157,11 @@ def test_lookahead_is_its_formula():
             assert weight.item() == pytest.approx(slow, abs=1e-6)
         else:
             assert weight.item() == pytest.approx(fast, abs=1e-6)
+    weight.grad = torch.tensor([2.0])
+    optimizer.step()
+    optimizer.zero_grad()  # as after each step of a run
+    end_lookahead(optimizer)  # timm's own call does nothing here, for want of a gradient
+    assert weight.item() == pytest.approx(slow - 0.1, abs=1e-6) and weight.grad is None
 
 
 @pytest.mark.parametrize('opt, message', [

@@ -347,8 +347,15 @@ def step_on_stand_ins(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, A
 
 def end_lookahead(optimizer: torch.optim.Optimizer) -> None:
     """Let Lookahead end with its slow weights, as at the end of an epoch; other optimizers have none."""
-    if isinstance(optimizer, Lookahead):
-        optimizer.sync_lookahead()
+    if not isinstance(optimizer, Lookahead):
+        return
+    without = [parameter for group in optimizer.param_groups for parameter in group['params']
+               if parameter.requires_grad and parameter.grad is None]
+    for parameter in without:  # timm passes over what has no gradient, as nothing has after a step
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.sync_lookahead()
+    for parameter in without:
+        parameter.grad = None
 
 
 def create_scheduler(
