@@ -111,8 +111,10 @@ class StrengthCurve:
     def choose(self, allowed_drop: float | None = None, name: str = 'balanced') -> ChosenStrength:
         """The best strength for the target: another one than 1 only if it gains more than chance would.
 
-        Chance is the standard error of the gain, from the pictures that the two rules decide otherwise. So few pictures
-        in the validation split leave tau at 1.
+        Chance is the standard error of the gain, from the pictures that the two rules decide otherwise. Each class counts
+        as if it had two pictures more, one of them decided otherwise (Agresti and Coull, 1998): a class of one or two
+        pictures that both rules decide alike tells next to nothing, and it is these that a wrong strength costs. So few
+        pictures in the validation split leave tau at 1.
 
         Args:
             allowed_drop: Percentage points of overall accuracy that may be lost against the rule that is made for the
@@ -133,7 +135,8 @@ class StrengthCurve:
         natural = natural / natural.sum() / images.clamp(min=1)
         right, changed = self.right.cpu().double(), self.changed.cpu().double()
         accuracy, overall = 100 * right @ weights, 100 * right @ natural
-        error = 100 * (changed @ weights.square()).sqrt()
+        chance_of_change = torch.where(seen, (changed + 1) / (images + 2), 0.0)
+        error = 100 * ((chance_of_change * images) @ weights.square()).sqrt()
         one = self.taus.index(CONSISTENT)
         found, measured = len(self.taus), f'{int(images.sum()):,} validation pictures'
         allowed = list(range(found))
