@@ -117,7 +117,8 @@ def open_backbone(settings: ProbeSettings, splits: Splits, world: World) -> tupl
     with world.primary_first():
         model, notes = start_model(
             of_model.model, settings.data.num_classes or splits.num_classes, file, (), pretrained=weights.pretrained,
-            nbn=of_model.add_nbn, model_kwargs=of_model.model_kwargs, in_chans=settings.input.channels)
+            nbn=of_model.add_nbn, keeps_statistics=True, model_kwargs=of_model.model_kwargs,
+            in_chans=settings.input.channels)
     splits.notes.extend(notes)
     return model.eval().requires_grad_(False), f"'{file}'" if file else 'pretrained'
 
