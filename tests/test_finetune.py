@@ -161,6 +161,17 @@ def test_nbn_on_trained_weights_keeps_the_function(name):
     assert float(re.search(r'differ by (\S+) of the largest', told)[1]) <= 5e-6
 
 
+def test_nbn_is_measured_before_a_classifier_that_begins_at_zero(tmp_path):
+    """Whose outputs are 0 whatever the features; what normalises by running statistics alone goes no other way."""
+    torch.manual_seed(0)
+    torch.save(create_model(MODEL, 7).state_dict(), tmp_path / 'seven.pth')
+    for keeps in (False, True):
+        model, notes = start_model(MODEL, 2, str(tmp_path / 'seven.pth'), nbn=True, keeps_statistics=keeps)
+        assert not model.classifier.weight.any()
+        assert 0 < float(re.search(r'its features .* differ by (\S+) of the largest', notes[-1])[1]) <= 5e-6
+        assert ('in training it normalises by the batch' in notes[-1]) is not keeps
+
+
 def test_nbn_is_added_to_plain_weights_after_they_are_loaded(first, folder, tmp_path, capsys):
     """And weights that have NBN are loaded into NBN."""
     flags = ['--model', MODEL, '--add-nbn', '--epochs', '1', '--lr', '0']

@@ -62,6 +62,24 @@ def test_shares_may_be_fractions(tmp_path, given):
                                rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize('headings', ['', 'class,share\n'])
+def test_shares_may_be_a_table(tmp_path, headings):
+    file = tmp_path / 'met.csv'
+    file.write_text(f'{headings}dog,0.125\ncat, 0.125\n"bee",0.25\nant,0.5\n')
+    assert target_shares(str(file), CLASSES).tolist() == pytest.approx([0.5, 0.25, 0.125, 0.125], rel=1e-9)
+
+
+@pytest.mark.parametrize(('given', 'said'), [
+    ('ant: 1\nbee: x\n', r'or give a number per class, as JSON .* or in a table of `name,number` lines'),
+    ('ant,1\nbee,1\n', "classes 'cat', 'dog' of .* are not among .*: add what is missing, with its number"),
+    ('ant,1\nant,2\n', "has 'ant' twice")])
+def test_a_target_file_of_another_form_or_with_too_few_classes_says_what_to_do(tmp_path, given, said):
+    file = tmp_path / 'met.txt'
+    file.write_text(given)
+    with pytest.raises(InputError, match=said):
+        target_shares(str(file), CLASSES)
+
+
 @pytest.mark.parametrize('given', ['[0.5, 0.5, -0.1, 0.1]', '[0.5, NaN, 0.2, 0.3]', '[0.5, "0.2", 0.1, 0.2]',
                                    '[0.5, Infinity, 0.2, 0.3]', '[0.5, true, 0.2, 0.3]'])
 def test_shares_that_are_none_are_refused(tmp_path, given):

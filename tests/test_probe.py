@@ -455,6 +455,12 @@ def test_a_run_is_a_backbone_for_other_data(run, folder, tmp_path):
     assert torch.equal(made['state_dict']['conv_stem.weight'], first['state_dict']['conv_stem.weight'])
 
 
+def test_a_wrong_target_is_told_before_features_are_taken(folder, weights, tmp_path, monkeypatch):
+    monkeypatch.setattr('nbn_timm.probe.probe.open_backbone', lambda *_: pytest.fail('too late'))
+    with pytest.raises(InputError, match="there is no target 'missing.json'"):
+        probe([*command(folder, weights, tmp_path), '--imbalance', 'auto', '--target', 'missing.json'])
+
+
 def test_untrained_weights_are_refused(folder):
     with pytest.raises(InputError, match='untrained weights'):
         probe(['--model', MODEL, '--dataset', 'folder', '--data-dir', str(folder)])

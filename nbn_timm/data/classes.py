@@ -3,6 +3,7 @@
 Where two sets of classes meet (data and a checkpoint, a file of counts and the data, a teacher and its student) they
 are matched by `Classes.match` and nowhere else: by name, and by position only where one side knows no name.
 """
+import csv
 import json
 import re
 import unicodedata
@@ -23,6 +24,7 @@ from nbn_timm.files import open_regular
 # Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019.
 MANY_ABOVE, FEW_BELOW = 100, 20
 
+RENAME = 'rename or remove what is odd'
 _MAX_COUNT = 2**53  # up to here float64 has every whole number
 
 
@@ -291,15 +293,18 @@ class Matching:
         if self.only_theirs:
             raise InputError(_odd(self.only_theirs, self.what, self.here, self.only_ours))
 
-    def require_same(self) -> None:
+    def require_same(self, remedy: str = RENAME) -> None:
         """Refuse a class that is on one side only.
+
+        Args:
+            remedy: For a class that theirs lacks.
 
         Raises:
             InputError: There is one.
         """
         self.require_theirs()
         if self.only_ours:
-            raise InputError(_odd(self.only_ours, self.here, self.what, self.only_theirs))
+            raise InputError(_odd(self.only_ours, self.here, self.what, self.only_theirs, remedy))
 
     def relabel(self, targets: np.ndarray) -> np.ndarray:
         """Labels of theirs as labels of ours, int64 [N], or label sets uint8 [N, C].
@@ -383,7 +388,7 @@ class GivenCounts:
         if self.partial_names:
             matching.require_theirs()
         else:
-            matching.require_same()
+            matching.require_same('add what is missing, with its number')
         counts, names = [0] * known.num_classes, list(known.names)
         for label, (name, count) in zip(matching.labels, by_name.items(), strict=True):
             counts[label] = count
@@ -415,7 +420,8 @@ def read_counts(path: str | Path, shares: bool = False) -> GivenCounts:
 
     Args:
         path: The file.
-        shares: The numbers may be fractions, of which the proportions matter alone. They come as whole numbers.
+        shares: The numbers may be fractions, of which the proportions matter alone. They come as whole numbers. A
+            table of `name,number` lines is known as well, perhaps below a line of headings.
 
     Raises:
         InputError: The file is missing or of none of these forms.
@@ -427,11 +433,38 @@ def read_counts(path: str | Path, shares: bool = False) -> GivenCounts:
             content = file.read()
         if path.suffix == '.json' or content.lstrip(b'\xef\xbb\xbf \t\r\n')[:1] in (b'{', b'['):
             return _from_json(content.decode('utf-8-sig'), source, shares)
+        table = _read_table(content.decode('utf-8-sig'), source) if shares else None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f'the class counts {source} cannot be read ({getattr(error, "strerror", None) or error}): '
             'give a JSON file of counts or a training list') from error
-    return _from_list(read_image_list(path), source)
+    if table is not None:
+        return _from_json(json.dumps(table), source, shares)
+    try:
+        return _from_list(read_image_list(path), source)
+    except InputError as error:
+        raise InputError(f'{error}; or give a number per class, as JSON {{"name": number, ...}} or in a table of '
+                         '`name,number` lines' if shares else str(error)) from error
+
+
+def _read_table(text: str, source: str) -> dict[str, float] | None:
+    """Numbers by name from lines of `name,number`; None if it is no such table."""
+    rows = [row for row in csv.reader(text.splitlines()) if row]
+    try:
+        if rows and len(rows[0]) == 2 and not _is_number(rows[0][1]):
+            rows = rows[1:]
+        numbers = [(name.strip(), float(number)) for name, number in rows]
+    except (ValueError, csv.Error):
+        return None
+    return _unique(numbers, source) if numbers else None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _from_json(text: str, source: str, shares: bool) -> GivenCounts:
@@ -524,9 +557,9 @@ def _whole_numbers(values: Sequence[Any]) -> tuple[int, ...]:
     return tuple(int(value) for value in values)
 
 
-def _odd(odd: Sequence[str], whose: str, among: str, others: Sequence[str]) -> str:
+def _odd(odd: Sequence[str], whose: str, among: str, others: Sequence[str], remedy: str = RENAME) -> str:
     """The sentence about classes that are on one side only."""
     shown = ', '.join(map(quoted, odd[:3])) + (f' and {len(odd) - 3:,} more' if len(odd) > 3 else '')
     subject = f'class {shown} of {whose} is' if len(odd) == 1 else f'classes {shown} of {whose} are'
-    return (f'{subject} not among the classes of {among}: rename or remove what is odd'
+    return (f'{subject} not among the classes of {among}: {remedy}'
             f'{nearest(odd[0], others)}')

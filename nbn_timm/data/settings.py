@@ -15,6 +15,7 @@ from nbn_timm.settings import (
     PROBABILITY,
     Limits,
     Settings,
+    Tolerated,
     Values,
     all_of,
     fields_of,
@@ -24,6 +25,14 @@ from nbn_timm.settings import (
 )
 
 SIDE = Limits(1, 10_000)  # pixels; a larger image takes gigabytes
+
+
+def _draws_anew(name: str, others: Values) -> str | None:
+    reason = not_with('split_file')(name, others)
+    if reason and 'split_file' not in others.typed and (others.initial_checkpoint or others.checkpoint):
+        # Of another draw the split file would not have been taken over, see `NetworkRecord.inherited_by_training`.
+        return Tolerated('has no effect, since the run that is gone on from brings the split file of this very draw')
+    return reason
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ class DataSettings(Settings):
         metavar='NAME', inherited=True, effect=only_with('val_fraction'))
     val_fraction: float | None = setting(
         None, 'without a validation split: take this share of the training pictures for one, of every class that has '
-        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=not_with('split_file'))
+        'two or more', limits=Limits(0, 0.9, above=True), metavar='F', inherited=True, effect=_draws_anew)
     val_seed: int = setting(0, 'of that draw, so that runs of other seeds share it', limits=NOT_NEGATIVE,
                             inherited=True, effect=only_with('val_fraction'))
     val_groups: str | None = setting(

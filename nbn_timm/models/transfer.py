@@ -137,26 +137,39 @@ def begin_classifier(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def add_nbn_to_trained(model: Any) -> str:
+def add_nbn_to_trained(model: Any, keeps_statistics: bool = False) -> str:
     """Put NBN into the last stage of a network with weights, which in evaluation computes what it did.
 
     Args:
         model: Of timm's; it is changed in place.
+        keeps_statistics: What follows normalises by the running statistics alone, in training too.
 
     Returns:
-        By how much its outputs differ on a batch of noise, in words.
+        By how much its features differ on a batch of noise, in words.
 
     Raises:
         InputError: It has no normalisation for NBN.
     """
     images = try_images(model, 8)
     training = model.training
-    before = model.eval()(images)
-    after = add_nbn(model, keep_function=True)(images)
+    before = _features(model.eval(), images)
+    after = _features(add_nbn(model, keep_function=True), images)
     model.train(training)
     difference = float((after - before).abs().max() / before.abs().max().clamp(min=1e-12))
-    return (f'NBN was put into the network with its weights: in evaluation its outputs on a batch of noise differ by '
-            f'{difference:.1e} of the largest; in training it normalises by the batch, and so goes other ways')
+    return ('NBN was put into the network with its weights: in evaluation its features of a batch of noise differ by '
+            f'{difference:.1e} of the largest'
+            + ('' if keeps_statistics else '; in training it normalises by the batch, and so goes other ways'))
+
+
+def _features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """What the classifiers are given, flat; what the network gives if it has none. A new classifier tells nothing."""
+    given: list[torch.Tensor] = []
+    hooks = [model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].flatten()))
+             for name in classifier_names(model)]
+    output = model(images)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(given) if given else output
 
 
 def start_model(
@@ -167,6 +180,7 @@ def start_model(
         *,
         pretrained: bool = False,
         nbn: bool = False,
+        keeps_statistics: bool = False,
         **settings: Any,
 ) -> tuple[Any, list[str]]:
     """A model with the weights that it is to start from, and what a person should know of them.
@@ -178,6 +192,7 @@ def start_model(
         rows: See `load_pretrained_file`.
         pretrained: The model's own weights are the published ones.
         nbn: Put NBN into the last stage; if the weights are of a network without, its function stays.
+        keeps_statistics: See `add_nbn_to_trained`.
         settings: Further arguments of `create_model`.
 
     Raises:
@@ -192,7 +207,7 @@ def start_model(
     channels = settings.get('in_chans')
     if file is None and pretrained and channels not in (None, 3):
         notes.append(f'the pretrained weights:{_adapted(channels)[1:]}')
-    return model, [*notes, *([add_nbn_to_trained(model)] if later else [])]
+    return model, [*notes, *([add_nbn_to_trained(model, keeps_statistics)] if later else [])]
 
 
 def has_nbn(weights: StateDict) -> bool:

@@ -22,6 +22,7 @@ from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
+from nbn_timm.imbalance import target_shares
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.models.transfer import start_model
@@ -80,6 +81,8 @@ def probe(settings: ProbeSettings, world: World, folder: Path) -> None:
     settings = settle_validation(settings, settings.data, world, folder)
     seed_everything(settings.run.seed)
     splits = _open_data(settings, world)
+    if settings.imbalance.imbalance and splits.class_counts is not None:
+        target_shares(settings.imbalance.target, splits.class_counts)  # a wrong file is told before the features
     model, note = open_backbone(settings, splits, world)
     images = input_format(settings, splits, model)
     precision, slower = _precision(settings.precision, world.device)
@@ -117,7 +120,8 @@ def open_backbone(settings: ProbeSettings, splits: Splits, world: World) -> tupl
     with world.primary_first():
         model, notes = start_model(
             of_model.model, settings.data.num_classes or splits.num_classes, file, (), pretrained=weights.pretrained,
-            nbn=of_model.add_nbn, model_kwargs=of_model.model_kwargs, in_chans=settings.input.channels)
+            nbn=of_model.add_nbn, keeps_statistics=True, model_kwargs=of_model.model_kwargs,
+            in_chans=settings.input.channels)
     splits.notes.extend(notes)
     return model.eval().requires_grad_(False), f"'{file}'" if file else 'pretrained'
 

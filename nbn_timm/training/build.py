@@ -42,7 +42,7 @@ from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
 from nbn_timm.training.distributed import World
 from nbn_timm.training.features import WithFeatures
-from nbn_timm.training.freezing import Freezing
+from nbn_timm.training.freezing import BACKBONE, Freezing
 from nbn_timm.training.middle import EpochParts
 from nbn_timm.training.plan import Plan
 from nbn_timm.training.settings import TrainSettings
@@ -91,7 +91,8 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     with world.primary_first():
         model, notes = start_model(
             of_model.model, num_classes, None if tuned else file, rows,
-            pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn, drop=start.drop,
+            pretrained=start.pretrained and not own_run, nbn=of_model.add_nbn,
+            keeps_statistics=start.keep_bn_stats or start.freeze == BACKBONE, drop=start.drop,
             drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
     splits.notes.extend(notes)
