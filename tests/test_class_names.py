@@ -33,7 +33,7 @@ def pictures(tmp_path):
 
 
 def write(folder, text, name='names.txt'):
-    (folder / name).write_text(text, encoding='utf-8')
+    (folder / name).write_text(text, encoding='utf-8', newline='')
     return str(folder / name)
 
 
@@ -70,6 +70,49 @@ def test_classes_that_are_called_so_already_stay(tmp_path):
 def test_a_first_word_that_is_also_a_class_does_not_decide(tmp_path):
     names = ClassNames.read(write(tmp_path, 'n01 tench\nold crane\ncock\n'))
     assert list(names.called(CODES).values()) == ['n01 tench', 'old crane', 'cock']
+
+
+@pytest.mark.parametrize('text', ['cat\ndog\nbird\n', '["dog", "bird", "cat"]'])
+def test_a_list_of_the_codes_in_another_order_renames_nothing(text, tmp_path):
+    names = ClassNames.read(write(tmp_path, text))
+    called = names.called(('bird', 'cat', 'dog'))
+    assert called == {'bird': 'bird', 'cat': 'cat', 'dog': 'dog'}
+    assert names.note(called).endswith("names.txt'")
+
+
+def test_a_list_in_order_fits_a_network_that_it_has_named(tmp_path):
+    names = ClassNames.read(write(tmp_path, 'crane\ncrane\ncock\n'))
+    called = tuple(names.called(CODES).values())
+    assert called == ('crane (n01)', 'crane (n02)', 'cock')
+    assert tuple(names.called(called).values()) == called and names.note(names.called(called)).endswith("names.txt'")
+
+
+@pytest.mark.parametrize('text, said', [
+    ('cat\ndog\nfish\n', "'cat', a line of file"),
+    ('bird\tx\ncat\ty\nbird\tz\n', "has 'bird' twice, with different names"),
+    ('{"bird": "x", "cat": "y", "bird": "z"}', "has 'bird' twice, with different names"),
+    ('bird x\ncat x\ndog x (bird)\n', "several classes are called 'x (bird)'"),
+])
+def test_names_that_leave_a_choice_are_refused(text, said, tmp_path):
+    with pytest.raises(InputError, match=r'write a line per class|give each') as error:
+        ClassNames.read(write(tmp_path, text)).called(('bird', 'cat', 'dog'))
+    assert said in str(error.value)
+
+
+def test_a_code_may_be_there_twice_with_one_name_or_begin_several_names(tmp_path):
+    names = ClassNames.read(write(tmp_path, 'n01\ttench\nn01\ttench\nx\ty\nx\tz\n'))
+    assert names.called(('n01', 'n02')) == {'n01': 'tench', 'n02': 'n02'}
+    names = ClassNames.read(write(tmp_path, 'great shark\ngreat owl\ngreat tit\n'))
+    assert list(names.called(('0', 'great', '2')).values()) == ['great shark', 'great owl', 'great tit']
+
+
+@pytest.mark.parametrize('name', [r'"\ud800"', r'"a\u0000"', r'"a\u001b[31m"', r'"a\nb"', r'"\u202etac"', 'a\x00b',
+                                  'a\x1b[31m', 'a\u202eb', 'a\u2028b', 'a\x0bb', 'a\x85b', 'a\rb'])
+def test_characters_that_no_name_has_are_refused(name, tmp_path):
+    for text in [f'[{name}, "b"]', f'{{"n01": {name}}}'] if name[0] == '"' else [f'{name}\nb\n', f'n01\t{name}\n']:
+        with pytest.raises(InputError, match='has a control character.*remove it$'):
+            ClassNames.read(write(tmp_path, text))
+    assert ClassNames.read(write(tmp_path, 'n01\tا\u200cب\r\nn02\tB\r\n')).called(['n01', 'n02'])['n01'] == 'ا\u200cب'
 
 
 @pytest.mark.parametrize('text, said', [

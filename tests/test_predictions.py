@@ -1,6 +1,7 @@
 """What is kept of each picture: from logits to files and tables, and back."""
 import csv
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,15 @@ def test_written_and_read_back(found, tmp_path):
     for name in ('other.npz', 'text.npz', 'gone.npz'):
         with pytest.raises(InputError, match='--save-predictions'):
             Predictions.read(tmp_path / name)
+
+
+def test_an_array_of_another_name_is_not_passed_over(found, tmp_path):
+    replace(found, feature_length=np.ones(len(found), dtype=np.float32)).write(tmp_path / 'x.npz')
+    assert Predictions.read(tmp_path / 'x.npz').feature_length is not None
+    content = (tmp_path / 'x.npz').read_bytes()
+    (tmp_path / 'x.npz').write_bytes(content.replace(b'feature_length', b'feature_lenguh'))
+    with pytest.raises(InputError, match="it has 'feature_lenguh', which is none of its arrays.*--save-predictions"):
+        Predictions.read(tmp_path / 'x.npz')
 
 
 @pytest.mark.parametrize('change', [

@@ -16,13 +16,15 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from nbn_timm.data.lists import MAX_CLASSES
-from nbn_timm.errors import InputError, in_words
+from nbn_timm.errors import InputError, in_words, quoted
 from nbn_timm.evaluation.calibration import Calibration
 from nbn_timm.files import atomic_write
 from nbn_timm.layers import ExpertHead
 
 TOP = 5  # classes that are kept of a picture
 FORMATS = ('.csv', '.parquet', '.npz')
+
+_ARRAYS = {'labels', 'top5', 'probabilities', 'confidence', 'label_log_probability', 'feature_length'}
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,8 @@ class Predictions:
         """
         try:
             with np.load(path) as arrays:
+                if unknown := sorted(set(arrays) - _ARRAYS):
+                    raise ValueError(f'it has {quoted(unknown[0])}, which is none of its arrays')
                 probabilities = (arrays['probabilities'] if 'probabilities' in arrays else
                                  arrays['confidence'][:, None])
                 found = cls(arrays['labels'].astype(np.int64), arrays['top5'].astype(np.int64),
