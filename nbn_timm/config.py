@@ -213,7 +213,7 @@ def read_given(groups: type[GroupsT], parser: argparse.ArgumentParser, argv: Seq
         finder.add_argument('-c', '--config')
         name = finder.parse_known_args(argv)[0].config
         config = read_config(parser, groups, config_path(name)) if name else {}
-    given = vars(parse_flags(parser, argv, known, groups.elsewhere))
+    given = vars(parse_flags(parser, argv, known, groups.elsewhere, groups.of_others))
     for key, value in config.items():
         if value == ASKED_FOR and key not in given:
             raise InputError(f"config '{name}' asks for {flag(key)}: give one")
@@ -226,16 +226,20 @@ def parse_flags(
         argv: Sequence[str] | None = None,
         known: Mapping[str, Any] | None = None,
         elsewhere: Mapping[str, str] | None = None,
+        of_others: Mapping[str, str] | None = None,
 ) -> argparse.Namespace:
     """Parse a command line, with flags and other arguments in any order.
 
-    A wrong flag is told the nearest right one, and one of `SettingGroups.elsewhere` what to use instead.
+    A wrong flag is told the nearest right one, and one of `SettingGroups.elsewhere` or `of_others` what to
+    use instead.
     """
     args, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
         name = unknown[0].partition('=')[0]
         if name.startswith('-') and key_of(name) in (elsewhere or {}):
             parser.error(not_here(name, elsewhere))
+        if name.startswith('-') and key_of(name) in (of_others or {}):
+            parser.error(f"unknown argument '{name}': {(of_others or {})[key_of(name)]}")
         parser.error(f"unknown argument '{unknown[0]}'{_nearest_flag(unknown[0], known or vars(args))}")
     return args
 
@@ -252,6 +256,8 @@ def _nearest_flag(word: str, known: Iterable[str]) -> str:
     found = difflib.get_close_matches(bare, flags, n=1, cutoff=0.6) if word.startswith('-') else []
     if not word.startswith('-') and 'data_dir' in known:
         return ': a folder of images is given with --data-dir, and --help lists the flags'
+    if not word.startswith('-') and 'model' in known:
+        return ': give it with --model if it is the network, and --help lists the flags'
     return f"; did you mean '{flags[found[0]]}'?" if found else ': --help lists the flags'
 
 

@@ -378,6 +378,7 @@ class SettingGroups:
     MORE: ClassVar[str] = ''  # name of the field that holds these, a mapping of names to groups
     explained: ClassVar[Mapping[str, Callable[[], str]]] = {}  # more to say in `--help` of some settings
     elsewhere: ClassVar[Mapping[str, str]] = {}  # settings that others have, by YAML key, and what to use instead
+    of_others: ClassVar[Mapping[str, str]] = {}  # those of other commands here, and where they are
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:

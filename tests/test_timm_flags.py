@@ -4,7 +4,7 @@ import re
 import pytest
 
 from nbn_timm import timm_flags
-from nbn_timm.cli import train, validate
+from nbn_timm.cli import demo, train, validate
 from nbn_timm.config import build_parser, read_config
 from nbn_timm.errors import InputError
 from nbn_timm.settings import key_of
@@ -65,6 +65,16 @@ def test_every_flag_of_timm_is_there_or_says_what_to_use(command, capsys):
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert f"timm's {flag} is not here: {groups.elsewhere[key_of(flag)]}" in said
         assert 'unrecognized' not in said and 'unknown argument' not in said
+
+
+@pytest.mark.fast
+def test_a_flag_of_another_command_and_a_network_without_its_flag_say_where_they_belong(capsys):
+    assert TrainSettings.of_others.keys() <= ValidateSettings.declared().keys() - TrainSettings.declared().keys()
+    for main, word, said in ((train.main, '--save-predictions', ': nbn-validate has it'),
+                             (demo.main, 'output/p1', ': give it with --model if it is the network')):
+        with pytest.raises(SystemExit):
+            main([word])
+        assert f"unknown argument '{word}'{said}" in capsys.readouterr().err
 
 
 @pytest.mark.fast

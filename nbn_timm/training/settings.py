@@ -149,6 +149,8 @@ class TrainSettings(SettingGroups):
     MORE: ClassVar[str] = 'methods'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
     elsewhere = timm_flags.TRAIN
+    of_others = {name: 'nbn-validate has it, for the --checkpoint of a finished run' for name in (
+        'save_predictions', 'results_file', 'per_class_file')}
 
     @classmethod
     def more_groups(cls) -> dict[str, type[Settings]]:
