@@ -19,6 +19,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ UPRIGHT_RGB = {'RGB', 'YCbCr', 'Gray'}
 
 def main() -> None:
     args = _parse()
+    if not args.profile and find_spec('cv2') is None:
+        raise SystemExit('jpeg_input.py: error: the distances need OpenCV: pip install opencv-python-headless, or give '
+                         '--profile')
     torch.set_num_threads(1)
     files = [path.read_bytes() for path in _jpegs(args.folder)[:args.pictures]]
     if args.quality:

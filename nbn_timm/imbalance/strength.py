@@ -111,10 +111,10 @@ class StrengthCurve:
     def choose(self, allowed_drop: float | None = None, name: str = 'balanced') -> ChosenStrength:
         """The best strength for the target: another one than 1 only if it gains more than chance would.
 
-        Chance is the standard error of the gain, from the pictures that the two rules decide otherwise. Each class counts
-        as if it had two pictures more, one of them decided otherwise (Agresti and Coull, 1998): a class of one or two
-        pictures that both rules decide alike tells next to nothing, and it is these that a wrong strength costs. So few
-        pictures in the validation split leave tau at 1.
+        Chance is the standard error of the gain, from the pictures that the two rules decide otherwise. A class counts
+        as if it had two pictures more, one of them decided otherwise (as by Agresti and Coull, 1998): one or two
+        pictures that both rules decide alike tell next to nothing, and it is such classes that a wrong strength costs.
+        So few pictures in the validation split leave tau at 1.
 
         Args:
             allowed_drop: Percentage points of overall accuracy that may be lost against the rule that is made for the
