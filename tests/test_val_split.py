@@ -17,6 +17,7 @@ from nbn_timm.data.tables import read_table
 from nbn_timm.data.val_split import draw_validation
 from nbn_timm.datasets import create_splits, draw_split_file
 from nbn_timm.errors import InputError
+from nbn_timm.settings import Tolerated, Values, fields_of
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
@@ -313,3 +314,11 @@ def test_settings_that_go_together():
     given = TrainSettings.of({'dataset': 'folder', 'val_fraction': 0.1})
     assert not given.without_effect(['eval_metric', 'val_seed', 'val_groups'], ['eval_metric'])
     assert 'watch_test' in given.without_effect(['watch_test'], ['watch_test'])
+
+
+@pytest.mark.parametrize(('typed', 'refused'), [((), False), (('split_file',), True)])
+def test_the_draw_that_a_run_brings_along_may_be_given_again(typed, refused):
+    known = {one.name: one for one in fields_of(DataSettings)}
+    values = Values({'split_file': 'split.csv', 'initial_checkpoint': 'run'}, typed)
+    reason = known['val_fraction'].declaration.effect('val_fraction', values)
+    assert reason and isinstance(reason, Tolerated) is not refused
