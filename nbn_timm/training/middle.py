@@ -92,6 +92,8 @@ def find_middle(path: Path, state: Mapping[str, Any], parts: EpochParts, world: 
     if found is None:
         return BEGINNING
     try:
+        if not all(isinstance(rank, dict) for rank in found['ranks']):
+            raise _malformed(path)
         place = found['updates'], found['updates_per_epoch'], found['images_per_update']
         sums = [(rank['loss'], rank['images']) for rank in found['ranks']]
         seconds = found['seconds']
@@ -100,8 +102,7 @@ def find_middle(path: Path, state: Mapping[str, Any], parts: EpochParts, world: 
     if (not all(type(number) is int and 0 < number < 2 ** 63 for number in (*place, *(images for _, images in sums)))
             or not all(type(number) is float and math.isfinite(number)
                        for number in (seconds, *(loss for loss, _ in sums)))
-            or not place[0] < place[1] or seconds < 0 or not sums
-            or not all(isinstance(rank, dict) for rank in found['ranks'])):
+            or not place[0] < place[1] or seconds < 0 or not sums):
         raise _malformed(path)
     # Other processes may have a last update more, or less: one whose images would have been too few.
     tolerated = 0 if len(sums) == world.size else 1
