@@ -528,5 +528,5 @@ def _odd(odd: Sequence[str], whose: str, among: str, others: Sequence[str]) -> s
     """The sentence about classes that are on one side only."""
     shown = ', '.join(map(quoted, odd[:3])) + (f' and {len(odd) - 3:,} more' if len(odd) > 3 else '')
     subject = f'class {shown} of {whose} is' if len(odd) == 1 else f'classes {shown} of {whose} are'
-    return (f'{subject} not among the classes of {among}: rename or remove what is odd'
-            f'{nearest(odd[0], others)}')
+    return (f'{subject} not among the classes of {among}: rename or remove what is odd, or call classes '
+            f'otherwise with --class-names (FILE, or none){nearest(odd[0], others)}')
