@@ -110,6 +110,8 @@ def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], 
         if value is None or not abs(value) < largest or not (limits is None or value in limits):
             allowed = '' if limits is None else f' {limits}'
             what = 'whole number' if kind is int else 'number'
+            if value is not None and not abs(value) < largest:  # it may be within the limits
+                what = 'whole number of 64 bits' if kind is int else 'finite number'
             raise argparse.ArgumentTypeError(f"'{text[:40]}' is no {what}{allowed}")
         return value
     return parse

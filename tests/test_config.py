@@ -154,6 +154,14 @@ def test_numbers_have_limits(accepted, refused, kind):
             kind(text)
 
 
+def test_a_number_that_no_computer_takes_is_not_called_too_small():
+    for text, kind, said in [('9' * 20, number(NOT_NEGATIVE, int), 'whole number of 64 bits at least 0'),
+                             ('inf', number(NOT_NEGATIVE), 'finite number at least 0'),
+                             ('nan', number(), 'finite number')]:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is no {said}$"):
+            kind(text)
+
+
 @pytest.mark.parametrize('flags', [('--epochs', '0'), ('--lr', '-1'), ('--smoothing', '1.5'), ('--workers', 'x')])
 def test_impossible_numbers_are_usage_errors(flags, capsys, write):
     with pytest.raises(SystemExit) as caught:

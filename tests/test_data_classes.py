@@ -178,7 +178,8 @@ def test_odd_names_are_refused_by_name():
         matching.relabel(np.array([0, 2]))
     fewer = named('ant', 'bee', 'cat').match(named('cat'), 'data x', 'checkpoint y')
     fewer.require_theirs()
-    with pytest.raises(InputError, match="classes 'ant', 'bee' of checkpoint y are not among the classes of data x"):
+    with pytest.raises(InputError, match="classes 'ant', 'bee' of checkpoint y are not among the classes of data x: "
+                                         "rename .* --class-names [(]FILE, or none[)]"):
         fewer.require_same()
 
 

@@ -21,7 +21,7 @@ from nbn_timm.second_stages import SECOND_STAGES
 from nbn_timm.training import keeper
 from nbn_timm.training.build import build_parts
 from nbn_timm.training.distributed import World
-from nbn_timm.training.middle import BEGINNING, EpochParts, Middle, find_middle
+from nbn_timm.training.middle import BEGINNING, EpochParts, Middle, find_middle, restore_statistics
 from nbn_timm.training.optim import OptimizerSettings, create_optimizer
 from nbn_timm.training.run_checkpoint import _load_optimizer, find_resume
 from nbn_timm.training.settings import KeepingSettings, TrainSettings
@@ -167,11 +167,31 @@ def test_another_number_of_processes_goes_on_with_the_sums_of_all(rank, size, ex
     ({}, parts_of(size=32), 'here an epoch has 8 of 32'),
     ({'updates': 8}, parts_of(), "its 'middle' is not what a training writes there"),
     ({'ranks': []}, parts_of(), "its 'middle' is not what a training writes there"),
-    ({'seconds': None}, parts_of(), "its 'middle' is not what a training writes there"),
+    *(({changed: value}, parts_of(), "its 'middle' is not what a training writes there") for changed, value in [
+        ('seconds', None), ('seconds', float('nan')), ('seconds', -1.0), ('updates', True),
+        ('updates_per_epoch', 2 ** 99),
+        ('ranks', 5), ('ranks', [[1.0, 2]]), ('ranks', [torch.zeros(2)]), ('ranks', [{'loss': 1.0}]),
+        ('ranks', [{'loss': '1.0', 'images': 40}]), ('ranks', [{'loss': float('nan'), 'images': 40}]),
+        ('ranks', [{'loss': 10 ** 400, 'images': 40}]), ('ranks', [{'loss': 1.0, 'images': 0}]),
+        ('ranks', [{'loss': 1.0, 'images': 40.5}]), ('ranks', [{'loss': torch.zeros(2), 'images': 40}])]),
 ])
 def test_a_place_in_other_epochs_is_refused(changed, parts, message):
     with pytest.raises(InputError, match=message):
         find_middle(Path('x'), checkpoint(**changed), parts, World(torch.device('cpu'), size=2))
+
+
+@pytest.mark.parametrize('saved', [
+    5, {}, {'bn.running_mean': torch.zeros(2)}, {'running_mean': torch.zeros(2)},
+    {'running_mean': torch.zeros(3), 'running_var': torch.zeros(2), 'num_batches_tracked': torch.tensor(1)},
+    {'running_mean': [0.0, 0.0], 'running_var': torch.zeros(2), 'num_batches_tracked': torch.tensor(1)}])
+def test_statistics_of_another_model_are_refused(saved):
+    task = SimpleNamespace(get_trainable_module=lambda ema: None if ema else norm)
+    norm, world = torch.nn.BatchNorm1d(2), World(torch.device('cpu'))
+    good = {'running_mean': torch.ones(2), 'running_var': torch.ones(2), 'num_batches_tracked': torch.tensor(7)}
+    restore_statistics(Path('x'), checkpoint(ranks=[{'buffers': good}]), task, world)
+    assert norm.running_mean.tolist() == [1, 1] and norm.num_batches_tracked == 7
+    with pytest.raises(InputError, match="from 'x', since its 'middle' is not what"):
+        restore_statistics(Path('x'), checkpoint(ranks=[{'buffers': saved}]), task, world)
 
 
 def write(folder: Path, name: str, epoch: int, updates: int | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from nbn_timm.cli import probe, train
 from nbn_timm.errors import InputError
 from nbn_timm.models.create import create_model
-from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, finished_file, new_run_folder, source_file
+from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RECOVERY, finished_file, new_run_folder, source_file
 from nbn_timm.probe.probe import probe_settings
 from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.trained.opening import open_trained, opened_source
@@ -27,6 +27,10 @@ def put(folder, *names):
 
 
 def test_a_run_is_its_best_checkpoint_else_its_last(tmp_path):
+    (tmp_path / 'begun').mkdir()
+    put(tmp_path / 'begun', RECOVERY)
+    with pytest.raises(InputError, match=f"has finished no epoch: give '.*begun/{RECOVERY}' itself, or let --resume"):
+        source_file(tmp_path / 'begun')
     with pytest.raises(InputError, match='has no weights: give a file'):
         source_file(tmp_path)
     put(tmp_path, 'model.safetensors')

@@ -24,7 +24,7 @@ from nbn_timm.files import open_regular
 # Liu et al., "Large-Scale Long-Tailed Recognition in an Open World", CVPR 2019.
 MANY_ABOVE, FEW_BELOW = 100, 20
 
-RENAME = 'rename or remove what is odd'
+RENAME = 'rename or remove what is odd, or call classes otherwise with --class-names (FILE, or none)'
 _MAX_COUNT = 2**53  # up to here float64 has every whole number
 
 
@@ -561,5 +561,4 @@ def _odd(odd: Sequence[str], whose: str, among: str, others: Sequence[str], reme
     """The sentence about classes that are on one side only."""
     shown = ', '.join(map(quoted, odd[:3])) + (f' and {len(odd) - 3:,} more' if len(odd) > 3 else '')
     subject = f'class {shown} of {whose} is' if len(odd) == 1 else f'classes {shown} of {whose} are'
-    return (f'{subject} not among the classes of {among}: {remedy}'
-            f'{nearest(odd[0], others)}')
+    return f'{subject} not among the classes of {among}: {remedy}{nearest(odd[0], others)}'

@@ -43,6 +43,9 @@ def source_file(source: str | os.PathLike[str], finished: bool = False) -> Path:
             raise InputError(f'there is no file or folder {quoted(str(source))} of weights: correct the path')
         return path
     found = next((path / name for name in _names(path, finished) if (path / name).is_file()), None)
+    if found is None and (path / RECOVERY).is_file():
+        raise InputError(f'the run in {quoted(str(source))} has finished no epoch: give {quoted(str(path / RECOVERY))} '
+                         'itself, or let --resume auto finish the epoch first')
     if found is None:
         raise InputError(f'the folder {quoted(str(source))} has no weights: give a file, or a folder with one of '
                          f'{", ".join((BEST, LAST, *_OF_OTHERS))}')

@@ -103,7 +103,7 @@ class Keeper:
         assert self.resumed is not None
         state = read_checkpoint(self.resumed)
         load_task(state, self.task)
-        restore_statistics(state, self.task, self.plan.world)
+        restore_statistics(self.resumed, state, self.task, self.plan.world)
 
     def keep_middle(self, epoch: int, middle: Middle) -> None:
         """Write a checkpoint in the middle of an epoch (0-based)."""

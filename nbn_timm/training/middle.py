@@ -6,6 +6,7 @@ place between two parts is a number of updates, and nothing of a loader, a worke
 processes have each for themselves, and share at the end of an epoch alone, are the statistics of BatchNorm and the sum
 of the losses.
 """
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +92,18 @@ def find_middle(path: Path, state: Mapping[str, Any], parts: EpochParts, world: 
     if found is None:
         return BEGINNING
     try:
+        if not all(isinstance(rank, dict) for rank in found['ranks']):
+            raise _malformed(path)
         place = found['updates'], found['updates_per_epoch'], found['images_per_update']
-        sums = [(float(rank['loss']), int(rank['images'])) for rank in found['ranks']]
-        seconds = float(found['seconds'])
-        if not all(type(number) is int for number in place) or not 0 < place[0] < place[1] or not sums:
-            raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"no run can go on from '{path}', since its '{MIDDLE}' is not what a training writes there: "
-                         'remove that file, and --resume auto goes on after the last whole epoch') from error
+        sums = [(rank['loss'], rank['images']) for rank in found['ranks']]
+        seconds = found['seconds']
+    except (KeyError, TypeError, IndexError) as error:
+        raise _malformed(path) from error
+    if (not all(type(number) is int and 0 < number < 2 ** 63 for number in (*place, *(images for _, images in sums)))
+            or not all(type(number) is float and math.isfinite(number)
+                       for number in (seconds, *(loss for loss, _ in sums)))
+            or not place[0] < place[1] or seconds < 0 or not sums):
+        raise _malformed(path)
     # Other processes may have a last update more, or less: one whose images would have been too few.
     tolerated = 0 if len(sums) == world.size else 1
     if (place[2] != parts.global_size or abs(place[1] - parts.updates) > tolerated or place[0] >= parts.updates):
@@ -110,17 +115,34 @@ def find_middle(path: Path, state: Mapping[str, Any], parts: EpochParts, world: 
         loss, images = sums[world.rank]
     else:
         loss, images = (sum(column) for column in zip(*sums, strict=True)) if world.is_primary else (0.0, 0)
-    return Middle(place[0], loss, int(images), seconds)
+    return Middle(place[0], loss, images, seconds)
 
 
-def restore_statistics(state: Mapping[str, Any], task: TrainingTask, world: World) -> None:
-    """Give this process the statistics that it had; with another number of processes all keep those of the first."""
+def restore_statistics(path: Path, state: Mapping[str, Any], task: TrainingTask, world: World) -> None:
+    """Give this process the statistics that it had; with another number of processes all keep those of the first.
+
+    Raises:
+        InputError: The statistics are malformed, or of another model.
+    """
     ranks = state[MIDDLE]['ranks']
     if len(ranks) != world.size:
         return
     for name, buffers in _statistics(task).items():
-        for key, value in ranks[world.rank].get(name, {}).items():
+        saved = ranks[world.rank].get(name)
+        if saved is None:  # they are in the weights
+            continue
+        if not isinstance(saved, dict) or saved.keys() != buffers.keys() or not all(
+                isinstance(saved[key], torch.Tensor)
+                and (saved[key].shape, saved[key].dtype) == (buffer.shape, buffer.dtype)
+                for key, buffer in buffers.items()):
+            raise _malformed(path)
+        for key, value in saved.items():
             buffers[key].copy_(value)
+
+
+def _malformed(path: Path) -> InputError:
+    return InputError(f"no run can go on from '{path}', since its '{MIDDLE}' is not what a training writes there: "
+                      'remove that file, and --resume auto goes on after the last whole epoch')
 
 
 def _statistics(task: TrainingTask) -> dict[str, dict[str, torch.Tensor]]:
