@@ -23,6 +23,7 @@ from nbn_timm.training.optim import (
     create_optimizer,
     create_scheduler,
     end_lookahead,
+    scheduled_rate,
 )
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progressive import ProgressiveSettings, ProgressiveSize, build_progressive_size
@@ -162,6 +163,16 @@ def test_lookahead_is_its_formula():
     optimizer.zero_grad()  # as after each step of a run
     end_lookahead(optimizer)  # timm's own call does nothing here, for want of a gradient
     assert weight.item() == pytest.approx(slow - 0.1, abs=1e-6) and weight.grad is None
+
+
+def test_the_rate_that_is_told_is_that_of_the_schedule():
+    """With layer decay the first group is the slowest layer's."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = torch.optim.SGD([{'params': model[0].parameters(), 'lr': 0.01, 'lr_scale': 0.1},
+                                 {'params': model[1].parameters(), 'lr': 0.1, 'lr_scale': 1.0}])
+    assert scheduled_rate(optimizer) == 0.1
+    del optimizer.param_groups[1]
+    assert scheduled_rate(optimizer) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize('opt, message', [

@@ -19,7 +19,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.training.cuda_graphs import GraphedBackward
 from nbn_timm.training.distributed import World
 from nbn_timm.training.middle import BEGINNING, Middle
-from nbn_timm.training.optim import OptimizerSettings, end_lookahead
+from nbn_timm.training.optim import OptimizerSettings, end_lookahead, scheduled_rate
 from nbn_timm.training.profile import NoProfile
 from nbn_timm.training.progress import Progress
 from nbn_timm.training.progressive import ProgressiveSize
@@ -166,7 +166,7 @@ def train_one_epoch(
             batches = [mixing(*batch) for batch in batches]
         if resize is not None:
             batches = [(resize(images), target) for images, target in batches]
-        lr = optimizer.param_groups[0]['lr']
+        lr = scheduled_rate(optimizer)
         for loss, images in train_step(
                 task, batches, optimizer, settings, world.device, scaler, graphs, profile):
             losses.add(loss, images, update)
