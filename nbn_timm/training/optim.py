@@ -361,7 +361,7 @@ def end_lookahead(optimizer: torch.optim.Optimizer) -> None:
 def scheduled_rate(optimizer: torch.optim.Optimizer) -> float:
     """The rate that the schedule gives, without the multiples of layers and of kinds of parameters."""
     rates = [(group['lr'], group.get('lr_scale', 1.0)) for group in optimizer.param_groups]
-    return next((rate for rate, scale in rates if scale == 1), rates[0][0] / rates[0][1])
+    return next((rate for rate, scale in rates if scale == 1), rates[0][0] / (rates[0][1] or 1.0))
 
 
 def create_scheduler(
