@@ -19,6 +19,7 @@ from nbn_timm.data.classes import ClassCounts
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator, evaluate
 from nbn_timm.evaluation.evaluator import ExactSum
+from nbn_timm.seals import sealed
 
 pytestmark = pytest.mark.fast
 
@@ -270,7 +271,7 @@ def distributed_worker(folder):
 
 def test_two_processes_equal_one(tmp_path):
     run_ranks(distributed_worker, tmp_path)
-    expected = evaluate_images(image_set()).to_dict()
+    expected = sealed(evaluate_images(image_set()).to_dict())
     assert [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2)] == [expected, expected]
 
 

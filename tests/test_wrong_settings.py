@@ -153,7 +153,7 @@ def test_a_validation_names_the_setting_too(images, tmp_path):  # noqa: F811
     (['--lrr', '0.1'], "unknown argument '--lrr'; did you mean '--lr'?"),
     (['--xyzzy'], "unknown argument '--xyzzy': --help lists the flags"),
     (['picture.png'], "unknown argument 'picture.png'"),
-    (['-b', str(10 ** 30)], 'is no whole number at least 1'),
+    (['-b', str(10 ** 30)], 'is no whole number of 64 bits at least 1'),
     (['--workers', '1000000'], "'1000000' is no whole number at least 0 and at most 1024"),
     (['--img-size', '1000000'], 'at most 10000'), (['--num-classes', '99999999'], 'at most 1e+06'),
     (['--crop-pct', '0.0001'], 'at least 0.1'), (['--checkpoint-hist', '999999999'], 'at most 1000'),
