@@ -67,6 +67,7 @@ def model_pair(plain: str, nbn: str) -> dict[str, Callable[[], nn.Module]]:
 
 
 CASES = {
+    'layer_64x1': Case((2, 64, 1, 1), lambda: nn.BatchNorm2d(64), lambda: NormalizedBatchNorm2d(64)),  # the call alone
     'layer_64x8': Case((128, 64, 8, 8), lambda: nn.BatchNorm2d(64), lambda: NormalizedBatchNorm2d(64)),
     'layer_2048x7': Case((32, 2048, 7, 7), lambda: nn.BatchNorm2d(2048), lambda: NormalizedBatchNorm2d(2048)),
     'resnet32': Case((128, 3, 32, 32), **model_pair('resnet32', 'resnet32_nbn')),
@@ -171,7 +172,7 @@ def main() -> None:
         for mode in ('train', 'eval'):
             timing = time_case(name, CASES[name], mode, settings)
             timings.append(timing)
-            print(f'{name:<14}{mode:<7}{timing.batch:>5}{timing.plain_ms:>14.2f}{timing.nbn_ms:>10.2f}'
+            print(f'{name:<14}{mode:<7}{timing.batch:>5}{timing.plain_ms:>14.3f}{timing.nbn_ms:>10.3f}'
                   f'{timing.ratio:>8.3f}  {"  ".join(f"{ratio:.3f}" for ratio in timing.pair_ratios)}', flush=True)
     if args.json:
         write_text_atomic(args.json, json.dumps({**about, 'timings': list(map(asdict, timings))}, indent=2) + '\n')

@@ -8,6 +8,9 @@ process. `arithmetic` is the share of the multiply-adds, decisions included, `ti
 agree, images that stop early cost nothing afterwards. Weights are random, since only the number of experts counts.
 
     python benchmarks/routed_speed.py --threads 1 --channels-last
+
+With --profile it prints instead, of each case, what its operations take by torch.profiler, as shares of the time of the
+network without a router: the shortest of the rounds of each operation.
 """
 import argparse
 import json
@@ -18,6 +21,7 @@ from copy import deepcopy
 import timm
 import torch
 from expert_step import clock, multiply_adds
+from torch.profiler import ProfilerActivity, profile
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.files import write_text_atomic
@@ -44,6 +48,24 @@ def settle(network: torch.nn.Module, images: torch.Tensor) -> None:
     network.eval()
 
 
+def show_profile(models: dict[str, torch.nn.Module], images: torch.Tensor, rounds: int) -> None:
+    """The longest operations of each case, and choosing and joining images, as shares of the first case."""
+    spent: dict[str, dict[str, float]] = {name: {} for name in models}
+    for _ in range(rounds):
+        for name, model in models.items():
+            with profile(activities=[ProfilerActivity.CPU]) as found, torch.inference_mode():
+                model(images)
+            for row in found.key_averages():
+                spent[name][row.key] = min(row.self_cpu_time_total, spent[name].get(row.key, float('inf')))
+    first = next(iter(spent.values()))
+    whole = sum(first.values())
+    longest = sorted(first, key=lambda key: -first[key])[:4]
+    print(f'| operation | {" | ".join(models)} |\n|---|{"---|" * len(models)}')
+    for key in (*longest, 'aten::index', 'aten::index_put_', 'aten::cat'):
+        print(f'| {key} | {" | ".join(f"{of.get(key, 0) / whole:.3f}" for of in spent.values())} |')
+    print(f'| all | {" | ".join(f"{sum(of.values()) / whole:.3f}" for of in spent.values())} |')
+
+
 def main() -> None:
     """Parse, time, report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -58,6 +80,7 @@ def main() -> None:
     parser.add_argument('--channels-last', action='store_true')
     parser.add_argument('--repeats', type=int, default=15, metavar='N')
     parser.add_argument('--json', metavar='FILE')
+    parser.add_argument('--profile', action='store_true', help='where the time goes')
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -80,6 +103,9 @@ def main() -> None:
         amounts = torch.tensor(model.multiply_adds((3, args.size, args.size)), dtype=torch.float64)
         models[name], costs[name] = model, amounts[used[name] - 1].mean().item()
 
+    if args.profile:
+        show_profile(models, images, args.repeats)
+        return
     times: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
         for turn in range(-1, args.repeats):  # the first round warms up

@@ -127,7 +127,7 @@ def test_the_last_epoch_is_kept_whatever_the_validation_says(images, tmp_path, m
 
 def test_a_run_that_has_ended_with_its_best_epoch_is_not_said_to_end_with_its_last():
     settings = TrainSettings().with_values(kept_epoch='last', epochs=3)
-    keeper = Keeper(SimpleNamespace(settings=settings, folder='run'), None, None)
+    keeper = Keeper(SimpleNamespace(settings=settings, folder='run'), None, None, None)
     for best, begun in ((None, 3), (Best(50.0, 2), 3), (Best(50.0, 1), 2)):  # the third goes on
         keeper.best = best
         keeper._refuse_earlier(begun)

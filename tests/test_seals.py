@@ -114,3 +114,10 @@ def test_a_report_takes_a_summary_that_is_ahead_of_its_log(tmp_path):
     for log in (LOG[:LOG.index('\n') + 1], LOG[:-10], 'no log', ''):
         (tmp_path / 'log.jsonl').write_text(log)
         assert len(read_run(tmp_path).epochs) == 2
+
+
+@pytest.mark.parametrize('loss', ['nan', 'inf'])
+def test_a_loss_that_is_no_number_is_the_same_in_both(tmp_path, loss):
+    (tmp_path / 'summary.csv').write_text(SUMMARY.replace('1.25', loss))
+    (tmp_path / 'log.jsonl').write_text(LOG.replace('1.25', {'nan': 'NaN', 'inf': 'Infinity'}[loss]))
+    assert len(read_run(tmp_path).epochs) == 2

@@ -95,7 +95,6 @@ class MixingRun:
                              'counted: give them with --class-counts FILE')
         return counts
 
-
     def labelled_images(self, given: str) -> tuple[Dataset, np.ndarray, EpochSampler]:
         """The training images, their labels and the sampler of the batches that will be mixed, for another stream.
 

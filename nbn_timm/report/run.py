@@ -322,10 +322,15 @@ def _check_log(run: FinishedRun) -> None:
     columns = {name for row in run.epochs for name in row}
     for epoch, logged in log.items() if (run.folder / 'summary.csv').is_file() else ():
         told = summary.get(epoch)
-        if told is None or any(told.get(name) != logged.get(name) for name in columns):
+        if told is None or any(not _same(told.get(name), logged.get(name)) for name in columns):
             raise InputError(f"summary.csv and log.jsonl in '{run.folder}' do not agree on epoch "
                              f'{epoch + 1:g}, so one is damaged or of another run: replace it by an intact copy, or '
                              'remove log.jsonl')
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two numbers are one, as NaN is not by itself."""
+    return one == other or (one != one and other != other)
 
 
 def _log_rows(text: str) -> list[dict[str, Any]]:

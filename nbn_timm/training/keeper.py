@@ -56,24 +56,25 @@ class Keeper:
             plan: Plan,
             task: TrainingTask,
             optimizer: torch.optim.Optimizer,
+            parts: EpochParts,
             scaler: GradScaler | None = None,
             curriculum: Curriculum | None = None,
     ) -> None:
         self.plan = plan
         self.task = task
         self.optimizer = optimizer
+        self.parts = parts
         self.scaler = scaler
         self.curriculum = curriculum
         self.best: Best | None = None
         self.log: RunLog | None = None
         self.resumed: Path | None = None  # a checkpoint in the middle of an epoch
 
-    def resume(self, checkpoint: Path | None, parts: EpochParts) -> tuple[int, Middle]:
+    def resume(self, checkpoint: Path | None) -> tuple[int, Middle]:
         """Put the run into the state of a checkpoint, if there is one, and open the log.
 
         Args:
             checkpoint: To go on from.
-            parts: Of the epochs.
 
         Returns:
             The epoch to begin (0-based), and where in it.
@@ -82,9 +83,8 @@ class Keeper:
             InputError: The checkpoint is of another run.
         """
         plan, start_epoch, middle = self.plan, 0, BEGINNING
-        self.parts = parts
         if checkpoint is not None:
-            middle = find_middle(checkpoint, read_checkpoint(checkpoint), parts, plan.world)
+            middle = find_middle(checkpoint, read_checkpoint(checkpoint), self.parts, plan.world)
             self.resumed = checkpoint if middle.updates else None
             start_epoch, best = resume_run(
                 checkpoint, self.task, self.optimizer, plan.settings.model.model, plan.record(),

@@ -97,8 +97,8 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     scaler, curriculum = build_scaler(plan), build_curriculum(plan)
     prepare_task(task, world, settings.average, settings.precision.torchcompile)
 
-    keeper = Keeper(plan, task, optimizer, scaler, curriculum)
-    (start_epoch, begun), epochs = keeper.resume(resume_from, parts), settings.schedule.epochs
+    keeper = Keeper(plan, task, optimizer, parts, scaler, curriculum)
+    (start_epoch, begun), epochs = keeper.resume(resume_from), settings.schedule.epochs
     write_settings(plan)
     announce(plan, model, start_epoch, [
         *parts.told(start_epoch, begun), *doubtful(settings, stage), *tell_adjustment(plan, model)])
