@@ -1,9 +1,11 @@
 """Settings from the command line and YAML configs: a config gives defaults, flags win, and nothing is ever ignored."""
 import argparse
+import datetime
 import difflib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,7 +18,7 @@ from timm.utils import ParseKwargs
 from nbn_timm.errors import InputError, first_to_say, nearest, quoted
 from nbn_timm.files import open_regular, refuse_no_file
 from nbn_timm.seals import tell_text_changes
-from nbn_timm.settings import Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of
+from nbn_timm.settings import PLAIN, Field, Limits, SettingGroups, Tolerated, fields_of, flag, key_of, not_plain
 
 GroupsT = TypeVar('GroupsT', bound=SettingGroups)
 
@@ -130,11 +132,15 @@ def choice(choices: Collection[str]) -> Callable[[str], str]:
 class KeyValues(ParseKwargs):
     """timm's `ParseKwargs` (`--flag a=1 b=x` gives a dict) over the keys of earlier flags.
 
-    A missing `=` is a usage error.
+    A missing `=`, and a key that stands twice behind one flag, are usage errors.
     """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         before = getattr(namespace, self.dest, None) or {}
+        keys = Counter(word.partition('=')[0] for word in values)
+        twice = next((key for key, times in keys.items() if times > 1), None)
+        if twice is not None:
+            raise argparse.ArgumentError(self, f"the key '{twice}' is there twice: keep one")
         try:
             super().__call__(parser, namespace, values, option_string)
         except ValueError as error:
@@ -388,6 +394,9 @@ def told(value: Any) -> str:
 
 def _parse_value(parser: argparse.ArgumentParser, declared: Field, value: Any) -> Any:
     """Give a value to the parser as command-line words, so that one set of types and choices rules both."""
+    strange = next((one for one in not_plain(value) if one is not value or not isinstance(one, datetime.date)), None)
+    if strange is not None:
+        raise ValueError(f'it is or holds a value of the kind {type(strange).__name__}: give {PLAIN}')
     if isinstance(value, bool) != (declared.type is bool):
         raise ValueError('it takes a value' if isinstance(value, bool) else 'it must be true or false')
     if isinstance(value, bool):

@@ -86,7 +86,7 @@ def refuse_unknown(
     for key in given:
         if key not in settings:
             raise InputError(f"{what} has no setting '{key}' (it has {', '.join(known) or 'none'})"
-                             f'{nearest(str(key), known)}')
+                             f'{nearest(str(key), known) or ": leave it out"}')
 
 
 def refuse_owned(given: Iterable[KeyValue], owners: Mapping[str, str]) -> None:

@@ -189,6 +189,23 @@ _WANTED = {bool: 'true or false', int: 'a whole number', float: 'a number', str:
            dict: 'a mapping of settings to values'}
 
 
+PLAIN = 'numbers, text, true, false, none, or lists and mappings of these'
+
+
+def not_plain(value: Any) -> Iterator[Any]:
+    """What in a value is no plain data of YAML, JSON and checkpoints: sets, bytes, complex numbers, tensors."""
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if not isinstance(key, str | int | float | None):
+                yield key
+            yield from not_plain(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from not_plain(entry)
+    elif not isinstance(value, str | int | float | os.PathLike | None):
+        yield value
+
+
 def _cut(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:80]}...'
@@ -210,8 +227,12 @@ class Field:
         choices = self.declaration.choices
         return tuple(sorted(choices())) if callable(choices) else choices
 
-    def check(self, value: Any) -> None:
-        """Refuse a value of another type or out of range.
+    def check(self, value: Any, written: str | None = None) -> None:
+        """Refuse a value of another type, of another number of values, or out of range.
+
+        Args:
+            value: Of the setting.
+            written: How it was asked for, such as '--other-views blur=16'.
 
         Raises:
             InputError: With the reason.
@@ -220,9 +241,15 @@ class Field:
             return
         values = value if self.many else (value,)
         if self.many and not isinstance(value, tuple | list):
-            raise InputError(f"setting '{self.name}' is {value!r}: it takes several values, as a list or tuple")
+            raise InputError(f'{written or self._is(value)}: it takes several values, as a list or tuple')
         for part in values:
-            self._check_one(part)
+            self._check_one(part, written)
+        wanted = self.declaration.nargs
+        if self.many and isinstance(wanted, int) and (len(values) != wanted if wanted else not values):
+            raise InputError(f'{written or self._is(value)}: give {wanted or "one or more"} values')
+
+    def _is(self, value: Any) -> str:
+        return f"setting '{self.name}' is {value!r}"
 
     def check_recorded(self, value: Any) -> None:
         """Refuse a recorded value of another type; another version may have had other limits and choices.
@@ -246,17 +273,28 @@ class Field:
         return {bool: isinstance(value, bool), int: whole, float: number,
                 str: isinstance(value, str | os.PathLike), dict: isinstance(value, Mapping)}[self.type]
 
-    def _check_one(self, value: Any) -> None:
+    def _check_one(self, value: Any, written: str | None) -> None:
         if not self._is_of_type(value):
-            raise InputError(f"setting '{self.name}' is {value!r}: give {_WANTED[self.type]}")
+            raise InputError(f'{written or self._is(value)}: give {_WANTED[self.type]}')
+        if isinstance(value, Mapping):
+            self._check_plain(value)
         if isinstance(value, str) and '\0' in value:
             raise InputError(f"setting '{self.name}' holds a null character, which no name has: take it out")
         if self.declaration.limits is not None and value not in self.declaration.limits:
-            raise InputError(f"setting '{self.name}' is {value!r}: give a number {self.declaration.limits}")
+            raise InputError(f'{written or self._is(value)}: give a number {self.declaration.limits}')
         choices = self.choices
         if choices is not None and value not in choices:
-            raise InputError(f"setting '{self.name}' is '{value}' (there are {', '.join(choices)})"
+            raise InputError(f"{written or self._is(value)} (there are {', '.join(choices)})"
                              f'{nearest(str(value), choices)}')
+
+    def _check_plain(self, value: Mapping[Any, Any]) -> None:
+        """Refuse what args.yaml and checkpoints could not hold."""
+        for key, entry in value.items():
+            strange = next(not_plain(key), None) or next(not_plain(entry), None)
+            if strange is not None:
+                kind = 'ellipsis' if strange is ... else type(strange).__name__
+                raise InputError(f'{flag(self.name)} {key}={_cut(entry)} is or holds a value of the kind {kind}, which '
+                                 f'no checkpoint can keep: give {PLAIN}')
 
     def shown_default(self) -> str:
         """The default in words, for `--help`."""
@@ -313,13 +351,20 @@ class Settings:
             object.__setattr__(group, declared.name, value)
         return group
 
-    def with_values(self: SettingsT, values: Mapping[str, Any], **more: Any) -> SettingsT:
+    def with_values(self: SettingsT, values: Mapping[str, Any], of: str = '', **more: Any) -> SettingsT:
         """A copy with other values of some settings, as YAML or flags give them.
+
+        Args:
+            values: By the names of settings.
+            of: The flag that takes them as KEY=VALUE, for the message; without it they are settings of their own.
+            more: Further values.
 
         Raises:
             InputError: A value is wrong.
         """
         known = {one.name: one for one in fields_of(type(self))}
+        for name, value in values.items() if of else ():
+            known[name].check(_typed(known[name], value), f'{of} {name}={_cut(value)}')
         return dataclasses.replace(  # type: ignore[type-var]
             self, **{name: _typed(known[name], value) for name, value in {**values, **more}.items()})
 

@@ -478,6 +478,25 @@ def test_without_arguments_the_quick_start_runs():
         parse_train(['--model', 'resnet32'])
 
 
+@pytest.mark.parametrize(('text', 'kind'), [
+    ('model_kwargs: {a: !!set {b}}', 'set'), ('model_kwargs: {a: !!binary eA==}', 'bytes'),
+    ('model_kwargs: {a: [2026-01-01]}', 'date'), ('experiment: !!binary eA==', 'bytes')])
+def test_a_config_holds_plain_data(text, kind, tmp_path):
+    (tmp_path / 'a.yaml').write_text(text)
+    with pytest.raises(InputError, match=f'is or holds a value of the kind {kind}: give numbers, text, true, false'):
+        read_config(train_parser(), TrainSettings, tmp_path / 'a.yaml')
+    (tmp_path / 'a.yaml').write_text('experiment: 2026-01-01')
+    assert read_config(train_parser(), TrainSettings, tmp_path / 'a.yaml') == {'experiment': '2026-01-01'}
+
+
+def test_a_key_twice_behind_one_flag_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        read_given(TrainSettings, train_parser(), ['--model-kwargs', 'a=1', 'b=2', 'a=None'])
+    assert "the key 'a' is there twice: keep one" in capsys.readouterr().err
+    given = read_given(TrainSettings, train_parser(), ['--model-kwargs', 'a=1', '--model-kwargs', 'a=None'])
+    assert given.flags['model_kwargs'] == {'a': None}  # a later flag wins, as everywhere
+
+
 def test_every_flag_is_a_config_key_of_its_own_name():
     """Configs find the flag as `--` and the key with dashes."""
     parser = train_parser()

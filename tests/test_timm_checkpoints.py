@@ -152,6 +152,8 @@ def test_a_training_goes_on_after_its_last_epoch(checkpoint, images, tmp_path, m
     told = next(line for line in (said.out + said.err).splitlines() if 'settings differ from those of' in line)
     assert 'epochs 3 -> 4' in told and 'smoothing 0.1 -> 0.0' in told
     assert 'interpolation bil' not in told and 'mean' not in told and 'initial_checkpoint' not in told
+    assert 'decay_1d' not in told  # timm has no such setting, and its groups were those of now
+    assert 'warmup_lr' not in told  # without effect before and now
 
 
 @pytest.mark.parametrize(('flags', 'reason'), [
@@ -172,6 +174,18 @@ def test_groups_of_the_same_sizes_in_another_order_are_refused(checkpoint, image
     torch.save(state, tmp_path / 'other.pth.tar')
     with pytest.raises(InputError, match=r'the momentum_buffer of a parameter has the shape \[.*so its groups of'):
         run(images, tmp_path, '--resume', str(tmp_path / 'other.pth.tar'), '--epochs', '4', *AS_TIMM)
+
+
+@pytest.mark.parametrize(('change', 'reason'), [
+    (lambda buffer: [1], 'the momentum_buffer of a parameter is a list there and a Tensor here'),
+    (lambda buffer: buffer.int(), 'the momentum_buffer of a parameter is of torch.int32 there'),
+    (lambda buffer: buffer * float('nan'), r'has values that are not numbers \(NaN\)')])
+def test_a_malformed_state_of_a_parameter_is_refused(change, reason, checkpoint, images, tmp_path):  # noqa: F811
+    state = torch.load(checkpoint, weights_only=False)
+    state['optimizer']['state'][3]['momentum_buffer'] = change(state['optimizer']['state'][3]['momentum_buffer'])
+    torch.save(state, tmp_path / 'odd.pth.tar')
+    with pytest.raises(InputError, match=reason):
+        run(images, tmp_path, '--resume', str(tmp_path / 'odd.pth.tar'), '--epochs', '4', *AS_TIMM)
 
 
 def test_auto_refuses_another_optimizer_than_the_run_had(images, tmp_path):  # noqa: F811

@@ -42,6 +42,16 @@ def refused(images: Path, tmp_path: Path, *flags: str, model=MODEL) -> str:  # n
      'network: give --freeze backbone'),
     (['--torchcompile', 'inductr'], "no backend 'inductr' for --torchcompile"),
     (['--watch-test'], '--watch-test has no effect where there is a validation split: leave it out'),
+    (['--loss-kwargs', 'foo=1', '--loss', 'bcl'], "loss 'bcl' has no setting 'foo' (it has"),
+    (['--model-kwargs', 'exportable={1,2}'], '--model-kwargs exportable={1, 2} is or holds a value of the kind set, '
+     'which no checkpoint can keep: give numbers, text, true, false, none, or lists and mappings of these'),
+    (['--model-kwargs', 'exportable=[{"a": b"x"}]'], 'is or holds a value of the kind bytes'),
+    (['--opt-kwargs', 'foo=1j'], 'is or holds a value of the kind complex'),
+    (['--stage-kwargs', 'a=...', '--stage', 'tau_norm'], 'is or holds a value of the kind ellipsis'),
+    (['--stage-kwargs', 'a={(1, 2): 3}', '--stage', 'tau_norm'], 'is or holds a value of the kind tuple'),
+    (['--loss', 'gpaco', '--other-views', 'ratio=(1,)'], '--other-views ratio=(1,): give 2 values'),
+    (['--loss', 'gpaco', '--other-views', 'ratio=()'], '--other-views ratio=(): give 2 values'),
+    (['--loss', 'gpaco', '--other-views', 'blur=16'], '--other-views blur=16: give a number at least 0 and at most 1'),
 ])
 def test_what_the_settings_tell_is_refused_before_the_data_are_read(
         flags, message, images, tmp_path, monkeypatch):  # noqa: F811

@@ -9,6 +9,7 @@ from nbn_timm.data.bands import MOST_OF_PILLOW
 from nbn_timm.data.settings import InputSettings
 from nbn_timm.data.train_transforms import PadAndCrop, ResizedCrop
 from nbn_timm.errors import InputError
+from nbn_timm.settings import fields_of
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
 CENTER, SQUASH = 'center', 'squash'  # how evaluation brings an image to the size, by timm's names
@@ -87,10 +88,17 @@ class DataDefaults:
         """These defaults if they are published, else the input format that the model was made for.
 
         Args:
-            pretrained_cfg: timm's `model.pretrained_cfg`.
+            pretrained_cfg: timm's `model.pretrained_cfg`, which may be of a config.json.
+
+        Raises:
+            InputError: A value there is no such value as the flags of `InputSettings` take.
         """
         if self.published:
             return self
+        declared = {one.name: one for one in fields_of(InputSettings)}
+        for name in INPUT_FORMAT:
+            value = pretrained_cfg.get(name)
+            declared[name].check(value, f"the model's pretrained_cfg, as config.json holds it, has {name} {value!r}")
         resolved = self.override(**{name: pretrained_cfg.get(name) for name in INPUT_FORMAT})
         small = max(resolved.input_size[1:]) <= SMALL_IMAGE
         return replace(resolved, train_transform=PadAndCrop.name, color_jitter=None) if small else resolved

@@ -313,7 +313,7 @@ class AugmentSettings(Settings):
         """
         known = [one.name for one in fields_of(AugmentSettings) if one.name not in _OF_ALL_VIEWS]
         refuse_unknown('--other-views', self.other_views, known)
-        return self.with_values(self.other_views, other_views={}) if self.other_views else self
+        return self.with_values(self.other_views, of='--other-views', other_views={}) if self.other_views else self
 
     @property
     def area(self) -> tuple[float, float] | None:

@@ -307,6 +307,8 @@ def _input(model: Any, record: NetworkRecord) -> DataDefaults:
     """The format that the model was trained with, else the one it is configured for."""
     try:
         return OWN_IMAGES.for_model(model.pretrained_cfg).as_trained(record.input)
+    except InputError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise InputError(f'what is recorded of the format of the images is malformed ({in_words(error)}): correct '
                          'input_size, mean and std in the config.json, or get the model again') from error

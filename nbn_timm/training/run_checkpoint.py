@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import uuid
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -375,7 +376,7 @@ def resume_run(
             _check_shapes(path, state[key], task)
     if before.classes is not None and class_counts is not None:
         _check_classes(path, before.classes, class_counts)
-    _warn_of_changes(path, before.arguments, settings)
+    _warn_of_changes(path, state.get('args'), before.arguments, settings)
 
     load_task(state, task)
     if (average := epoch_average(task)) is not None:
@@ -456,10 +457,19 @@ def _check_parameter_state(needed: Mapping[str, Any], saved: Mapping[str, Any]) 
         raise ValueError(f'it has {", ".join(map(str, saved))} of a parameter, where this optimizer has '
                          f'{", ".join(map(str, needed))}')
     for key, value in needed.items():
-        if isinstance(value, torch.Tensor) and isinstance(saved[key], torch.Tensor) and (
-                value.shape != saved[key].shape):
-            raise ValueError(f'the {key} of a parameter has the shape {list(saved[key].shape)} there and '
+        there = saved[key]
+        if isinstance(value, torch.Tensor) != isinstance(there, torch.Tensor):
+            raise ValueError(f'the {key} of a parameter is a {type(there).__name__} there and a '
+                             f'{type(value).__name__} here')
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.shape != there.shape:
+            raise ValueError(f'the {key} of a parameter has the shape {list(there.shape)} there and '
                              f'{list(value.shape)} here, so its groups of parameters are others')
+        if value.is_floating_point() != there.is_floating_point() or value.is_complex() != there.is_complex():
+            raise ValueError(f'the {key} of a parameter is of {there.dtype} there and of {value.dtype} here')
+        if there.isnan().any():
+            raise ValueError(f'the {key} of a parameter has values that are not numbers (NaN)')
 
 
 def load_best(folder: Path, model: nn.Module) -> int:
@@ -582,9 +592,14 @@ def _check_shapes(path: Path, saved: Mapping[str, torch.Tensor], task: TrainingT
                              'model: give the --num-classes and --model-kwargs of that run, or another --experiment')
 
 
-def _warn_of_changes(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    not_recorded = {name: new.get(name) for name in INPUT_FORMAT if old.get(name) is None}  # as in timm's checkpoints
-    changes = TrainSettings.changed({**old, **not_recorded}, new)
+def _warn_of_changes(path: Path, args: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    of_timm = isinstance(args, Namespace)  # which says nothing of what timm does not have
+    unknown = {name: new.get(name) for name in new
+               if old.get(name) is None and (name in INPUT_FORMAT or of_timm and name not in vars(args))}
+    old = {**old, **unknown}
+    changes = TrainSettings.changed(old, new)
+    idle = [TrainSettings.from_record(record).without_effect(changes).keys() for record in (old, new)]
+    changes = {name: change for name, change in changes.items() if not all(name in names for names in idle)}
     if changes:
         told = ', '.join(f'{name} {before} -> {now}' for name, (before, now) in sorted(changes.items()))
         _logger.warning("settings differ from those of '%s': %s", path, told)
