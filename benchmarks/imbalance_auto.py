@@ -9,8 +9,9 @@ kept apart for the validation, and four heads are trained: cross-entropy, cross-
 frequency, by the effective number of images (Cui et al., CVPR 2019), and what `--imbalance auto` takes. All are linear
 heads with the settings of nbn-probe. The test pictures are for the report alone.
 
-Prints a table in Markdown: mean and standard deviation over the seeds, and the difference of `auto` to the better of
-the two weightings, seed by seed.
+Prints a table in Markdown: mean class accuracy, mean and standard deviation over the seeds; the difference of `auto` to
+the better of the two weightings, seed by seed; overall accuracy where classes occur as in training; and the strengths of
+the prior that were chosen.
 """
 import argparse
 import json
@@ -117,17 +118,19 @@ def spread(values: list[float]) -> str:
     return f'{statistics.mean(values):.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}'
 
 
-def table(name: str, factor: float, runs: list[dict[str, dict[str, float]]]) -> list[str]:
-    """Rows of one collection and factor."""
+HEADER = ('pictures', 'factor', *RIVALS, AUTO, 'gain', 'overall, cross-entropy', 'overall, auto', 'strength')
+
+
+def row(name: str, runs: list[dict[str, dict[str, float]]]) -> str:
+    """The row of one collection and factor, see `HEADER`; what is `overall` is in the shares of training."""
     better = [max(run['inverse frequency']['mean_class'], run['effective number']['mean_class']) for run in runs]
     gains = [run[AUTO]['mean_class'] - best for run, best in zip(runs, better, strict=True)]
-    rows = []
-    for head in (*RIVALS, AUTO):
-        few = [run[head]['few'] for run in runs if 'few' in run[head]]
-        gain = f'{spread(gains)}' if head == AUTO else ''
-        rows.append(f'| {name} | {factor:.4g} | {head} | {spread([run[head]["mean_class"] for run in runs])} | '
-                    f'{spread(few) if few else "n/a"} | {spread([run[head]["natural"] for run in runs])} | {gain} |')
-    return rows
+    cells = [name, f'{runs[0][AUTO]["factor"]:.3g}',
+             *(spread([run[head]['mean_class'] for run in runs]) for head in (*RIVALS, AUTO)),
+             f'{statistics.mean(gains):+.2f} ± {spread(gains).split()[-1]}',
+             *(spread([run[head]['natural'] for run in runs]) for head in ('cross-entropy', AUTO)),
+             ', '.join(f'{run[AUTO]["tau"]:g}' for run in runs)]
+    return f'| {" | ".join(cells)} |'
 
 
 def main() -> None:
@@ -141,15 +144,14 @@ def main() -> None:
     parser.add_argument('--json', metavar='FILE')
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print('| pictures | factor | head | mean class | few | as in training | against the better weighting |')
-    print('|---|---|---|---|---|---|---|')
+    print(f'| {" | ".join(HEADER)} |\n|{"---|" * len(HEADER)}')
     kept = []
     begun = time.process_time()
     for folder in args.features:
         train, test = read_features(folder, 'train'), read_features(folder, 'test')
         for factor in [*([None] if args.as_it_is else []), *args.factors]:
             runs = [one_run(train, test, factor, seed) for seed in args.seeds]
-            print('\n'.join(table(folder.name, runs[0][AUTO]['factor'], runs)), flush=True)
+            print(row(folder.name, runs), flush=True)
             kept.append({'features': folder.name, 'factor': factor, 'seeds': args.seeds, 'runs': runs})
     print(f'\n{time.process_time() - begun:.0f} CPU seconds')
     if args.json:
