@@ -16,7 +16,7 @@ import torch
 from test_train_run import data_flags, images  # noqa: F401  (the fixture)
 
 import nbn_timm  # noqa: F401  (registers the models)
-from nbn_timm.cli import report, train
+from nbn_timm.cli import report, train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.report import norm_sizes, read_run
@@ -292,6 +292,41 @@ def test_runs_on_other_pictures_are_not_paired(runs, older, tmp_path):
     kept = Predictions.read(runs / 'plain' / 'test_predictions.npz')
     kept[np.arange(len(kept))[::-1]].write(older / 'test_predictions.npz')
     assert 'evaluated on other pictures' in page_of(older, runs / 'plain', output=tmp_path / 'x.html')
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_pictures_of_the_same_names_and_labels_are_told_apart_by_their_content(runs, images, tmp_path):  # noqa: F811
+    """Two test sets alike in names, number and labels; and one set in two folders."""
+    first = runs / 'plain'
+    shutil.copytree(images, tmp_path / 'images')
+
+    def evaluated(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(first, folder)
+        validate.main(['--checkpoint', str(first / 'model_best.pth.tar'), *data_flags(tmp_path / 'images', 'test'),
+                       '--temperature', '1', '--device', 'cpu', '--workers', '0', '--save-predictions',
+                       str(folder / 'test_predictions.npz')])
+        return folder
+
+    page = page_of(first, evaluated('moved'), output=tmp_path / 'x.html')
+    assert 'Differences on the same pictures' in page
+    for path in (tmp_path / 'images').glob('test_*.png'):
+        path.write_bytes(path.read_bytes() + b' ')  # another picture by its digest, and the same to the network
+    page = page_of(first, evaluated('other'), output=tmp_path / 'x.html')
+    assert ('other cannot be compared picture by picture with plain, since they were evaluated on other pictures.'
+            in page) and 'paired bootstrap' not in page
+    page = page_of(tmp_path / 'other', '--data-dir', images, output=tmp_path / 'x.html')
+    assert 'not those that were evaluated' in page and 'src="data:image' not in page
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_of_predictions_without_a_digest_it_is_said_that_the_pictures_are_not_known(runs, tmp_path):
+    shutil.copytree(runs / 'balanced', tmp_path / 'before')
+    file = tmp_path / 'before' / 'test_predictions.npz'
+    replace(Predictions.read(file), digest=None).write(file)
+    page = page_of(runs / 'plain', tmp_path / 'before', output=tmp_path / 'x.html')
+    assert 'Whether before was evaluated on the same pictures as plain is not known' in page
+    assert 'before kept no digest' in page and 'on the same pictures, with' not in page and 'paired bootstrap' in page
 
 
 @pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),

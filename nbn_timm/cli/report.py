@@ -15,6 +15,7 @@ from typing import Any
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import Classes
+from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
@@ -204,10 +205,13 @@ def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> A
     try:
         data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
         splits = create_splits(data, (run.split,), known, label_sets=True)
+        pictures = splits.test if run.split == 'test' else splits.val
+        if run.digest is not None and pictures_digest(pictures) != run.digest:
+            raise InputError('those that are found are not those that were evaluated (give --data-dir)')
     except InputError as error:
         notes.append(f'The pictures are not at hand: {error}')
         return None
-    return splits.test if run.split == 'test' else splits.val
+    return pictures
 
 
 def open_norms(run: FinishedRun, place: Path, notes: list[str]) -> tuple[NormSizes | None, int]:

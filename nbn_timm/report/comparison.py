@@ -1,5 +1,6 @@
 """The page that compares several runs, each with the first."""
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def write_comparison(
         reason = not_comparable(first, run)
         if reason is None:
             compare = label_set_comparison.difference if run.of_sets else difference
-            differences.append(compare(first, run, dataset))
+            found = compare(first, run, dataset)
+            differences.append(replace(found, doubt=not_known_to_be_same(first, run)))
         else:
             told.append(f'{run.name} cannot be compared picture by picture with {first.name}, since {reason}.')
     if not can_draw():
@@ -79,7 +81,20 @@ def not_comparable(first: FinishedRun, run: FinishedRun) -> str | None:
     assert first.targets is not None and run.targets is not None
     if first.names != run.names or not np.array_equal(first.targets, run.targets):
         return 'they were evaluated on other pictures or classes'
+    if None not in (first.digest, run.digest) and first.digest != run.digest:
+        return 'they were evaluated on other pictures'
     return None
+
+
+def not_known_to_be_same(first: FinishedRun, run: FinishedRun) -> str | None:
+    """That two runs can be paired only if their pictures are the same, which nothing tells; None where it is known."""
+    unknown = [one.name for one in (first, run) if one.digest is None]
+    if not unknown:
+        return None
+    return (f'Whether {run.name} was evaluated on the same pictures as {first.name} is not known: the number, the '
+            f'labels and their order are the same, and {" and ".join(unknown)} kept no digest of the pictures '
+            '(streams and datasets of timm have none; for folders and lists --evaluate makes one). If they are others, '
+            'the differences below mean nothing.')
 
 
 def number_table(runs: Sequence[FinishedRun]) -> Table:

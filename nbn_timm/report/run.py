@@ -133,10 +133,19 @@ class FinishedRun:
         return PRECISION if self.of_sets else ACCURACY
 
     @property
+    def kept(self) -> Predictions | LabelSetPredictions | None:
+        """The predictions, of either kind; None if none were kept."""
+        return self.label_sets if self.of_sets else self.predictions
+
+    @property
     def targets(self) -> np.ndarray | None:
         """Labels [N] or label sets [N, C] of the pictures whose predictions were kept; None if none were."""
-        kept = self.label_sets if self.of_sets else self.predictions
-        return None if kept is None else kept.targets
+        return None if self.kept is None else self.kept.targets
+
+    @property
+    def digest(self) -> str | None:
+        """Of these pictures; None where it was not kept."""
+        return None if self.kept is None else self.kept.digest
 
     @cached_property
     def told_sets(self) -> np.ndarray:
