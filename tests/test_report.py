@@ -17,14 +17,17 @@ from test_train_run import data_flags, images  # noqa: F401  (the fixture)
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli import report, train, validate
+from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.report import norm_sizes, read_run
 from nbn_timm.report.bootstrap import paired_interval
 from nbn_timm.report.comparison import intervals
 from nbn_timm.report.figures import draw_lengths
 from nbn_timm.report.recipe import repeating_command
 from nbn_timm.report.single import class_table, confusion_counts, feature_lengths, pair_table, worst_pictures
+from nbn_timm.settings import plain
 from nbn_timm.training.settings import TrainSettings
 
 FIGURES = True
@@ -80,6 +83,24 @@ def test_the_command_repeats_the_run(runs):
     assert {name for name, value in again.items() if once.get(name, value) != value} == {'output', 'experiment'}
     several = repeating_command(once, TrainSettings, 'x', processes=4)
     assert several.startswith('torchrun --nproc-per-node 4 -m nbn_timm.cli.train --')
+
+
+@pytest.mark.parametrize('groups', [TrainSettings, ProbeSettings])
+@pytest.mark.parametrize('flags', [
+    ['--val-groups', 'groups.csv', '--val-seed', '3'], ['--dataset', 'csv', '--group-column', 'place'], []])
+def test_the_command_repeats_a_run_whose_validation_part_was_drawn(groups, flags):
+    """The split file takes the place of the draw and of all that belongs to it, else the command is refused."""
+    parser = build_parser(groups, 'x', '')
+    drawn = ['--dataset', 'folder', '--data-dir', 'pictures', '--val-fraction', '0.2']
+    once = read_given(groups, parser, [*drawn, *flags])
+    once.check_effects(once.settings())
+    record = {name: plain(value) for name, value in once.settings().values().items()}
+    record['split_file'] = 'output/x/split.csv'
+    words = shlex.split(repeating_command(record, groups, 'x'))
+    again = read_given(groups, parser, words[1:])
+    again.check_effects(again.settings())
+    assert words[words.index('--split-file') + 1] == 'output/x/split.csv'
+    assert not {'--val-fraction', '--val-groups', '--val-seed', '--group-column'} & set(words)
 
 
 def test_without_the_page_the_predictions_are_kept(images, tmp_path):  # noqa: F811

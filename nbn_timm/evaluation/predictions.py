@@ -65,7 +65,7 @@ class Predictions:
         """Those of all the pictures of some."""
         lengths = [part.feature_length for part in parts if part.feature_length is not None]
         columns: Any = {name: np.concatenate([getattr(part, name) for part in parts])
-                   for name in ('labels', 'top', 'probabilities', 'label_log_probability')}
+                        for name in ('labels', 'top', 'probabilities', 'label_log_probability')}
         return cls(**columns, feature_length=np.concatenate(lengths) if len(lengths) == len(parts) else None)
 
     @classmethod

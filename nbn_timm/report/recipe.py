@@ -46,18 +46,27 @@ def repeating_command(
     known = groups.declared()
     if not values or not values.keys() <= known.keys():
         return None
-    changed = [one for setting, one in known.items()
-               if setting in values and setting not in _PLACES and _differs(one, values[setting])]
     try:
-        idle = groups.of(values).without_effect([one.name for one in changed], world_size=processes)
+        typed = _effective({setting: values[setting] for setting, one in known.items() if setting in values
+                            and setting not in _PLACES and _differs(one, values[setting])}, groups, processes)
     except InputError:  # an earlier version took what this one does not
         return None
     words = [groups.command] if processes == 1 else [
         'torchrun', '--nproc-per-node', str(processes), '-m', groups.command.replace('nbn-', 'nbn_timm.cli.')]
-    for one in changed:
-        if one.name not in idle:
-            words += _typed(one, values[one.name])
+    for setting, value in typed.items():
+        words += _typed(known[setting], value)
     return shlex.join([*words, '--experiment', f'{name}-again'])
+
+
+def _effective(values: dict[str, Any], groups: type[SettingGroups], processes: int) -> dict[str, Any]:
+    """Those of the values that have an effect.
+
+    What has none may switch others on or off, as --split-file does --val-fraction and this --val-groups: so it is left
+    out, and they are asked again.
+    """
+    while idle := groups.of(values).without_effect(list(values), values.keys(), world_size=processes):
+        values = {setting: value for setting, value in values.items() if setting not in idle}
+    return values
 
 
 def _differs(one: Field, value: Any) -> bool:
