@@ -20,13 +20,21 @@ from nbn_timm.cli import report, train, validate
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
+from nbn_timm.evaluation.temperature import FittedTemperature
 from nbn_timm.probe.settings import ProbeSettings
-from nbn_timm.report import norm_sizes, read_run
+from nbn_timm.report import NormSizes, norm_sizes, read_run
 from nbn_timm.report.bootstrap import paired_interval
 from nbn_timm.report.comparison import intervals
-from nbn_timm.report.figures import draw_lengths
-from nbn_timm.report.recipe import repeating_command
-from nbn_timm.report.single import class_table, confusion_counts, feature_lengths, pair_table, worst_pictures
+from nbn_timm.report.figures import draw_lengths, draw_sizes
+from nbn_timm.report.recipe import differing_settings, repeating_command
+from nbn_timm.report.single import (
+    about_probabilities,
+    class_table,
+    confusion_counts,
+    feature_lengths,
+    pair_table,
+    worst_pictures,
+)
 from nbn_timm.settings import plain
 from nbn_timm.training.settings import TrainSettings
 
@@ -219,6 +227,20 @@ def test_pictures_that_are_gone_are_told(runs, tmp_path):
     assert 'Confident and wrong' in page
 
 
+def test_a_page_tells_which_temperature_its_probabilities_are_of(runs):
+    page = (runs / 'plain' / 'report.html').read_text()
+    run = read_run(runs / 'plain')
+    assert 'on this page are those of the network as it is: temperature 1.' in page
+    assert ('nbn-predict divides' in page) == (run.calibration is not None)
+    warm, cold = (replace(run, name=name, results={**run.results, 'calibration': FittedTemperature(
+        temperature, 'val', 1200, 1.0, 1.1).to_dict()}) for name, temperature in (('warm', 1.25), ('cold', 0.8)))
+    assert about_probabilities([warm]).endswith(
+        'nbn-predict divides the logits by 1.250, fitted on 1,200 images of the validation split, and so is less sure '
+        'than told here.')
+    assert re.search(r'the networks as they are: temperature 1. nbn-predict divides the logits of warm by 1.250,.*; '
+                     r'of cold by 0.800,.* and so is surer than told here\.$', about_probabilities([warm, cold]))
+
+
 def test_without_matplotlib_a_line_says_how_to_get_figures(runs, tmp_path, monkeypatch):
     monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)
     monkeypatch.setattr('nbn_timm.report.single.can_draw', lambda: False)
@@ -350,6 +372,21 @@ def test_of_predictions_without_a_digest_it_is_said_that_the_pictures_are_not_kn
     assert 'before kept no digest' in page and 'on the same pictures, with' not in page and 'paired bootstrap' in page
 
 
+def test_a_split_file_of_the_run_itself_differs_by_what_is_in_it(runs, tmp_path):
+    """Each run keeps its own; another folder alone is no other setting."""
+    pair = []
+    for name in ('one', 'other'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'split.csv').write_text('path,split\n')
+        pair.append(replace(read_run(runs / 'plain'), name=name, folder=tmp_path / name, settings={
+            'split_file': f'output/{name}/split.csv', 'lr': 0.1, 'output': name}))
+    assert differing_settings(pair) == []
+    (tmp_path / 'other' / 'split.csv').write_text('path,split\na.png,val\n')
+    assert differing_settings(pair) == [('split_file', ['output/one/split.csv', 'output/other/split.csv'])]
+    (tmp_path / 'other' / 'split.csv').unlink()
+    assert len(differing_settings(pair)) == 1
+
+
 @pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),
                                     np.random.default_rng(0).normal(0.1, 1, 200)])
 def test_intervals_agree_with_scipy(values):
@@ -416,6 +453,13 @@ def test_a_phone_shows_all_of_it_and_fetches_nothing(runs, tmp_path, several):
          (tmp_path / 'phone.html').as_uri()], capture_output=True, text=True, timeout=240)
     found = json.loads(re.search(r'\{"width".*\}', done.stdout.replace('&lt;', '<').replace('&gt;', '>'))[0])
     assert found == {'width': 390, 'over': 0, 'wide': [], 'fetched': [], 'broken': 0}
+
+
+@pytest.mark.parametrize('sizes', [np.linspace(0.505, 0.504, 64), np.zeros(64), np.full(64, 2.0)])
+def test_a_line_of_sizes_has_room_above_it(sizes):
+    axes = pytest.importorskip('matplotlib.figure').Figure().add_subplot()
+    draw_sizes(axes, {'x': NormSizes(sizes, sizes, 1, True)}, 'weight', '|g|')
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 1.04 * sizes[0]
 
 
 def test_a_shot_without_a_class_has_no_place_in_the_figure():

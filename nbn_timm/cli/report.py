@@ -20,6 +20,7 @@ from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, quoted, run_cli
+from nbn_timm.evaluation.temperature import CALIBRATION
 from nbn_timm.files import prints_beside, refuse_no_file
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RESULTS, source_file
 from nbn_timm.models.weight_files import read_checkpoint
@@ -179,7 +180,8 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
     if checkpoint is None:
         raise InputError(f"there is no checkpoint in '{run.folder}' to evaluate: give the file, or leave out --evaluate"
                          )
-    classes = checkpoint_record(str(checkpoint)).classes
+    record = checkpoint_record(str(checkpoint))
+    classes, fitted = record.classes, record.calibration
     of_sets = classes is not None and classes.label_sets
     values = {
         'checkpoint': str(checkpoint), 'split': run.split, 'results_file': str(work / f'{run.split}.json'),
@@ -193,6 +195,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
         validate(validation_settings(ValidateSettings.of(values), values), world)
     found = read_run(run.folder, work, name)
     kept = {key: run.results[key] for key in ('checkpoint', 'weights') if key in run.results}
+    kept |= {} if fitted is None else {CALIBRATION: fitted.to_dict()}
     return replace(found, settings=run.settings, results={**found.results, **kept})
 
 

@@ -16,7 +16,7 @@ from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import PICTURES, Gallery, Shown, percent
 from nbn_timm.report.recipe import differing_settings
 from nbn_timm.report.run import SHOTS, FinishedRun
-from nbn_timm.report.single import DECIMALS, feature_lengths, known_cards
+from nbn_timm.report.single import DECIMALS, about_probabilities, feature_lengths, known_cards
 
 
 def write_comparison(
@@ -60,10 +60,10 @@ def write_comparison(
     judged = {name: run.curve(f'eval_{measure.columns["all"]}') for name, run in by_name.items()}
     loss = {name: run.curve('train_loss') for name, run in by_name.items()}
     colors = dict(zip(by_name, cycle(figures.SERIES)))  # as in the bars, of a run without epochs too
-    settings = differing_settings({name: run.settings for name, run in by_name.items()})
+    settings = differing_settings(runs)
     write_page(
         path, 'comparison.html', runs=runs, first=first, notes=told, numbers=number_table(runs),
-        measure=measure.words,
+        probabilities=about_probabilities(runs), measure=measure.words,
         shot_bars=figures.shot_bars({name: run.results for name, run in by_name.items()}, measure),
         curves=[(figures.curves(judged, f'{measure.words} by epoch', f'{measure.words} in %', colors),
                  f'{figures.sentence_case(measure.words)} after each epoch.'),

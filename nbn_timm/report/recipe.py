@@ -1,9 +1,12 @@
 """The settings of a run as a reader wants them: what is unusual first, and the command that repeats it."""
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from nbn_timm.errors import InputError
+from nbn_timm.report.run import FinishedRun
 from nbn_timm.settings import Field, SettingGroups, flag, plain
 
 _PLACES = ('config', 'resume', 'output', 'experiment')
@@ -21,12 +24,20 @@ def other_settings(values: Mapping[str, Any], groups: type[SettingGroups]) -> li
     return [(name, _shown(value)) for name, value in values.items() if name not in changed]
 
 
-def differing_settings(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def differing_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Any]]]:
     """Name and values, one per run, of the settings in which runs differ, without places."""
-    names = dict.fromkeys(name for values in runs.values() for name in values)
-    rows = [(name, [values.get(name) for values in runs.values()]) for name in names if name not in _PLACES]
-    return [(name, [_shown(value) for value in values]) for name, values in rows
-            if any(value != values[0] for value in values)]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
+    return [(name, [_shown(run.settings.get(name)) for run in runs]) for name in names
+            if any(_meant(run, name) != _meant(runs[0], name) for run in runs)]
+
+
+def _meant(run: FinishedRun, name: str) -> Any:
+    """The value of a setting; of a file in the folder of the run, as its own split file is, what is in it."""
+    value = run.settings.get(name)
+    if isinstance(value, str) and Path(value).parent.name == run.folder.resolve().name:
+        with suppress(OSError):
+            return (run.folder / Path(value).name).read_bytes()
+    return value
 
 
 def repeating_command(

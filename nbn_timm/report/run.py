@@ -18,6 +18,7 @@ from nbn_timm.evaluation import label_sets
 from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.seals import is_as_written, is_text_as_written
@@ -152,6 +153,11 @@ class FinishedRun:
         """Classes that are told of each picture that can be of several, uint8 [N, C]."""
         assert self.label_sets is not None
         return self.thresholds.answers(self.label_sets.logits)
+
+    @property
+    def calibration(self) -> FittedTemperature | None:
+        """The temperature that was fitted when the run was evaluated; its results are without it."""
+        return FittedTemperature.from_dict(self.results.get(CALIBRATION))
 
     @property
     def names(self) -> list[str]:
