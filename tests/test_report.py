@@ -338,7 +338,8 @@ def test_runs_on_other_pictures_are_not_paired(runs, older, tmp_path):
 
 
 @pytest.mark.usefixtures('undrawn')
-def test_pictures_of_the_same_names_and_labels_are_told_apart_by_their_content(runs, images, tmp_path):  # noqa: F811
+def test_pictures_of_the_same_names_and_labels_are_told_apart_by_their_content(
+        runs, images, tmp_path, capsys):  # noqa: F811
     """Two test sets alike in names, number and labels; and one set in two folders."""
     first = runs / 'plain'
     shutil.copytree(images, tmp_path / 'images')
@@ -358,6 +359,7 @@ def test_pictures_of_the_same_names_and_labels_are_told_apart_by_their_content(r
     page = page_of(first, evaluated('other'), output=tmp_path / 'x.html')
     assert ('other cannot be compared picture by picture with plain, since they were evaluated on other pictures.'
             in page) and 'paired bootstrap' not in page
+    assert 'other cannot be compared' in capsys.readouterr().out
     page = page_of(tmp_path / 'other', '--data-dir', images, output=tmp_path / 'x.html')
     assert 'not those that were evaluated' in page and 'src="data:image' not in page
 

@@ -112,7 +112,7 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     else:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
-        write_comparison(path, runs, dataset, norms, tuple(notes))
+        notes = write_comparison(path, runs, dataset, norms, tuple(notes))
     for note in notes:
         print(note)
     size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''

@@ -25,7 +25,7 @@ def write_comparison(
         dataset: Any = None,
         norms: Mapping[str, NormSizes] | None = None,
         notes: tuple[str, ...] = (),
-) -> None:
+) -> list[str]:
     """Write the page that compares runs with the first of them.
 
     Args:
@@ -34,6 +34,9 @@ def write_comparison(
         dataset: The evaluated split of the first, for thumbnails.
         norms: Of the networks, by the names of the runs.
         notes: What is missing and why, a sentence each.
+
+    Returns:
+        The notes, and what else could not be compared.
 
     Raises:
         InputError: The file system refused, or the pictures of some runs are of one class and those of others not.
@@ -71,6 +74,7 @@ def write_comparison(
         norms=figures.norm_figures(norms or {}, feature_lengths(by_name)), differences=differences,
         settings=Table(['setting', *by_name], [[name, *values] for name, values in settings]),
         level=f'{100 * LEVEL:g} %')
+    return told
 
 
 def not_comparable(first: FinishedRun, run: FinishedRun) -> str | None:
