@@ -12,10 +12,10 @@ T = TypeVar('T')
 _SECONDS = 30  # between lines in a file
 
 
-def on_terminal() -> bool:
-    """Whether the standard error, where bars are drawn, is a terminal."""
+def on_terminal(stream: TextIO | None = None) -> bool:
+    """Whether a stream, the standard error if there is none, is a terminal, on which bars can be drawn."""
     with suppress(ValueError, AttributeError):  # closed, or none
-        return sys.stderr.isatty()
+        return (stream or sys.stderr).isatty()
     return False
 
 
@@ -55,7 +55,7 @@ def with_bar_or_lines(items: Iterable[T], total: int, what: str, stream: TextIO 
         stream: A terminal gets a bar, anything else a line every half minute; None is the standard error.
     """
     stream = stream or sys.stderr
-    if stream.isatty():
+    if on_terminal(stream):
         yield from tqdm(items, total=total, unit=f' {what}', file=stream, leave=False, dynamic_ncols=True)
         return
     said = begun = time.monotonic()

@@ -145,5 +145,5 @@ def first_to_say(sentence: str) -> bool:
 
 def drop_stdout() -> None:
     """Let what is still buffered go nowhere when Python ends."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # it may have no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

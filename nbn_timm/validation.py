@@ -16,7 +16,7 @@ from nbn_timm.attacks.settings import AttackSettings
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import Classes, DataDefaults, Splits, create_eval_loader
 from nbn_timm.data.classes import label_names
-from nbn_timm.data.dataset import picture_names
+from nbn_timm.data.dataset import picture_names, pictures_digest
 from nbn_timm.data.settings import OF_THE_DRAW, DataSettings, InputSettings, LoaderSettings
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.data.shift import RATIOS, ClassShift
@@ -242,7 +242,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     if settings.evaluation.save_predictions and isinstance(evaluator, LongTailEvaluator):
         of_processes = world.gather_to_primary(evaluator.predictions())
         if of_processes is not None:
-            predictions = Predictions.in_order(of_processes, in_turn)
+            predictions = replace(Predictions.in_order(of_processes, in_turn), digest=kept_digest(settings, dataset))
             write_predictions(settings.evaluation.save_predictions, predictions,
                               told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
     if isinstance(evaluator, LabelSetEvaluator):
@@ -572,7 +572,7 @@ def keep_label_sets(
     logits, sets = gather_logits(evaluator, world, not isinstance(dataset, ShardStream))
     if not world.is_primary:
         return
-    kept = LabelSetPredictions(sets.numpy(), logits.numpy())
+    kept = LabelSetPredictions(sets.numpy(), logits.numpy(), kept_digest(settings, dataset))
     if asked.logits_file:
         kept.write(asked.logits_file)
     if asked.save_predictions:
@@ -583,6 +583,13 @@ def keep_label_sets(
         found = Thresholds.chosen(kept.logits, kept.sets, asked.split, settings.checkpoint.use_ema)
         write_thresholds(Path(settings.weights.checkpoint), found)
         print(f"Answers: {found.in_words()}; kept in '{settings.weights.checkpoint}'.")
+
+
+def kept_digest(settings: ValidateSettings, dataset: Dataset) -> str | None:
+    """Digest of the pictures for a NumPy file; None, without a look at them, where only tables are asked for."""
+    asked = settings.evaluation
+    table = not asked.save_predictions or Path(asked.save_predictions).suffix.lower() != '.npz'
+    return None if table and not asked.logits_file else pictures_digest(dataset)
 
 
 def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World, in_turn: bool) -> None:

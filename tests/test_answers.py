@@ -7,6 +7,8 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -342,7 +344,7 @@ def test_the_page_shows_what_nbn_predict_says(work, tmp_path, network):
         'pictures of it (few).')
     assert demo.show(network, None).rows == []
     (tmp_path / 'broken.png').write_bytes(b'no picture')
-    assert 'cannot be read' in demo.show(network, str(tmp_path / 'broken.png')).sentence
+    assert demo.show(network, str(tmp_path / 'broken.png')).sentence.startswith("image 'broken.png' cannot be read")
 
 
 def test_examples_of_the_page_are_spread_over_their_folder(work, tmp_path):
@@ -352,6 +354,44 @@ def test_examples_of_the_page_are_spread_over_their_folder(work, tmp_path):
     assert demo.example_files(None) == [] and len(demo.example_files(str(work / 'test'))) == 12
     with pytest.raises(InputError, match='there is no picture in the folder'):
         demo.example_files(str(tmp_path))
+
+
+def test_examples_are_pictures_that_a_browser_shows(tmp_path):
+    told: list[str] = []
+    for index in range(2):
+        Image.new('RGB', (4, 4)).save(tmp_path / f'{index}.tif')
+    with pytest.raises(InputError, match=r'browsers show none of the pictures in .* \(\.tif\): give --examples as PNG'):
+        demo.example_files(str(tmp_path), told.append)
+    Image.new('RGB', (4, 4)).save(tmp_path / 'x.PNG')
+    assert demo.example_files(str(tmp_path), told.append) == [str(tmp_path / 'x.PNG')]
+    assert told == [f"2 of 3 pictures in '{tmp_path}' are no examples, since browsers do not show them (.tif)"]
+
+
+def look_first(sent):
+    """As Gradio's picture does."""
+    raise OSError('Truncated File Read')
+
+
+@pytest.mark.parametrize('real', [False, True])
+def test_a_damaged_picture_reaches_the_sentence_of_this_package(network, tmp_path, monkeypatch, real):
+    """Gradio would look at the picture first and show a traceback."""
+    (tmp_path / 'cut.jpg').write_bytes(b'\xff\xd8\xff\xe0 no picture')
+    if real:
+        gradio = pytest.importorskip('gradio')
+        page = demo.build_page(network, [])
+        picture = next(block for block in page.blocks.values() if isinstance(block, gradio.Image))
+        answer = next(iter(page.fns.values())).fn
+    else:
+        part = MagicMock(preprocess=look_first)
+        monkeypatch.setitem(sys.modules, 'gradio', MagicMock(Image=lambda **_: part))
+        demo.build_page(network, [])
+        picture, answer = part, part.change.call_args.args[0]
+    sentence, probabilities, rows = answer(picture.preprocess(SimpleNamespace(path=str(tmp_path / 'cut.jpg'))))
+    assert sentence.startswith("### image 'cut.jpg' cannot be read") and not probabilities and not rows
+    assert answer(None)[0] == '### Choose a picture.'
+    if not real:
+        with pytest.raises(OSError, match='Truncated'):  # what comes in another way than as a file
+            picture.preprocess(SimpleNamespace(path=None))
 
 
 def test_without_gradio_the_page_says_what_to_install(network, monkeypatch):

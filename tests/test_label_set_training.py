@@ -273,6 +273,7 @@ def test_prediction_tells_a_set_of_classes(run, pictures, capsys):
     file, record = run / 'model_best.pth.tar', checkpoint_record(str(run / 'model_best.pth.tar'))
     with np.load(run / 'test_predictions.npz') as kept:
         told = record.thresholds.answers(kept['logits'])
+        assert kept['digest'].shape == (32,)
     images = [str(pictures / f'test{number}.png') for number in range(3)]
     predict.main(['--model', str(file), '--json', '--device', 'cpu', *images])
     out, err = capsys.readouterr()

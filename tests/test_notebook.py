@@ -1,4 +1,4 @@
-"""docs/own_pictures.ipynb: a valid notebook whose cells run in their order, from a folder of pictures to ONNX."""
+"""docs/own_pictures.ipynb: a valid notebook whose cells run in their order in a kernel, from pictures to ONNX."""
 import json
 import re
 from pathlib import Path
@@ -32,15 +32,18 @@ def test_it_is_a_notebook_without_output():
 
 
 @pytest.mark.slow
-def test_its_cells_run(tmp_path, monkeypatch, capsys):
+def test_its_cells_run_in_a_kernel(tmp_path, monkeypatch):
+    """As `jupyter execute` runs them: a kernel's standard output is another kind of stream than a terminal's."""
+    nbclient, nbformat = pytest.importorskip('nbclient'), pytest.importorskip('nbformat')
+    pytest.importorskip('ipykernel')
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv('NBN_TIMM_WEIGHTS', raising=False)
-    namespace = {'__name__': '__main__'}
-    for cell in read()['cells']:
-        if cell['cell_type'] == 'code':
-            exec(compile(''.join(cell['source']), f'{NOTEBOOK.name}, {cell["id"]}', 'exec'), namespace)
-    told = capsys.readouterr().out
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    nbclient.NotebookClient(notebook, timeout=600, resources={'metadata': {'path': str(tmp_path)}}).execute()
+    told = ''.join(output.get('text', '') for cell in notebook.cells for output in cell.get('outputs', ()))
     assert 'train/two/cut.png' in told and 'train/six/again.png = test/six/0.png' in told
+    assert "nbn-predict: 300 images in " in told and "written to 'answers.csv'" in told
     record = checkpoint_record('output/digits/model_best.pth.tar')
     assert record.classes is not None and record.classes.names[:2] == ('eight', 'five')
     assert Path('output/digits/split.csv').is_file() and Path('output/digits/report.html').is_file()

@@ -14,10 +14,11 @@ from forks import run_python
 from PIL import Image
 
 import nbn_timm  # noqa: F401  (registers the models)
+from nbn_timm.bars import on_terminal, with_bar_or_lines
 from nbn_timm.cli import predict, validate
 from nbn_timm.data import ClassCounts
 from nbn_timm.data.pictures import find_images
-from nbn_timm.errors import InputError
+from nbn_timm.errors import InputError, drop_stdout
 from nbn_timm.evaluation.prediction import TopClasses
 from nbn_timm.models import RoutedExperts
 from nbn_timm.trained.record import NetworkRecord
@@ -268,6 +269,29 @@ def test_odd_names_are_printed(work, tmp_path):
 
 
 # Output -----------------------------------------------------------------------------------------------------------
+
+class Writer:
+    """A stream with nothing but what printing takes, as notebooks and other programs put in the place of a file."""
+
+    def __init__(self):
+        self.text = ''
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_a_standard_output_that_is_no_file_takes_the_answers(work, monkeypatch):
+    streams = Writer(), Writer()
+    monkeypatch.setattr(sys, 'stdout', streams[0])
+    monkeypatch.setattr(sys, 'stderr', streams[1])
+    predict.main([*flags(work), '--csv', str(work / 'test' / 'ant' / '0.png')])
+    assert streams[0].text.startswith('file,') and 'nbn-predict: 1 image in' in streams[1].text
+    assert list(with_bar_or_lines([1, 2], 2, 'pictures')) == [1, 2] and not on_terminal()
+    drop_stdout()  # as when nobody takes what is printed: nothing to do
+
 
 def test_a_reader_that_stops_is_no_crash(work):
     command = [sys.executable, '-m', 'nbn_timm.cli.predict', *flags(work), '-b', '1', *[str(work / 'test')] * 40]

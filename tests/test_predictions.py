@@ -1,5 +1,6 @@
 """What is kept of each picture: from logits to files and tables, and back."""
 import csv
+import shutil
 import sys
 from dataclasses import replace
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from test_evaluation import NUM_CLASSES, make_counts, make_predictions
 
 from nbn_timm.data import ArraySamples, ImageSamples
-from nbn_timm.data.dataset import picture, picture_names
+from nbn_timm.data.dataset import picture, picture_names, pictures_digest
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator, evaluate
+from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_split, write_predictions
 from nbn_timm.models.create import create_model
 
@@ -61,6 +64,30 @@ def test_written_and_read_back(found, tmp_path):
             Predictions.read(tmp_path / name)
 
 
+def test_the_digest_of_the_pictures_goes_by_content_targets_and_order(found, tmp_path):
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).save(tmp_path / f'{index}.png')
+    paths = [f'{index}.png' for index in range(3)]
+    one = ImageSamples(paths, [0, 0, 0], root=tmp_path)
+    shutil.copytree(tmp_path, tmp_path / 'moved')
+    assert pictures_digest(one) == pictures_digest(ImageSamples(paths, [0, 0, 0], root=tmp_path / 'moved'))
+    shutil.copy(tmp_path / '0.png', tmp_path / 'moved' / '1.png')
+    others = (one.select([1, 0, 2]), one.select([0, 1]), ImageSamples(paths, [0, 0, 1], root=tmp_path),
+              ImageSamples(paths, [0, 0, 0], root=tmp_path / 'moved'))
+    assert len({pictures_digest(one), *map(pictures_digest, others)}) == 5
+    pixels = rng.integers(0, 255, (2, 4, 4, 3), np.uint8)
+    assert pictures_digest(ArraySamples(pixels, [0, 0])) != pictures_digest(ArraySamples(pixels[::-1], [0, 0]))
+    assert pictures_digest([]) is None
+    with pytest.raises(InputError, match=r"gone.png' cannot be read \(No such file"):
+        pictures_digest(ImageSamples(['gone.png'], [0], root=tmp_path))
+    replace(found, digest=pictures_digest(one)).write(tmp_path / 'x.npz')
+    assert Predictions.read(tmp_path / 'x.npz').digest == pictures_digest(one)
+    sets = LabelSetPredictions(np.uint8([[0, 1]]), np.float32([[1, 2]]), pictures_digest(one))
+    sets.write(tmp_path / 'y.npz')
+    assert LabelSetPredictions.read(tmp_path / 'y.npz').digest == pictures_digest(one)
+
+
 def test_an_array_of_another_name_is_not_passed_over(found, tmp_path):
     replace(found, feature_length=np.ones(len(found), dtype=np.float32)).write(tmp_path / 'x.npz')
     assert Predictions.read(tmp_path / 'x.npz').feature_length is not None
@@ -74,6 +101,7 @@ def test_an_array_of_another_name_is_not_passed_over(found, tmp_path):
     dict(labels=np.float32([0.5] * 997)), dict(labels=np.int64([-1] * 997)), dict(labels=np.int64([10 ** 12] * 997)),
     dict(top5=np.zeros(997, np.int64)), dict(probabilities=np.full((997, 5), np.nan)), dict(labels=np.zeros(3, int)),
     dict(probabilities=np.full((997, 5), 1.5)), dict(label_log_probability=np.ones(997)),
+    dict(digest=np.zeros(31, np.uint8)), dict(digest=np.zeros(32)),
     dict(feature_length=-np.ones(997)), dict(feature_length=np.full(997, None)), dict(labels=np.int64(3))])
 def test_arrays_that_no_evaluation_gives_are_refused(found, tmp_path, change):
     found.write(tmp_path / 'x.npz')

@@ -371,6 +371,8 @@ def test_the_run_is_an_ordinary_one(run, folder, tmp_path, capsys):
 
 def test_the_page_of_a_run_has_its_command_and_its_probabilities(run):
     page = (run / 'report.html').read_text()
+    with np.load(run / 'test_predictions.npz') as arrays:
+        assert arrays['digest'].shape == (32,)
     assert 'nbn-probe --dataset folder' in page and 'nbn-train' not in page
     kept = read_checkpoint(run / 'model_best.pth.tar').get('calibration')
     assert kept == json.loads((run / 'test.json').read_text())['calibration']

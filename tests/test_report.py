@@ -16,15 +16,26 @@ import torch
 from test_train_run import data_flags, images  # noqa: F401  (the fixture)
 
 import nbn_timm  # noqa: F401  (registers the models)
-from nbn_timm.cli import report, train
+from nbn_timm.cli import report, train, validate
+from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
-from nbn_timm.report import norm_sizes, read_run
+from nbn_timm.evaluation.temperature import FittedTemperature
+from nbn_timm.probe.settings import ProbeSettings
+from nbn_timm.report import NormSizes, norm_sizes, read_run
 from nbn_timm.report.bootstrap import paired_interval
 from nbn_timm.report.comparison import intervals
-from nbn_timm.report.figures import draw_lengths
-from nbn_timm.report.recipe import repeating_command
-from nbn_timm.report.single import class_table, confusion_counts, feature_lengths, pair_table, worst_pictures
+from nbn_timm.report.figures import draw_lengths, draw_sizes
+from nbn_timm.report.recipe import differing_settings, repeating_command
+from nbn_timm.report.single import (
+    about_probabilities,
+    class_table,
+    confusion_counts,
+    feature_lengths,
+    pair_table,
+    worst_pictures,
+)
+from nbn_timm.settings import plain
 from nbn_timm.training.settings import TrainSettings
 
 FIGURES = True
@@ -80,6 +91,24 @@ def test_the_command_repeats_the_run(runs):
     assert {name for name, value in again.items() if once.get(name, value) != value} == {'output', 'experiment'}
     several = repeating_command(once, TrainSettings, 'x', processes=4)
     assert several.startswith('torchrun --nproc-per-node 4 -m nbn_timm.cli.train --')
+
+
+@pytest.mark.parametrize('groups', [TrainSettings, ProbeSettings])
+@pytest.mark.parametrize('flags', [
+    ['--val-groups', 'groups.csv', '--val-seed', '3'], ['--dataset', 'csv', '--group-column', 'place'], []])
+def test_the_command_repeats_a_run_whose_validation_part_was_drawn(groups, flags):
+    """The split file takes the place of the draw and of all that belongs to it, else the command is refused."""
+    parser = build_parser(groups, 'x', '')
+    drawn = ['--dataset', 'folder', '--data-dir', 'pictures', '--val-fraction', '0.2']
+    once = read_given(groups, parser, [*drawn, *flags])
+    once.check_effects(once.settings())
+    record = {name: plain(value) for name, value in once.settings().values().items()}
+    record['split_file'] = 'output/x/split.csv'
+    words = shlex.split(repeating_command(record, groups, 'x'))
+    again = read_given(groups, parser, words[1:])
+    again.check_effects(again.settings())
+    assert words[words.index('--split-file') + 1] == 'output/x/split.csv'
+    assert not {'--val-fraction', '--val-groups', '--val-seed', '--group-column'} & set(words)
 
 
 def test_without_the_page_the_predictions_are_kept(images, tmp_path):  # noqa: F811
@@ -198,6 +227,20 @@ def test_pictures_that_are_gone_are_told(runs, tmp_path):
     assert 'Confident and wrong' in page
 
 
+def test_a_page_tells_which_temperature_its_probabilities_are_of(runs):
+    page = (runs / 'plain' / 'report.html').read_text()
+    run = read_run(runs / 'plain')
+    assert 'on this page are those of the network as it is: temperature 1.' in page
+    assert ('nbn-predict divides' in page) == (run.calibration is not None)
+    warm, cold = (replace(run, name=name, results={**run.results, 'calibration': FittedTemperature(
+        temperature, 'val', 1200, 1.0, 1.1).to_dict()}) for name, temperature in (('warm', 1.25), ('cold', 0.8)))
+    assert about_probabilities([warm]).endswith(
+        'nbn-predict divides the logits by 1.250, fitted on 1,200 images of the validation split, and so is less sure '
+        'than told here.')
+    assert re.search(r'the networks as they are: temperature 1. nbn-predict divides the logits of warm by 1.250,.*; '
+                     r'of cold by 0.800,.* and so is surer than told here\.$', about_probabilities([warm, cold]))
+
+
 def test_without_matplotlib_a_line_says_how_to_get_figures(runs, tmp_path, monkeypatch):
     monkeypatch.setattr('nbn_timm.pages.figures.can_draw', lambda: False)
     monkeypatch.setattr('nbn_timm.report.single.can_draw', lambda: False)
@@ -294,6 +337,58 @@ def test_runs_on_other_pictures_are_not_paired(runs, older, tmp_path):
     assert 'evaluated on other pictures' in page_of(older, runs / 'plain', output=tmp_path / 'x.html')
 
 
+@pytest.mark.usefixtures('undrawn')
+def test_pictures_of_the_same_names_and_labels_are_told_apart_by_their_content(
+        runs, images, tmp_path, capsys):  # noqa: F811
+    """Two test sets alike in names, number and labels; and one set in two folders."""
+    first = runs / 'plain'
+    shutil.copytree(images, tmp_path / 'images')
+
+    def evaluated(name: str) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(first, folder)
+        validate.main(['--checkpoint', str(first / 'model_best.pth.tar'), *data_flags(tmp_path / 'images', 'test'),
+                       '--temperature', '1', '--device', 'cpu', '--workers', '0', '--save-predictions',
+                       str(folder / 'test_predictions.npz')])
+        return folder
+
+    page = page_of(first, evaluated('moved'), output=tmp_path / 'x.html')
+    assert 'Differences on the same pictures' in page
+    for path in (tmp_path / 'images').glob('test_*.png'):
+        path.write_bytes(path.read_bytes() + b' ')  # another picture by its digest, and the same to the network
+    page = page_of(first, evaluated('other'), output=tmp_path / 'x.html')
+    assert ('other cannot be compared picture by picture with plain, since they were evaluated on other pictures.'
+            in page) and 'paired bootstrap' not in page
+    assert 'other cannot be compared' in capsys.readouterr().out
+    page = page_of(tmp_path / 'other', '--data-dir', images, output=tmp_path / 'x.html')
+    assert 'not those that were evaluated' in page and 'src="data:image' not in page
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_of_predictions_without_a_digest_it_is_said_that_the_pictures_are_not_known(runs, tmp_path):
+    shutil.copytree(runs / 'balanced', tmp_path / 'before')
+    file = tmp_path / 'before' / 'test_predictions.npz'
+    replace(Predictions.read(file), digest=None).write(file)
+    page = page_of(runs / 'plain', tmp_path / 'before', output=tmp_path / 'x.html')
+    assert 'Whether before was evaluated on the same pictures as plain is not known' in page
+    assert 'before kept no digest' in page and 'on the same pictures, with' not in page and 'paired bootstrap' in page
+
+
+def test_a_split_file_of_the_run_itself_differs_by_what_is_in_it(runs, tmp_path):
+    """Each run keeps its own; another folder alone is no other setting."""
+    pair = []
+    for name in ('one', 'other'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'split.csv').write_text('path,split\n')
+        pair.append(replace(read_run(runs / 'plain'), name=name, folder=tmp_path / name, settings={
+            'split_file': f'output/{name}/split.csv', 'lr': 0.1, 'output': name}))
+    assert differing_settings(pair) == []
+    (tmp_path / 'other' / 'split.csv').write_text('path,split\na.png,val\n')
+    assert differing_settings(pair) == [('split_file', ['output/one/split.csv', 'output/other/split.csv'])]
+    (tmp_path / 'other' / 'split.csv').unlink()
+    assert len(differing_settings(pair)) == 1
+
+
 @pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),
                                     np.random.default_rng(0).normal(0.1, 1, 200)])
 def test_intervals_agree_with_scipy(values):
@@ -360,6 +455,13 @@ def test_a_phone_shows_all_of_it_and_fetches_nothing(runs, tmp_path, several):
          (tmp_path / 'phone.html').as_uri()], capture_output=True, text=True, timeout=240)
     found = json.loads(re.search(r'\{"width".*\}', done.stdout.replace('&lt;', '<').replace('&gt;', '>'))[0])
     assert found == {'width': 390, 'over': 0, 'wide': [], 'fetched': [], 'broken': 0}
+
+
+@pytest.mark.parametrize('sizes', [np.linspace(0.505, 0.504, 64), np.zeros(64), np.full(64, 2.0)])
+def test_a_line_of_sizes_has_room_above_it(sizes):
+    axes = pytest.importorskip('matplotlib.figure').Figure().add_subplot()
+    draw_sizes(axes, {'x': NormSizes(sizes, sizes, 1, True)}, 'weight', '|g|')
+    assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > 1.04 * sizes[0]
 
 
 def test_a_shot_without_a_class_has_no_place_in_the_figure():

@@ -3,8 +3,9 @@
     nbn-demo --model output/run/model_best.pth.tar --examples pictures/
 """
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from nbn_timm.trained.opening import CheckpointSettings, SourceSettings
 from nbn_timm.training.distributed import close_world, init_world
 
 MOST_EXAMPLES = 24
+BROWSERS_SHOW = frozenset({'.png', '.apng', '.jpg', '.jpeg', '.jfif', '.gif', '.webp', '.avif', '.bmp', '.ico'})
 COLUMNS = ('class', 'probability', 'training pictures', 'shot')
 NO_PAGE = 'nbn-demo needs Gradio, which is not installed: pip install "nbn_timm[demo]"'
 
@@ -76,7 +78,7 @@ def show(network: Network, file: str | None) -> Shown:
         return Shown('Choose a picture.', {}, [])
     answer = next(network.answers([file]))
     if answer.classes is None:
-        return Shown(str(answer.fault), {}, [])
+        return Shown(str(answer.fault).replace(file, os.path.basename(file)), {}, [])  # the folder is Gradio's
     best, threshold = answer.classes[0], network.settings.answer.threshold
     seen = '' if best.train_images is None else (
         f' Training has seen {best.train_images:,} picture{"" if best.train_images == 1 else "s"} of it ({best.shot}).')
@@ -88,19 +90,35 @@ def show(network: Network, file: str | None) -> Shown:
     return Shown(sentence, {found.name: found.probability for found in answer.classes}, rows)
 
 
-def example_files(folder: str | None) -> list[str]:
-    """Pictures of a folder, evenly spaced in their order.
+def example_files(folder: str | None, tell: Callable[[str], None] = print) -> list[str]:
+    """Pictures of a folder that a browser shows, evenly spaced in their order.
+
+    Args:
+        folder: Searched, with all below it.
+        tell: Takes a line on those that are left out.
 
     Raises:
         InputError: It holds none.
     """
     if folder is None:
         return []
-    files = find_images([folder]).files
-    if not files or files == (folder,):
+    found = find_images([folder]).files
+    if not found or found == (folder,):
         raise InputError(f"there is no picture in the folder '{folder}': correct --examples, or leave it out")
+    files = [file for file in found if _extension(file) in BROWSERS_SHOW]
+    if len(files) < len(found):
+        others = ', '.join(sorted({_extension(file) for file in found} - BROWSERS_SHOW))
+        if not files:
+            raise InputError(f"browsers show none of the pictures in '{folder}' ({others}): give --examples as PNG or "
+                             'JPEG, or leave it out')
+        tell(f"{len(found) - len(files):,} of {len(found):,} pictures in '{folder}' are no examples, since browsers do "
+             f'not show them ({others})')
     return [files[round(index * (len(files) - 1) / (MOST_EXAMPLES - 1))] for index in range(MOST_EXAMPLES)] if (
-        len(files) > MOST_EXAMPLES) else list(files)
+        len(files) > MOST_EXAMPLES) else files
+
+
+def _extension(file: str) -> str:
+    return os.path.splitext(file)[1].lower()
 
 
 def build_page(network: Network, examples: Sequence[str]) -> Any:
@@ -124,6 +142,7 @@ def build_page(network: Network, examples: Sequence[str]) -> Any:
             with gradio.Column():
                 # The file as it is, so that it is read, and turned upright, as nbn-predict does.
                 picture = gradio.Image(type='filepath', image_mode=None, label='picture', height=320)
+                picture.preprocess = _unopened(picture.preprocess)
             with gradio.Column():
                 sentence = gradio.Markdown('### Choose a picture.')
                 label = gradio.Label(label='probabilities', num_top_classes=network.top_classes.topk)
@@ -132,6 +151,11 @@ def build_page(network: Network, examples: Sequence[str]) -> Any:
         if examples:
             gradio.Examples([[file] for file in examples], picture)
     return page
+
+
+def _unopened(preprocess: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Gradio's way from what the browser sends to a file, without the look at the picture that refuses damaged ones."""
+    return lambda sent: getattr(sent, 'path', None) or preprocess(sent)
 
 
 def create_parser() -> argparse.ArgumentParser:

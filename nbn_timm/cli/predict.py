@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -376,8 +377,12 @@ def open_to_add(path: str) -> TextIO:
 
 
 def forgiving(stream: TextIO) -> TextIO:
-    """The stream, writing as \\xNN what it cannot encode: file names may hold any bytes, class names any letters."""
-    stream.reconfigure(errors='backslashreplace')  # type: ignore[attr-defined]
+    """The stream, writing as \\xNN what it cannot encode: file names may hold any bytes, class names any letters.
+
+    Streams of other kinds, as a notebook's and `io.StringIO`, encode nothing themselves and stay as they are.
+    """
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors='backslashreplace')
     return stream
 
 

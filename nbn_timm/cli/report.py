@@ -15,10 +15,12 @@ from typing import Any
 
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.data import Classes
+from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, quoted, run_cli
+from nbn_timm.evaluation.temperature import CALIBRATION
 from nbn_timm.files import prints_beside, refuse_no_file
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST, RESULTS, source_file
 from nbn_timm.models.weight_files import read_checkpoint
@@ -110,7 +112,7 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     else:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
-        write_comparison(path, runs, dataset, norms, tuple(notes))
+        notes = write_comparison(path, runs, dataset, norms, tuple(notes))
     for note in notes:
         print(note)
     size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
@@ -178,7 +180,8 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
     if checkpoint is None:
         raise InputError(f"there is no checkpoint in '{run.folder}' to evaluate: give the file, or leave out --evaluate"
                          )
-    classes = checkpoint_record(str(checkpoint)).classes
+    record = checkpoint_record(str(checkpoint))
+    classes, fitted = record.classes, record.calibration
     of_sets = classes is not None and classes.label_sets
     values = {
         'checkpoint': str(checkpoint), 'split': run.split, 'results_file': str(work / f'{run.split}.json'),
@@ -192,6 +195,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
         validate(validation_settings(ValidateSettings.of(values), values), world)
     found = read_run(run.folder, work, name)
     kept = {key: run.results[key] for key in ('checkpoint', 'weights') if key in run.results}
+    kept |= {} if fitted is None else {CALIBRATION: fitted.to_dict()}
     return replace(found, settings=run.settings, results={**found.results, **kept})
 
 
@@ -204,10 +208,13 @@ def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> A
     try:
         data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
         splits = create_splits(data, (run.split,), known, label_sets=True)
+        pictures = splits.test if run.split == 'test' else splits.val
+        if run.digest is not None and pictures_digest(pictures) != run.digest:
+            raise InputError('those that are found are not those that were evaluated (give --data-dir)')
     except InputError as error:
         notes.append(f'The pictures are not at hand: {error}')
         return None
-    return splits.test if run.split == 'test' else splits.val
+    return pictures
 
 
 def open_norms(run: FinishedRun, place: Path, notes: list[str]) -> tuple[NormSizes | None, int]:

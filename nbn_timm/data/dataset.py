@@ -1,4 +1,5 @@
 """Map-style image datasets that never hide a broken sample."""
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -134,6 +135,37 @@ def picture_names(dataset: Any, number: int) -> list[str]:
         return [str(name) for name in filenames(absolute=True)][:number]
     except (TypeError, NotImplementedError, AssertionError):  # the reader has none
         return [str(index) for index in range(number)]
+
+
+def pictures_digest(dataset: Any) -> str | None:
+    """SHA-256 in hexadecimal over the pictures of a split and their targets, in their order.
+
+    It goes by what is in the files, whatever they are called and wherever they lie.
+
+    Returns:
+        None where the pictures have no files of their own and do not lie in memory: streams, and datasets of timm.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    if isinstance(dataset, ArraySamples):
+        digest.update(f'{dataset.images.shape}'.encode())
+        digest.update(dataset.images.tobytes())
+    elif isinstance(dataset, ImageSamples):
+        for index in range(len(dataset)):
+            try:
+                with open(dataset.path(index), 'rb') as file:
+                    content = file.read()
+            except OSError as error:
+                raise InputError(f'the image {quoted(dataset.path(index))} cannot be read ({error.strerror}): mend it, '
+                                 'or take it out of the data') from error
+            digest.update(f'{len(content)} '.encode())
+            digest.update(content)
+    else:
+        return None
+    digest.update(dataset.targets.tobytes())
+    return digest.hexdigest()
 
 
 def picture(dataset: Any, index: int) -> Image.Image:

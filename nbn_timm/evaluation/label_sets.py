@@ -16,7 +16,7 @@ from torch import nn
 from nbn_timm.data.classes import FEW_BELOW, MANY_ABOVE, Classes, ShotSplit
 from nbn_timm.errors import InputError, in_words
 from nbn_timm.evaluation.evaluator import ExactSum, refuse_faults, shot_split_of
-from nbn_timm.evaluation.predictions import write_arrays, write_columns
+from nbn_timm.evaluation.predictions import digest_array, read_digest, write_arrays, write_columns
 from nbn_timm.evaluation.result import Result
 from nbn_timm.evaluation.thresholds import Thresholds
 from nbn_timm.files import atomic_write
@@ -70,10 +70,12 @@ class LabelSetPredictions:
     Attributes:
         sets: Label sets, uint8 [N, C].
         logits: float32 [N, C].
+        digest: Of the pictures, see `Predictions`.
     """
 
     sets: np.ndarray
     logits: np.ndarray
+    digest: str | None = None
 
     def __len__(self) -> int:
         return len(self.sets)
@@ -103,19 +105,19 @@ class LabelSetPredictions:
         """
         try:
             with np.load(path) as arrays:
-                sets, logits = arrays['label_sets'], arrays['logits']
+                sets, logits, digest = arrays['label_sets'], arrays['logits'], read_digest(arrays)
             if sets.ndim != 2 or sets.shape != logits.shape or not len(sets):
                 raise ValueError('label sets and logits are not of the same pictures and classes')
             if not ((sets == 0) | (sets == 1)).all() or not np.isfinite(logits).all():
                 raise ValueError('a label or a logit is none')
-            return cls(sets.astype(np.uint8), logits.astype(np.float32))
+            return cls(sets.astype(np.uint8), logits.astype(np.float32), digest)
         except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
             raise InputError(f"the predictions '{path}' cannot be read ({in_words(error)}): evaluate again with "
                              'nbn-validate --logits-file') from error
 
     def write(self, path: str | Path) -> None:
         """Write a compressed NumPy file, whole or not at all."""
-        write_arrays(path, label_sets=self.sets, logits=self.logits)
+        write_arrays(path, label_sets=self.sets, logits=self.logits, **digest_array(self.digest))
 
     def write_table(self, path: str | Path, names: Sequence[str], pictures: Sequence[str], answers: np.ndarray) -> None:
         """Write one row per picture, whole or not at all: path, labels, answer, and the probability of each class.

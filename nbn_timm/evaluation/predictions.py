@@ -4,7 +4,7 @@ The logits of 50,000 pictures of 1,000 classes take 200 MB; the five likeliest c
 """
 import csv
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from nbn_timm.layers import ExpertHead
 TOP = 5  # classes that are kept of a picture
 FORMATS = ('.csv', '.parquet', '.npz')
 
-_ARRAYS = {'labels', 'top5', 'probabilities', 'confidence', 'label_log_probability', 'feature_length'}
+_ARRAYS = {'labels', 'top5', 'probabilities', 'confidence', 'label_log_probability', 'feature_length', 'digest'}
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Predictions:
         label_log_probability: Natural logarithm of the probability of the label, [N], float32.
         feature_length: Length of the vector that the classifier is given, [N], float32; None where there is no single
             one, as with several experts.
+        digest: Of the pictures, by which two evaluations of the same ones know each other, see
+            `nbn_timm.data.dataset.pictures_digest`; None where it is not known.
     """
 
     labels: np.ndarray
@@ -45,6 +47,7 @@ class Predictions:
     probabilities: np.ndarray
     label_log_probability: np.ndarray
     feature_length: np.ndarray | None = None
+    digest: str | None = None
 
     @classmethod
     def of_logits(cls, logits: torch.Tensor, labels: torch.Tensor, feature_length: torch.Tensor | None = None
@@ -61,8 +64,8 @@ class Predictions:
     def concatenate(cls, parts: Sequence['Predictions']) -> 'Predictions':
         """Those of all the pictures of some."""
         lengths = [part.feature_length for part in parts if part.feature_length is not None]
-        columns = {name: np.concatenate([getattr(part, name) for part in parts])
-                   for name in ('labels', 'top', 'probabilities', 'label_log_probability')}
+        columns: Any = {name: np.concatenate([getattr(part, name) for part in parts])
+                        for name in ('labels', 'top', 'probabilities', 'label_log_probability')}
         return cls(**columns, feature_length=np.concatenate(lengths) if len(lengths) == len(parts) else None)
 
     @classmethod
@@ -111,7 +114,7 @@ class Predictions:
                   'probabilities': self.probabilities, 'label_log_probability': self.label_log_probability}
         if self.feature_length is not None:
             arrays['feature_length'] = self.feature_length
-        write_arrays(path, **arrays)
+        write_arrays(path, **arrays, **digest_array(self.digest))
 
     @classmethod
     def read(cls, path: str | Path) -> 'Predictions':
@@ -128,7 +131,7 @@ class Predictions:
                                  arrays['confidence'][:, None])
                 found = cls(arrays['labels'].astype(np.int64), arrays['top5'].astype(np.int64),
                             probabilities.astype(np.float32), arrays['label_log_probability'].astype(np.float32),
-                            arrays['feature_length'] if 'feature_length' in arrays else None)
+                            arrays['feature_length'] if 'feature_length' in arrays else None, read_digest(arrays))
                 if fault := _of_labels(arrays['labels'], arrays['top5']) or found._fault():
                     raise ValueError(fault)
         except Exception as error:  # damaged archives make zipfile, zlib and numpy raise nearly anything
@@ -139,7 +142,8 @@ class Predictions:
 
     def _fault(self) -> str | None:
         """What no evaluation gives, None if there is nothing of the kind."""
-        if len({len(array) for array in vars(self).values() if array is not None}) != 1 or not len(self):
+        arrays = (array for array in vars(self).values() if isinstance(array, np.ndarray))
+        if len({len(array) for array in arrays}) != 1 or not len(self):
             return 'its arrays have different lengths'
         if self.labels.ndim != 1 or self.top.ndim != 2 or self.label_log_probability.ndim != 1 or (
                 self.probabilities.ndim != 2 or self.probabilities.shape[1] not in (1, self.top.shape[1])):
@@ -170,6 +174,24 @@ def order_of_split(numbers: Sequence[int], in_turn: bool = True) -> np.ndarray:
         return np.arange(sum(numbers))
     place = np.concatenate([np.arange(number) * len(numbers) + rank for rank, number in enumerate(numbers)])
     return place.argsort(kind='stable')
+
+
+def digest_array(digest: str | None) -> dict[str, np.ndarray]:
+    """A digest in hexadecimal as an array of a file, if there is one."""
+    return {} if digest is None else {'digest': np.frombuffer(bytes.fromhex(digest), np.uint8)}
+
+
+def read_digest(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """What `digest_array` put into a file; None of those of earlier versions.
+
+    Raises:
+        ValueError: It is no digest.
+    """
+    if 'digest' not in arrays:
+        return None
+    if arrays['digest'].dtype != np.uint8 or arrays['digest'].shape != (32,):
+        raise ValueError('the digest of its pictures is none')
+    return arrays['digest'].tobytes().hex()
 
 
 def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:

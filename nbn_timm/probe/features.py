@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 import nbn_timm
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data import DataDefaults, create_eval_loader
-from nbn_timm.data.dataset import ArraySamples, ImageSamples
+from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.settings import LoaderSettings
 from nbn_timm.data.shard_stream import ShardStream
 from nbn_timm.errors import InputError
@@ -157,7 +157,7 @@ def feature_key(
     their order, the format of the input, the views, the precision, the kind of device, and the versions of what
     computes.
     """
-    images = _images_digest(dataset)
+    images = pictures_digest(dataset)
     if images is None:
         return None
     precision = precision or PrecisionSettings()
@@ -174,27 +174,6 @@ def feature_key(
 
 def _is_part(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(f'{module}.') for module in modules)
-
-
-def _images_digest(dataset: Dataset) -> str | None:
-    """SHA-256 over images and labels, whatever the files are called and wherever they lie."""
-    digest = hashlib.sha256()
-    if isinstance(dataset, ArraySamples):
-        digest.update(f'{dataset.images.shape}'.encode())
-        digest.update(dataset.images.tobytes())
-    elif isinstance(dataset, ImageSamples):
-        for index in range(len(dataset)):
-            try:
-                content = Path(dataset.path(index)).read_bytes()
-            except OSError as error:
-                raise InputError(f"the image '{dataset.path(index)}' cannot be read ({error.strerror}): mend it, or "
-                                 'take it out of the data') from error
-            digest.update(f'{len(content)} '.encode())
-            digest.update(content)
-    else:
-        return None
-    digest.update(dataset.targets.tobytes())
-    return digest.hexdigest()
 
 
 class FeatureFolder:

@@ -13,6 +13,7 @@ from torch import nn
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.config import read_mapping
 from nbn_timm.data import Classes, DataDefaults, Splits
+from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known
 from nbn_timm.data.val_split import SPLIT_FILE
@@ -289,10 +290,11 @@ def _keep(
         precision=settings.precision.amp_dtype if settings.precision.amp else 'float32',
         calibration=None if temperature is None else temperature.to_dict())
     result.write_per_class_csv(folder / f'{split}_per_class.csv', classes)
-    predictions.write(folder / f'{split}_predictions.npz')
+    dataset = splits.test if split == 'test' else splits.val
+    replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')
     files += [f'{split}.json', f'{split}_per_class.csv', f'{split}_predictions.npz']
     if settings.run.report:
-        write_page(folder, ProbeSettings, model, splits.test if split == 'test' else splits.val, world.size)
+        write_page(folder, ProbeSettings, model, dataset, world.size)
         files.append(REPORT)
     told = [] if 'val' not in features else [in_words(temperature, len(features['val'])), '']
     _logger.info('\n'.join(['', *told, f'{split} split, {weights.in_words()}', result.table(), '',

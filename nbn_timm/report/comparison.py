@@ -1,5 +1,6 @@
 """The page that compares several runs, each with the first."""
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from nbn_timm.report.norms import NormSizes
 from nbn_timm.report.pictures import PICTURES, Gallery, Shown, percent
 from nbn_timm.report.recipe import differing_settings
 from nbn_timm.report.run import SHOTS, FinishedRun
-from nbn_timm.report.single import DECIMALS, feature_lengths, known_cards
+from nbn_timm.report.single import DECIMALS, about_probabilities, feature_lengths, known_cards
 
 
 def write_comparison(
@@ -24,7 +25,7 @@ def write_comparison(
         dataset: Any = None,
         norms: Mapping[str, NormSizes] | None = None,
         notes: tuple[str, ...] = (),
-) -> None:
+) -> list[str]:
     """Write the page that compares runs with the first of them.
 
     Args:
@@ -33,6 +34,9 @@ def write_comparison(
         dataset: The evaluated split of the first, for thumbnails.
         norms: Of the networks, by the names of the runs.
         notes: What is missing and why, a sentence each.
+
+    Returns:
+        The notes, and what else could not be compared.
 
     Raises:
         InputError: The file system refused, or the pictures of some runs are of one class and those of others not.
@@ -48,7 +52,8 @@ def write_comparison(
         reason = not_comparable(first, run)
         if reason is None:
             compare = label_set_comparison.difference if run.of_sets else difference
-            differences.append(compare(first, run, dataset))
+            found = compare(first, run, dataset)
+            differences.append(replace(found, doubt=not_known_to_be_same(first, run)))
         else:
             told.append(f'{run.name} cannot be compared picture by picture with {first.name}, since {reason}.')
     if not can_draw():
@@ -58,10 +63,10 @@ def write_comparison(
     judged = {name: run.curve(f'eval_{measure.columns["all"]}') for name, run in by_name.items()}
     loss = {name: run.curve('train_loss') for name, run in by_name.items()}
     colors = dict(zip(by_name, cycle(figures.SERIES)))  # as in the bars, of a run without epochs too
-    settings = differing_settings({name: run.settings for name, run in by_name.items()})
+    settings = differing_settings(runs)
     write_page(
         path, 'comparison.html', runs=runs, first=first, notes=told, numbers=number_table(runs),
-        measure=measure.words,
+        probabilities=about_probabilities(runs), measure=measure.words,
         shot_bars=figures.shot_bars({name: run.results for name, run in by_name.items()}, measure),
         curves=[(figures.curves(judged, f'{measure.words} by epoch', f'{measure.words} in %', colors),
                  f'{figures.sentence_case(measure.words)} after each epoch.'),
@@ -69,6 +74,7 @@ def write_comparison(
         norms=figures.norm_figures(norms or {}, feature_lengths(by_name)), differences=differences,
         settings=Table(['setting', *by_name], [[name, *values] for name, values in settings]),
         level=f'{100 * LEVEL:g} %')
+    return told
 
 
 def not_comparable(first: FinishedRun, run: FinishedRun) -> str | None:
@@ -79,7 +85,20 @@ def not_comparable(first: FinishedRun, run: FinishedRun) -> str | None:
     assert first.targets is not None and run.targets is not None
     if first.names != run.names or not np.array_equal(first.targets, run.targets):
         return 'they were evaluated on other pictures or classes'
+    if None not in (first.digest, run.digest) and first.digest != run.digest:
+        return 'they were evaluated on other pictures'
     return None
+
+
+def not_known_to_be_same(first: FinishedRun, run: FinishedRun) -> str | None:
+    """That two runs can be paired only if their pictures are the same, which nothing tells; None where it is known."""
+    unknown = [one.name for one in (first, run) if one.digest is None]
+    if not unknown:
+        return None
+    return (f'Whether {run.name} was evaluated on the same pictures as {first.name} is not known: the number, the '
+            f'labels and their order are the same, and {" and ".join(unknown)} kept no digest of the pictures '
+            '(streams and datasets of timm have none; for folders and lists --evaluate makes one). If they are others, '
+            'the differences below mean nothing.')
 
 
 def number_table(runs: Sequence[FinishedRun]) -> Table:

@@ -28,6 +28,7 @@ class Difference:
         figure: Change of the measure by training images.
         right: What `better` has of its pictures, in words.
         better, worse: Pictures that only this run, or only the first, tells right.
+        doubt: That the pictures may not be the same, a sentence.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Difference:
     right: str
     better: list[Shown]
     worse: list[Shown]
+    doubt: str | None = None
 
 
 def class_changes(

@@ -150,7 +150,8 @@ def draw_sizes(
     for color, (name, sizes) in zip(cycle(colors), networks.items(), strict=False):
         values = getattr(sizes, part)
         axes.plot(range(1, len(values) + 1), values, color=color, label=name)
-    axes.set(xlabel='channel', ylabel=f'{symbol}, sorted', ylim=(0, None))
+    largest = max(float(getattr(sizes, part).max()) for sizes in networks.values())
+    axes.set(xlabel='channel', ylabel=f'{symbol}, sorted', ylim=(0, 1.05 * largest or None))
     if len(networks) > 1:
         axes.legend(fontsize=8)
 

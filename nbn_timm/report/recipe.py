@@ -1,9 +1,12 @@
 """The settings of a run as a reader wants them: what is unusual first, and the command that repeats it."""
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from nbn_timm.errors import InputError
+from nbn_timm.report.run import FinishedRun
 from nbn_timm.settings import Field, SettingGroups, flag, plain
 
 _PLACES = ('config', 'resume', 'output', 'experiment')
@@ -21,12 +24,20 @@ def other_settings(values: Mapping[str, Any], groups: type[SettingGroups]) -> li
     return [(name, _shown(value)) for name, value in values.items() if name not in changed]
 
 
-def differing_settings(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+def differing_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Any]]]:
     """Name and values, one per run, of the settings in which runs differ, without places."""
-    names = dict.fromkeys(name for values in runs.values() for name in values)
-    rows = [(name, [values.get(name) for values in runs.values()]) for name in names if name not in _PLACES]
-    return [(name, [_shown(value) for value in values]) for name, values in rows
-            if any(value != values[0] for value in values)]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in _PLACES)
+    return [(name, [_shown(run.settings.get(name)) for run in runs]) for name in names
+            if any(_meant(run, name) != _meant(runs[0], name) for run in runs)]
+
+
+def _meant(run: FinishedRun, name: str) -> Any:
+    """The value of a setting; of a file in the folder of the run, as its own split file is, what is in it."""
+    value = run.settings.get(name)
+    if isinstance(value, str) and Path(value).parent.name == run.folder.resolve().name:
+        with suppress(OSError):
+            return (run.folder / Path(value).name).read_bytes()
+    return value
 
 
 def repeating_command(
@@ -46,18 +57,27 @@ def repeating_command(
     known = groups.declared()
     if not values or not values.keys() <= known.keys():
         return None
-    changed = [one for setting, one in known.items()
-               if setting in values and setting not in _PLACES and _differs(one, values[setting])]
     try:
-        idle = groups.of(values).without_effect([one.name for one in changed], world_size=processes)
+        typed = _effective({setting: values[setting] for setting, one in known.items() if setting in values
+                            and setting not in _PLACES and _differs(one, values[setting])}, groups, processes)
     except InputError:  # an earlier version took what this one does not
         return None
     words = [groups.command] if processes == 1 else [
         'torchrun', '--nproc-per-node', str(processes), '-m', groups.command.replace('nbn-', 'nbn_timm.cli.')]
-    for one in changed:
-        if one.name not in idle:
-            words += _typed(one, values[one.name])
+    for setting, value in typed.items():
+        words += _typed(known[setting], value)
     return shlex.join([*words, '--experiment', f'{name}-again'])
+
+
+def _effective(values: dict[str, Any], groups: type[SettingGroups], processes: int) -> dict[str, Any]:
+    """Those of the values that have an effect.
+
+    What has none may switch others on or off, as --split-file does --val-fraction and this --val-groups: so it is left
+    out, and they are asked again.
+    """
+    while idle := groups.of(values).without_effect(list(values), values.keys(), world_size=processes):
+        values = {setting: value for setting, value in values.items() if setting not in idle}
+    return values
 
 
 def _differs(one: Field, value: Any) -> bool:

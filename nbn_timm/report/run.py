@@ -18,6 +18,7 @@ from nbn_timm.evaluation import label_sets
 from nbn_timm.evaluation.label_sets import LabelSetPredictions
 from nbn_timm.evaluation.predictions import Predictions
 from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
+from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.seals import is_as_written, is_text_as_written
@@ -133,16 +134,30 @@ class FinishedRun:
         return PRECISION if self.of_sets else ACCURACY
 
     @property
+    def kept(self) -> Predictions | LabelSetPredictions | None:
+        """The predictions, of either kind; None if none were kept."""
+        return self.label_sets if self.of_sets else self.predictions
+
+    @property
     def targets(self) -> np.ndarray | None:
         """Labels [N] or label sets [N, C] of the pictures whose predictions were kept; None if none were."""
-        kept = self.label_sets if self.of_sets else self.predictions
-        return None if kept is None else kept.targets
+        return None if self.kept is None else self.kept.targets
+
+    @property
+    def digest(self) -> str | None:
+        """Of these pictures; None where it was not kept."""
+        return None if self.kept is None else self.kept.digest
 
     @cached_property
     def told_sets(self) -> np.ndarray:
         """Classes that are told of each picture that can be of several, uint8 [N, C]."""
         assert self.label_sets is not None
         return self.thresholds.answers(self.label_sets.logits)
+
+    @property
+    def calibration(self) -> FittedTemperature | None:
+        """The temperature that was fitted when the run was evaluated; its results are without it."""
+        return FittedTemperature.from_dict(self.results.get(CALIBRATION))
 
     @property
     def names(self) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from nbn_timm.evaluation.calibration import Calibration
+from nbn_timm.evaluation.temperature import FittedTemperature
 from nbn_timm.pages import Card, Number, Table, can_draw, how_to_draw, write_page
 from nbn_timm.pages.figures import MATRIX_LIMIT
 from nbn_timm.report import figures, label_sets
@@ -55,6 +56,7 @@ def write_report(
     write_page(
         path, 'label_sets.html' if run.of_sets else 'run.html', run=run, cards=cards(run), **evaluation,
         notes=(*run.notes, *notes, *missing(run, gallery)), curves=figures.training_curves(run),
+        probabilities=about_probabilities([run]),
         shot_bars=figures.shot_bars({run.name: run.results}, run.measure),
         norms=figures.norm_figures({} if norms is None else {run.name: norms}, feature_lengths({run.name: run})),
         layers=norms, changed=Table(['setting', 'value', 'default'], changed_settings(run.settings, groups)),
@@ -98,6 +100,23 @@ def cards(run: FinishedRun) -> list[Card]:
     """The headline numbers that there are."""
     return [Card(label, Number(run.results[key], DECIMALS.get(key, 2)), note) for key, label, note in known_cards(run)
             if isinstance(run.results.get(key), int | float)]
+
+
+def about_probabilities(runs: Sequence[FinishedRun]) -> str | None:
+    """That a page tells probabilities at temperature 1, and which ones nbn-predict tells; None of label sets."""
+    if any(run.of_sets or 'ece' not in run.results for run in runs):
+        return None
+    several = len(runs) > 1
+    here = 'those of the networks as they are' if several else 'those of the network as it is'
+    fitted = [f'{f"of {run.name} " if several else ""}{_divided(run.calibration)}' for run in runs if run.calibration]
+    return f'Probabilities, calibration error, NLL and Brier score on this page are {here}: temperature 1.' + (
+        f' nbn-predict divides the logits {"; ".join(fitted)}.' if fitted else '')
+
+
+def _divided(fitted: FittedTemperature) -> str:
+    split = 'validation' if fitted.split == 'val' else fitted.split
+    return (f'by {fitted.temperature:.3f}, fitted on {fitted.images:,} images of the {split} split, and so is '
+            f'{"less sure" if fitted.temperature > 1 else "surer"} than told here')
 
 
 def shot_table(run: FinishedRun) -> Table | None:

@@ -1,6 +1,7 @@
 """What a run says of itself: before it begins, after each epoch, and of the model that it ends with."""
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -9,6 +10,7 @@ from timm.utils import unwrap_model
 from torch import nn
 from torch.utils.data import Dataset
 
+from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import draws_validation, has_validation
 from nbn_timm.errors import InputError
@@ -198,7 +200,7 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=averaged(plan, weights),
         precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
         **answers)
-    predictions.write(folder / f'{split}_predictions.npz')
+    replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
         result.write_per_class_csv(folder / f'{split}_per_class.csv', splits.classes)
