@@ -40,9 +40,9 @@ class _FrozenPlain(_FrozenStatistics, _BatchNorm):
         """By the running statistics, with the affine part, if there is one; the shape stays."""
         weight, bias = self.weight, self.bias
         if weight is not None:
-            weight = weight.detach()
+            weight = weight.detach()  # type: ignore[assignment]
         if bias is not None:
-            bias = bias.detach()
+            bias = bias.detach()  # type: ignore[assignment]
         return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,7 @@ def _has_raw_scale(module: nn.Module, nbn: NormalizedBatchNorm2d) -> bool:
     if not _can_compare(raw) or raw.numel() < 2 or torch.equal(raw, raw[:1].expand_as(raw)):
         return False
     pairs = [(raw, nbn.effective_affine()[0])]
-    if _can_compare(nbn.running_var):
+    if nbn.running_var is not None and _can_compare(nbn.running_var):
         deviation = torch.rsqrt(nbn.running_var + nbn.eps)
         pairs.append((raw * deviation, pairs[0][1] * deviation))
     tensors = [tensor.detach().reshape(-1).to(raw) for tensor in (*module.parameters(), *module.buffers())
@@ -96,9 +96,9 @@ def _has_raw_scale(module: nn.Module, nbn: NormalizedBatchNorm2d) -> bool:
                for tensor in tensors for copied, applied in pairs)
 
 
-def _can_compare(tensor: torch.Tensor | None) -> bool:
+def _can_compare(tensor: torch.Tensor) -> bool:
     """Whether a tensor has values of its own: none of fake, sharded or empty ones."""
-    return type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta  # type: ignore[union-attr]
+    return type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
 
 
 def _has_raw_weight(module: nn.Module | None, nbn: StatelessNbn) -> bool:
