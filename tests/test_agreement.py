@@ -49,6 +49,19 @@ def test_data_are_told_by_what_they_are_and_not_by_where_they_lie():
             check_alike([here, agreement._data(other, None)], 'mend it')
 
 
+def test_files_and_folders_of_runs_are_told_by_their_content_and_words_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ('one', 'two', 'uniform'):
+        Path(name).mkdir()
+    Path('one/last.pth.tar').write_bytes(b'weights')
+    Path('two/a.txt').write_bytes(b'weights')
+    Path('pipe').symlink_to('/dev/null')
+    content = agreement._content
+    assert content('one') == content('two/a.txt') == content('local-dir:one') == 'SHA-256 9a129038d9a0'
+    assert [content(name) for name in ('uniform', 'hf-hub:a/b', 'gone/list.txt', 'pipe')] == [
+        'uniform', 'b', 'list.txt', 'pipe']
+
+
 def write_node(folder: Path, seed: int) -> None:
     """What is called the same on all nodes, and differs."""
     folder.mkdir()

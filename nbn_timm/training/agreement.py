@@ -118,11 +118,11 @@ def _settings(settings: SettingGroups) -> dict[str, str]:
 
 def _content(source: str) -> str:
     """What lies in a file, or in that of a folder of weights; of what is neither, its name without folders."""
-    path = Path(finished_file(source.removeprefix(FOLDER)))
-    if not path.is_file():  # a pipe could be read only once
-        return file_name(source)
     try:
-        return short(file_sha256(path))
+        path = Path(finished_file(source.removeprefix(FOLDER)))
+        return short(file_sha256(path)) if path.is_file() else file_name(source)  # a pipe could be read only once
+    except InputError:  # a folder without weights
+        return file_name(source)
     except OSError as error:
         return f'unreadable ({error.strerror})'
 
@@ -131,7 +131,7 @@ def _data(splits: Splits, counts: Classes | None) -> dict[str, str]:
     found = {}
     for name, classes in (('classes', splits.classes), ('training images per class', counts)):
         if classes is not None:
-            digest = hashlib.sha256(json.dumps([classes.names, classes.counts]).encode(errors='surrogatepass'))
+            digest = hashlib.sha256(json.dumps([classes.names, classes.counts]).encode())
             found[f'the {name}'] = f'{classes.num_classes} classes, {short(digest.hexdigest())}'
     for part in PARTS:
         dataset = getattr(splits, part)
