@@ -65,6 +65,7 @@ from nbn_timm.trained.opening import (
     open_trained,
     published_record,
 )
+from nbn_timm.training.agreement import agree_on_data, agree_on_settings, agree_on_weights
 from nbn_timm.training.calibrating import gather_logits, in_words, write_calibration, write_thresholds
 from nbn_timm.training.distributed import World
 
@@ -199,9 +200,13 @@ def validate(settings: ValidateSettings, world: World) -> None:
         InputError: Something given is wrong.
     """
     check_format(settings.evaluation.save_predictions)
+    agree_on_settings(world, settings)
     with world.primary_first():
         trained = open_network(settings)
+    agree_on_weights(world, trained.model, trained.name)
+    adjust_network(settings, trained.model)
     splits, class_counts = open_evaluated_data(settings, trained, world)
+    agree_on_data(world, splits, class_counts)
     dataset = splits.val if settings.evaluation.split == 'val' else splits.test
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
@@ -253,18 +258,26 @@ def validate(settings: ValidateSettings, world: World) -> None:
 
 
 def open_network(settings: ValidateSettings) -> TrainedModel:
-    """The network, changed as --tau-norm says."""
+    """The network as it was trained."""
     file, model = settings.weights.checkpoint, settings.model
-    trained = open_trained(
+    return open_trained(
         file or model.model, use_ema=settings.checkpoint.use_ema, model=(model.model or None) if file else None,
         add_nbn=model.add_nbn, model_kwargs={**model.model_kwargs, **settings.input.as_model_kwargs()},
         num_classes=settings.data.num_classes,
         all_experts=settings.checkpoint.all_experts)
-    if settings.post_hoc.tau_norm is not None:
-        if isinstance(trained.model, RoutedExperts):
-            raise InputError("--tau-norm would change the logits that the router was trained on: add --all-experts")
-        tau_normalize(trained.model, settings.post_hoc.tau_norm)
-    return trained
+
+
+def adjust_network(settings: ValidateSettings, model: nn.Module) -> None:
+    """Change the classifier as --tau-norm says, in place.
+
+    Raises:
+        InputError: The network is none for it.
+    """
+    if settings.post_hoc.tau_norm is None:
+        return
+    if isinstance(model, RoutedExperts):
+        raise InputError("--tau-norm would change the logits that the router was trained on: add --all-experts")
+    tau_normalize(model, settings.post_hoc.tau_norm)
 
 
 def open_evaluated_data(

@@ -9,11 +9,13 @@ import pytest
 import timm
 import torch
 import torch.nn as nn
-from timm.layers import convert_splitbn_model, freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, convert_splitbn_model, freeze_batch_norm_2d
 from timm.layers import convert_sync_batchnorm as timm_convert_sync_batchnorm
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from nbn_timm import InputError, add_nbn, convert_sync_batchnorm, fold_nbn, freeze_nbn
 from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, nbn_layers
+from nbn_timm.layers.frozen import keep_statistics, learn_statistics, unfreeze_nbn
 from nbn_timm.second_stages.ncm import CentroidLinear
 
 
@@ -110,9 +112,51 @@ def flat_by_a_helper(model: nn.Module) -> None:
             setattr(model.get_submodule(parent), child, frozen_copy(module))
 
 
+def by_apply(model: nn.Module) -> None:
+    def convert(module: nn.Module) -> None:
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                module._modules[name] = frozen_copy(child)
+
+    model.apply(convert)
+
+
+class Trainer:
+    """No module, with a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def freeze(self) -> None:
+        for name, child in list(self.model.named_modules()):
+            if isinstance(child, nn.BatchNorm2d):
+                parent, _, last = name.rpartition('.')
+                setattr(self.model.get_submodule(parent), last, frozen_copy(child))
+
+
+def of_an_object(model: nn.Module) -> None:
+    Trainer(model).freeze()
+
+
+MODEL: nn.Module | None = None
+
+
+def freeze_the_global() -> None:
+    for name, child in list(MODEL.named_modules()):
+        if isinstance(child, nn.BatchNorm2d):
+            parent, _, last = name.rpartition('.')
+            MODEL.get_submodule(parent)._modules[last] = frozen_copy(child)
+
+
+def of_a_global(model: nn.Module) -> None:
+    global MODEL
+    MODEL = model
+    freeze_the_global()
+
+
 CONVERTERS = [nn.SyncBatchNorm.convert_sync_batchnorm, timm_convert_sync_batchnorm, convert_splitbn_model,
               freeze_batch_norm_2d, write_modules, Converter.frozen, Converter.sync, flat,
-              flat_by_comprehension, by_a_helper, flat_by_a_helper]
+              flat_by_comprehension, by_a_helper, flat_by_a_helper, by_apply, of_an_object, of_a_global]
 
 
 class Nested(nn.Module):
@@ -153,6 +197,102 @@ def test_nbn_is_not_replaced_by_a_layer_made_elsewhere():
     assert isinstance(model.body[1], NormalizedBatchNorm2d)
 
 
+class Forwarding(nn.Module):
+    """A wrapper that gives the attributes of what is in it."""
+
+    def __init__(self, inner: nn.Module, registered: bool = True) -> None:
+        super().__init__()
+        if registered:
+            self.inner = inner
+        else:
+            object.__setattr__(self, 'inner', inner)
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+def compiled(layer: nn.Module) -> nn.Module:
+    return torch.compile(layer, backend='eager')
+
+
+def unregistered(layer: nn.Module) -> nn.Module:
+    return Forwarding(layer, registered=False)
+
+
+WRAPPERS = [Forwarding, unregistered, checkpoint_wrapper, compiled, torch.fx.symbolic_trace, torch.jit.script]
+
+
+@pytest.mark.parametrize('wrap', WRAPPERS, ids=lambda wrap: wrap.__name__)
+def test_a_wrapper_that_keeps_nbn_takes_its_place(wrap):
+    model = trained().eval()
+    x = torch.randn(2, 3, 5, 5)
+    with torch.no_grad():
+        model[3].weight.uniform_(0.5, 2)
+        expected = model(x)
+        model[3] = wrap(model[3])
+        torch.testing.assert_close(model(x), expected)
+
+
+def test_a_wrapper_of_nbn_on_a_layer_norm_takes_its_place():
+    model = add_nbn(nn.Sequential(nn.LayerNorm(5)), ['0'])
+    model[0] = Forwarding(model[0])
+
+
+class Affine(nn.Module):
+    """What a BatchNorm amounts to, without statistics."""
+
+    def __init__(self, weight: torch.Tensor, var: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer('factor', weight.detach() * torch.rsqrt(var + 1e-5))
+
+
+def plain_copy(norm: NormalizedBatchNorm2d, weight: torch.Tensor) -> nn.Module:
+    plain = nn.BatchNorm2d(norm.num_features)
+    plain.weight.data = weight.detach().clone()
+    return plain
+
+
+def affine_copy(norm: NormalizedBatchNorm2d, weight: torch.Tensor) -> nn.Module:
+    return Affine(weight, norm.running_var)
+
+
+def rounded_copy(norm: NormalizedBatchNorm2d, weight: torch.Tensor) -> nn.Module:
+    return plain_copy(norm, weight).bfloat16()
+
+
+@pytest.mark.parametrize('copied', [plain_copy, rounded_copy, affine_copy], ids=lambda copied: copied.__name__)
+def test_a_layer_with_the_raw_vector_does_not_take_the_place_of_trained_nbn(copied):
+    model = Nested()
+    norm = model.body[1]
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    model.body[1] = copied(norm, norm.weight)  # of an untrained one, which is as any new layer
+    model.body[1] = norm
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    with pytest.raises(InputError, match="'1'.*would drop its normalisation"):
+        model.body[1] = copied(norm, norm.weight)
+    assert model.body[1] is norm
+    model.body[1] = copied(norm, norm.effective_affine()[0])  # what it computes
+    model.body[1] = norm
+    for other in (nn.Identity(), nn.BatchNorm2d(6), nn.GroupNorm(2, 6), norm.fuse(), None):
+        model.body[1] = other
+        model.body[1] = norm
+
+
+@pytest.mark.parametrize('kind', [nn.SyncBatchNorm, nn.BatchNorm2d, ForeignSync])
+def test_nbn_does_not_become_another_class(kind):
+    norm = NormalizedBatchNorm2d(3)
+    with pytest.raises(InputError, match=f'^{kind.__name__} as the class of an NBN layer would drop'):
+        norm.__class__ = kind
+    assert type(norm) is NormalizedBatchNorm2d
+    norm.__class__ = type('Sharded', (NormalizedBatchNorm2d,), {})  # as torch's fully_shard and parametrisations do
+
+
 def trained() -> nn.Module:
     torch.manual_seed(0)
     model = add_nbn(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6),
@@ -182,6 +322,33 @@ def test_frozen_layers_keep_values_and_keys_while_the_rest_learns(alpha_trainabl
     model.zero_grad()
     model(x).square().sum().backward()
     assert model[3].weight.grad is None and model[3].scale.alpha.grad is not None
+    assert model[1].weight.grad is None and model[1].bias.grad is None  # plain BatchNorm
+
+
+@pytest.mark.parametrize('make', [lambda: nn.BatchNorm1d(3), lambda: nn.BatchNorm2d(3), lambda: BatchNormAct2d(3),
+                                  lambda: nn.BatchNorm2d(3, affine=False)])
+def test_frozen_plain_layers_compute_what_they_did_and_do_not_learn(make):
+    torch.manual_seed(0)
+    layer = make()
+    for value in layer.state_dict().values():
+        if value.is_floating_point():
+            value.uniform_(0.5, 2)
+    x = torch.randn((4, 3) if isinstance(layer, nn.BatchNorm1d) else (4, 3, 2, 2), requires_grad=True)
+    expected = copy.deepcopy(layer).eval()(x)
+    freeze_nbn(layer).train().requires_grad_(True)
+    for form in (layer, torch.jit.script(layer)):
+        assert torch.equal(form(x), expected)
+        form(x).sum().backward()
+        assert x.grad is not None and all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_thawed_layers_take_the_mode_of_the_network_around_them():
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm2d(3), NormalizedBatchNorm2d(3)), nn.Sequential(nn.BatchNorm2d(3)))
+    for fix, undo in ((freeze_nbn, unfreeze_nbn), (keep_statistics, learn_statistics)):
+        model.train()
+        model[1].eval()
+        undo(fix(model))
+        assert [layer.training for layer in (*model[0], *model[1])] == [True, True, False]
 
 
 def test_a_frozen_model_saves_loads_copies_folds_and_stays_frozen():

@@ -39,11 +39,12 @@ def train_both(groups: tuple[str, ...], share_alpha: bool) -> None:
 
 def refuse_groups_of_a_stage() -> None:
     dist.init_process_group('gloo')
-    sharded = network()
     mesh = init_device_mesh('cpu', (dist.get_world_size(),))
-    with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError)):
-        for block in sharded.layer3:
-            fully_shard(block, mesh=mesh)
+    for second in ('layer3.1', ''):
+        sharded = network()
+        fully_shard(sharded.layer3[0], mesh=mesh)
+        with pytest.raises((TypeError, ValueError, RuntimeError, NotImplementedError, AssertionError)):
+            fully_shard(sharded.get_submodule(second), mesh=mesh)
     dist.destroy_process_group()
 
 

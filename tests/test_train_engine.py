@@ -556,19 +556,6 @@ def test_processes_that_see_different_folders_all_stop(tmp_path):
     assert sorted(path.name for path in (tmp_path / 'shared').iterdir()) == [LAST]
 
 
-def test_processes_go_on_from_the_same_checkpoint_or_all_stop(tmp_path):
-    agree = checkpoints._check_agreement
-    agree([None, None], tmp_path)
-    agree(['epoch 3', 'epoch 3'], tmp_path)
-    damaged = InputError('it is damaged')
-    for seen, said in ((['epoch 3', 'epoch 4'], 'process 0: epoch 3; process 1: epoch 4'),
-                       (['epoch 3', None], 'process 0: epoch 3; process 1: none'),
-                       (['epoch 3', damaged], 'process 1 found: it is damaged'),
-                       ([damaged, InputError('it is damaged')], '^it is damaged')):
-        with pytest.raises(InputError, match=said):
-            agree(seen, tmp_path)
-
-
 def test_weights_that_are_not_finite_never_become_a_checkpoint():
     """The loss of the last update is finite, what it made of the weights is not."""
     task = make_task()

@@ -170,6 +170,17 @@ class NormalizedAffine(nn.Module):
             self._kept.tensors = kept
         return kept[3], kept[4]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute.
+
+        Raises:
+            InputError: It is the class, and another one that is not NBN, whose `forward` would take the raw vectors.
+        """
+        if name == '__class__' and not issubclass(value, NormalizedAffine):
+            raise InputError(f'{value.__name__} as the class of an NBN layer would drop its normalisation: use '
+                             'nbn_timm.convert_sync_batchnorm, nbn_timm.freeze_nbn or nbn_timm.fold_nbn')
+        super().__setattr__(name, value)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault('_kept', _Kept())  # whole layers that were saved before there was this

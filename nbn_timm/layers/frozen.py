@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
@@ -32,16 +33,35 @@ class _FrozenStatistics(_KeptStatistics):
     """The same for a layer that does not learn at all."""
 
 
-class FrozenPlainBatchNorm1d(_FrozenStatistics, nn.BatchNorm1d):
+class _FrozenPlain(_FrozenStatistics, _BatchNorm):
+    """A plain BatchNorm whose weight and bias get no gradient, whatever `requires_grad` is set."""
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """By the running statistics, with the affine part, if there is one; the shape stays."""
+        weight, bias = self.weight, self.bias
+        if weight is not None:
+            weight = weight.detach()  # type: ignore[assignment]
+        if bias is not None:
+            bias = bias.detach()  # type: ignore[assignment]
+        return F.batch_norm(x, self.running_mean, self.running_var, weight, bias, False, 0.0, self.eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.normalize(x)
+
+
+class FrozenPlainBatchNorm1d(_FrozenPlain, nn.BatchNorm1d):
     """Frozen `nn.BatchNorm1d`, as transformers with BatchNorm have it."""
 
 
-class FrozenPlainBatchNorm2d(_FrozenStatistics, nn.BatchNorm2d):
+class FrozenPlainBatchNorm2d(_FrozenPlain, nn.BatchNorm2d):
     """Frozen `nn.BatchNorm2d`; keys and parameters stay, so a checkpoint fits the model before and after."""
 
 
-class FrozenPlainBatchNormAct2d(_FrozenStatistics, BatchNormAct2d):
+class FrozenPlainBatchNormAct2d(_FrozenPlain, BatchNormAct2d):
     """Frozen `BatchNormAct2d` of timm."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(self.normalize(x)))
 
 
 class FrozenNormalizedBatchNorm2d(_FrozenStatistics, NormalizedBatchNorm2d):
@@ -120,8 +140,9 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
     Those in a classifier of this package stay as they are, since their statistics are of what it learns. A plain
     LayerNorm, GroupNorm or RmsNorm has no statistics, so `requires_grad_(False)` is all that it needs.
 
-    Statistics, weights and biases are fixed, in training mode too; keys, values and the function in evaluation stay as
-    they are. timm's `freeze_batch_norm_2d` and others of its kind would replace NBN by a plain layer, and are refused.
+    Statistics, weights and biases are fixed, in training mode too and whatever `requires_grad` is set later; keys,
+    values and the function in evaluation stay as they are. timm's `freeze_batch_norm_2d` and others of its kind would
+    replace NBN by a plain layer, and are refused.
 
     Args:
         model: A model or a part of it. An alpha that layers outside of the part share is frozen for them as well.
@@ -152,18 +173,18 @@ def freeze_nbn(model: nn.Module, alpha_trainable: bool = False) -> nn.Module:
 def unfreeze_nbn(model: nn.Module) -> nn.Module:
     """Let the layers that `freeze_nbn` froze learn again, alpha included, in place.
 
+    Each takes the mode of the module around it; one that is given alone stays in evaluation until its next `train()`.
+
     Returns:
         The same model.
     """
-    thawed = {frozen: plain for plain, frozen in _FROZEN.items()}
-    for module in model.modules():
-        if is_frozen(module):
-            if isinstance(module, StatelessNbn):
-                module.frozen = False
-            else:
-                module.__class__ = thawed[type(module)]  # type: ignore[assignment]
-            for parameter in module.parameters():
-                parameter.requires_grad_(True)
+    frozen = [module for module in model.modules() if is_frozen(module)]
+    _make_plain(model, {frozen: plain for plain, frozen in _FROZEN.items()})
+    for module in frozen:
+        if isinstance(module, StatelessNbn):
+            module.frozen = False
+        for parameter in module.parameters():
+            parameter.requires_grad_(True)
     return model
 
 
@@ -186,16 +207,24 @@ def keep_statistics(model: nn.Module) -> nn.Module:
 
 
 def learn_statistics(model: nn.Module) -> nn.Module:
-    """Undo `keep_statistics`, in place.
+    """Undo `keep_statistics`, in place; each layer takes the mode of the module around it, as in `unfreeze_nbn`.
 
     Returns:
         The same model.
     """
-    plain = {kept: plain for plain, kept in _KEPT.items()}
-    for module in model.modules():
-        if type(module) in plain:
-            _become(module, plain[type(module)])
+    _make_plain(model, {kept: plain for plain, kept in _KEPT.items()})
     return model
+
+
+def _make_plain(model: nn.Module, plain: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Undo `_become`; the mode that a layer had before is not known, so it follows the module around it."""
+    if type(model) in plain:
+        _become(model, plain[type(model)])
+    for parent in model.modules():
+        for layer in parent.children():
+            if type(layer) in plain:
+                _become(layer, plain[type(layer)])
+                layer.train(parent.training)
 
 
 def _become(layer: nn.Module, kind: type[nn.Module]) -> None:

@@ -6,7 +6,8 @@ with running statistics from within a function that walks the model, so that is 
 layer, before anything of the model has changed. What cannot be seen is written in docs/freezing.md.
 
 NBN in the place of a LayerNorm, GroupNorm or RmsNorm is of none of these kinds, so that what asks for them passes over
-it. What puts a layer with the raw weight in its place by name is stopped there.
+it. What puts a layer with the raw weight in the place of any NBN layer by name is stopped there, and what gives an NBN
+layer another class in `NormalizedAffine`. A wrapper keeps the layer in it, and may take its place.
 """
 import sys
 from pathlib import Path
@@ -29,8 +30,13 @@ __all__ = ['forbid_lossy_conversions']
 # Of these, models are built, and NBN is folded into them.
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 
+# These compute what they were made from.
+_COMPILED = (torch.fx.GraphModule, torch.jit.ScriptModule)
+
 # Frames of their own inside of a function, before Python 3.12.
 _INNER = ('<listcomp>', '<dictcomp>', '<setcomp>', '<genexpr>')
+
+_ROUNDED = 0.01  # relative difference of a vector that was copied in bfloat16
 
 _THIS_ROOM = str(Path(__file__).parent)  # whose walkers know NBN
 
@@ -42,7 +48,7 @@ def forbid_lossy_conversions() -> None:
 
 
 def _is_foreign(module: Any) -> bool:
-    return type(module) not in _PLAIN and not isinstance(module, NormalizedBatchNorm2d)
+    return type(module) not in _PLAIN and not isinstance(module, (NormalizedBatchNorm2d, *_COMPILED))
 
 
 def _refuse_to_build(module: nn.Module, name: str, buffer: torch.Tensor | None) -> None:
@@ -54,10 +60,45 @@ def _refuse_to_build(module: nn.Module, name: str, buffer: torch.Tensor | None) 
 
 def _refuse_to_replace(parent: nn.Module, name: str, module: nn.Module | None) -> None:
     there = parent._modules.get(name)
-    if isinstance(there, NormalizedBatchNorm2d) and hasattr(module, 'running_var') and _is_foreign(module):
+    if not isinstance(there, NormalizedAffine) or module is None or _holds_nbn(module):
+        return
+    if isinstance(there, NormalizedBatchNorm2d):
+        lost = hasattr(module, 'running_var') and _is_foreign(module) or _has_raw_scale(module, there)
+    else:
+        lost = isinstance(there, StatelessNbn) and _has_raw_weight(module, there)
+    if lost:
         raise _refusal(type(module).__name__, name)
-    if isinstance(there, StatelessNbn) and _has_raw_weight(module, there):
-        raise _refusal(type(module).__name__, name)
+
+
+def _holds_nbn(module: nn.Module) -> bool:
+    """Whether a module is a wrapper around NBN, registered or not, or a compiled form of whatever it was."""
+    return isinstance(module, _COMPILED) or any(
+        isinstance(part, NormalizedAffine) for part in (*module.modules(), *vars(module).values()))
+
+
+@torch.no_grad()
+def _has_raw_scale(module: nn.Module, nbn: NormalizedBatchNorm2d) -> bool:
+    """Whether a layer has the raw vector g of a trained NBN layer, or g over the standard deviations, as its scale.
+
+    Before a training g is 1 in all places, as in any new layer, which then tells nothing.
+    """
+    raw = nbn.weight.detach()
+    if not _can_compare(raw) or raw.numel() < 2 or torch.equal(raw, raw[:1].expand_as(raw)):
+        return False
+    pairs = [(raw, nbn.effective_affine()[0])]
+    if nbn.running_var is not None and _can_compare(nbn.running_var):
+        deviation = torch.rsqrt(nbn.running_var + nbn.eps)
+        pairs.append((raw * deviation, pairs[0][1] * deviation))
+    tensors = [tensor.detach().reshape(-1).to(raw) for tensor in (*module.parameters(), *module.buffers())
+               if _can_compare(tensor) and tensor.numel() == raw.numel() and tensor.is_floating_point()]
+    return any(torch.allclose(tensor, copied, rtol=_ROUNDED, atol=0)
+               and torch.dist(tensor, copied) < torch.dist(tensor, applied)
+               for tensor in tensors for copied, applied in pairs)
+
+
+def _can_compare(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has values of its own: none of fake, sharded or empty ones."""
+    return type(tensor) in (torch.Tensor, nn.Parameter) and not tensor.is_meta
 
 
 def _has_raw_weight(module: nn.Module | None, nbn: StatelessNbn) -> bool:
@@ -96,8 +137,9 @@ def _nbn_under_conversion(made: nn.Module, size: int) -> str | None:
     walker, around = _walker(maker, held)
     if walker.f_code.co_filename.startswith(_THIS_ROOM):
         return None
-    roots = [*held, *around, *(one for frame in {maker, walker} for one in _module_arguments(_first_call(frame)))]
-    for root in roots:
+    first_calls = [_first_call(frame) for frame in {maker, walker}]
+    arguments = [one for frame in first_calls for one in _module_arguments(frame)]
+    for root in [*around, *held, *arguments, *_applied_to(first_calls)]:
         for name, module in root.named_modules():
             if isinstance(module, NormalizedBatchNorm2d):
                 return name or type(module).__name__
@@ -113,8 +155,8 @@ def _walker(maker: FrameType, held: list[_BatchNorm]) -> tuple[FrameType, list[n
     while frame is not None:
         modules = [value for value in frame.f_locals.values() if isinstance(value, nn.Module)]
         mine = [layer for layer in held if any(module is layer for module in modules)]
-        around = [module for module in modules if not isinstance(module, _BatchNorm)
-                  and any(part is layer for part in module.modules() for layer in mine)]
+        around = [module for module in (*modules, *_modules_reached(frame)) if not isinstance(module, _BatchNorm)
+                  and any(part is layer for part in module.modules() for layer in mine)] if mine else []
         if around:
             return frame, around
         frame = frame.f_back
@@ -145,6 +187,26 @@ def _module_arguments(frame: FrameType) -> list[nn.Module]:
     code = frame.f_code
     arguments = code.co_varnames[:code.co_argcount + code.co_kwonlyargcount]
     values = [frame.f_locals.get(name) for name in arguments]
+    return [value for value in values if isinstance(value, nn.Module)]
+
+
+def _applied_to(frames: list[FrameType]) -> list[nn.Module]:
+    """The models on which `nn.Module.apply` calls one of these functions, part by part."""
+    found = []
+    for frame in frames:
+        above = frame.f_back
+        while above is not None and above.f_code is nn.Module.apply.__code__:
+            found.append(above.f_locals['self'])
+            above = above.f_back
+    return found
+
+
+def _modules_reached(frame: FrameType) -> list[nn.Module]:
+    """Modules that a function has from its object or from globals; none if it was called on modules."""
+    if any(not isinstance(module, _BatchNorm) for module in _module_arguments(frame)):
+        return []
+    values = [*getattr(_first_argument(frame), '__dict__', {}).values(),
+              *(frame.f_globals.get(name) for name in frame.f_code.co_names)]
     return [value for value in values if isinstance(value, nn.Module)]
 
 

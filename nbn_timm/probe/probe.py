@@ -38,6 +38,7 @@ from nbn_timm.second_stages.ncm import CentroidLinear
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
 from nbn_timm.trained.results import EvaluatedWeights
+from nbn_timm.training.agreement import agree_on_data, agree_on_published, agree_on_settings
 from nbn_timm.training.calibrating import in_words
 from nbn_timm.training.distributed import World, seed_everything
 from nbn_timm.training.report import REPORT, SETTINGS_FILE, config_text, write_page
@@ -78,10 +79,12 @@ def probe(settings: ProbeSettings, world: World, folder: Path) -> None:
     """
     for name in (*settings.heads.heads, *([settings.heads.keep] if settings.heads.keep else [])):
         head_method(name)
+    agree_on_settings(world, settings)
     replaced = _check_folder(settings, folder)
     settings = settle_validation(settings, settings.data, world, folder)
     seed_everything(settings.run.seed)
     splits = _open_data(settings, world)
+    agree_on_data(world, splits)
     if settings.imbalance.imbalance and splits.class_counts is not None:
         target_shares(settings.imbalance.target, splits.class_counts)  # a wrong file is told before the features
     model, note = open_backbone(settings, splits, world)
@@ -123,6 +126,8 @@ def open_backbone(settings: ProbeSettings, splits: Splits, world: World) -> tupl
             of_model.model, settings.data.num_classes or splits.num_classes, file, (), pretrained=weights.pretrained,
             nbn=of_model.add_nbn, keeps_statistics=True, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
+    if weights.pretrained:
+        agree_on_published(world, model, of_model.model)
     splits.notes.extend(notes)
     return model.eval().requires_grad_(False), f"'{file}'" if file else 'pretrained'
 

@@ -37,6 +37,7 @@ from nbn_timm.second_stages import SecondStage, SecondStageRun, TrainedSecondSta
 from nbn_timm.settings import flag
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.training.adversarial import AdversarialTask, build_attack
+from nbn_timm.training.agreement import agree_on_published
 from nbn_timm.training.checkpointing import checkpoint_gradients
 from nbn_timm.training.combinations import chosen_mixing, loss_settings
 from nbn_timm.training.distillation import DistillationTask, build_teacher
@@ -95,6 +96,8 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
             keeps_statistics=start.keep_bn_stats or start.freeze == BACKBONE, drop=start.drop,
             drop_path=start.drop_path, bn_momentum=start.bn_momentum, model_kwargs=of_model.model_kwargs,
             in_chans=settings.input.channels)
+    if start.pretrained and not own_run:
+        agree_on_published(world, model, of_model.model)
     splits.notes.extend(notes)
     if start.init != StartSettings.init and not (start.pretrained or own_run or start.pretrained_path):
         init_by_torch(model, classifier_alone=start.init == 'torch_classifier')

@@ -16,6 +16,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training import averages
 from nbn_timm.training.adjust import tell_adjustment, with_choice
+from nbn_timm.training.agreement import agree_on_data, agree_on_settings
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
     build_freezing,
@@ -58,6 +59,7 @@ _logger = logging.getLogger(__name__)
 
 def train(settings: TrainSettings, world: World, folder: Path) -> None:
     """Build everything in the order in which the data flows, then train and report."""
+    agree_on_settings(world, settings)
     resume_from = find_common_resume(settings.run.resume, folder, world)
     settings = settle_validation(settings, settings.data, world, folder, resume_from)
     batch = plan_batch(settings.batch, world.size)
@@ -68,6 +70,7 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     settings = for_label_sets(settings, stage)
     check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
+    agree_on_data(world, splits)
     settings = with_choice(settings, splits)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),

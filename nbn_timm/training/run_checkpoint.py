@@ -28,6 +28,7 @@ from nbn_timm.files import atomic_write, file_sha256, open_regular, refuse_no_fi
 from nbn_timm.models.run_folder import BEST, LAST, RECOVERY, RESULTS
 from nbn_timm.models.weight_files import check_weights, read_checkpoint
 from nbn_timm.trained.record import NetworkRecord
+from nbn_timm.training.agreement import agree, short
 from nbn_timm.training.averages import epoch_average
 from nbn_timm.training.distributed import World
 from nbn_timm.training.middle import MIDDLE
@@ -246,14 +247,16 @@ def find_common_resume(resume: str | None, folder: Path, world: World) -> Path |
         return find_resume(resume, folder)
     _check_same_folder(folder, world)
     path: Path | None = None
-    seen: str | InputError | None = None
-    try:
+
+    def look() -> dict[str, str]:
+        nonlocal path
         path = find_resume(resume, folder)
-        if path is not None:
-            seen = f"{_place(read_checkpoint(path))} in '{path.name}', {file_sha256(path)[:12]}"
-    except InputError as error:
-        seen = error
-    _check_agreement(world.gather(seen), folder)
+        if path is None:
+            return {}
+        place = _place(read_checkpoint(path))
+        return {f"the checkpoint to go on from in '{folder}'": f"{place} in '{path.name}', {short(file_sha256(path))}"}
+
+    agree(world, look, 'give an --output on a disk that all nodes share')
     return path
 
 
@@ -269,20 +272,6 @@ def _check_same_folder(folder: Path, world: World) -> None:
     if blind:
         raise InputError(f"process {blind[0]} does not see the run folder '{folder}' of process 0: give an --output on "
                          'a disk that all nodes share')
-
-
-def _check_agreement(seen: list[str | InputError | None], folder: Path) -> None:
-    """Refuse unless all processes have found the same; `seen` is of all processes, and so all raise alike."""
-    errors = [(rank, found) for rank, found in enumerate(seen) if isinstance(found, InputError)]
-    if errors and len({str(error) for _, error in errors}) == 1 and len(errors) == len(seen):
-        raise errors[0][1]
-    if errors:
-        raise InputError(f'process {errors[0][0]} found: {errors[0][1]}')
-    other = next((rank for rank, found in enumerate(seen) if found != seen[0]), None)
-    if other is not None:
-        raise InputError(f"the processes would not go on from the same checkpoint in '{folder}' (process 0: "
-                         f'{seen[0] or "none"}; process {other}: {seen[other] or "none"}): give an --output on a disk '
-                         'that all nodes share')
 
 
 def _checkpoints(folder: Path) -> list[Path]:
