@@ -77,8 +77,8 @@ def is_address(place: str) -> bool:
 def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str, patience: float) -> Path:
     """A file of a server, fetched unless the cache has it and the server says that it has not changed.
 
-    A server that gives neither ETag nor Last-Modified is not asked again. Where it cannot be had, what it gave before
-    is taken, with a warning.
+    A server that gives neither ETag nor Last-Modified cannot say that. Where it cannot be had, what it gave before is
+    taken, with a warning.
 
     Args:
         url: Http(s) address, with user and password if need be.
@@ -94,8 +94,6 @@ def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str,
     shown = without_password(url)
     target = cache / _short(shown.partition('://')[2].partition('?')[0].rpartition('/')[0]) / _local_name(shown)
     kept = _Origin.of(target)
-    if kept is not None and not kept.conditions:
-        return target
     origin: _Origin | None = None
 
     def write(temporary: Path) -> None:
@@ -154,7 +152,8 @@ def _fetch(url: str, target: Path, kept: _Origin | None, remedy: str, patience: 
             raise NoSuchFile(in_words(error)) from error
         raise _Unreachable(f'{shown} cannot be had ({in_words(error)}): {remedy}') from error
     except (URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
-        reason = f'no answer within {patience:g} seconds' if 'timed out' in str(error) else in_words(error)
+        silent = 'timed out' in str(error) or isinstance(error, TimeoutError) and not target.stat().st_size
+        reason = f'no answer within {patience:g} seconds' if silent else in_words(error)
         raise _Unreachable(f'{shown} cannot be had ({reason}): {remedy}') from error
     length = headers.get('Content-Length')
     if length is not None and length.isdecimal() and got != int(length):

@@ -8,7 +8,7 @@ import tarfile
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,6 +111,7 @@ def build_zoo_model(
     """
     overlay = dict(pretrained_cfg_overlay or {})
     chosen = None
+    head_wanted = not kwargs.get('features_only') and kwargs.get('num_classes') != 0
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
         chosen = _choose_weights(variant, cfg, overlay)
@@ -119,12 +120,14 @@ def build_zoo_model(
 
     def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
         assert chosen is not None
-        new_head = model.num_classes != overlay.get('num_classes', cfg.num_classes)
+        described = overlay.get('num_classes', cfg.num_classes)
         try:
-            fitting = checkpoint_filter_fn(state_dict, model, new_head)
+            fitting = checkpoint_filter_fn(state_dict, model, model.num_classes != described)
         except InputError as error:
             raise InputError(f'{quoted(chosen.where)}: {error}') from error
         check_weights(fitting, chosen.where)
+        if head_wanted and described > 0:
+            _tell_new_head(chosen, model.num_classes, described, cfg.classifier)
         return fitting
 
     if isinstance(kwargs.get('num_experts'), int):
@@ -194,7 +197,8 @@ def _choose_weights(variant: str, cfg: PretrainedCfg, overlay: Mapping[str, Any]
     else:
         path = _named_file(key, getattr(cfg, key), overlay.get('source'), cfg.hf_hub_filename)
         weights = read_state_dict(path)
-    return _Chosen(str(path), weights, dict(file=str(path), state_dict=None, source=''), overlay.get('num_classes'))
+    where = without_password(str(cfg.url)) if key == 'url' else str(path)
+    return _Chosen(where, weights, dict(file=str(path), state_dict=None, source=''), overlay.get('num_classes'))
 
 
 def _named_in_overlay(overlay: Mapping[str, Any]) -> str | None:
@@ -277,12 +281,10 @@ def _why_other(name: str, weights: StateDict) -> str | None:
     """Why weights are not those of `arch.tag`, in words; None where nothing speaks against it."""
     found = recognize(weights)
     cfg = get_pretrained_cfg(name) if is_model(name) else None
-    if found is None or cfg is None:
+    if found is None or cfg is None or _is_for(found, name):
         return None
-    arch = name.partition('.')[0]
-    if (found.arch, found.num_classes) == (arch, cfg.num_classes):
-        return None
-    return f'it is of {found.arch} with {found.num_classes} classes and not of {arch} with {cfg.num_classes}'
+    return (f'it is of {found.arch} with {found.num_classes} classes and not of {name.partition(".")[0]} with '
+            f'{cfg.num_classes}')
 
 
 def _like_the_weights(
@@ -312,22 +314,30 @@ def _like_the_weights(
     recognized = recognize(chosen.weights)
     if recognized is not None and recognized.arch == variant and not (cfg.source and not chosen.entries):
         kwargs = _with_their_arguments(chosen.where, recognized, kwargs)
-    asked, there = kwargs.get('num_classes'), chosen.classes(overlay.get('classifier', cfg.classifier))
-    if kwargs.get('features_only') or asked == 0 or (chosen.declared is not None and chosen.declared <= 0):
-        return kwargs  # no classifier is wanted, or a new one
+    there = chosen.classes(cfg.classifier)
+    if there is None or (chosen.declared is not None and chosen.declared <= 0):  # a new one is asked for, or none
+        return kwargs
+    if chosen.declared not in (None, there):
+        raise InputError(f'the weights in {quoted(chosen.where)} have {there} classes, and their description says '
+                         f'{chosen.declared}: correct num_classes there (the overlay or the config.json; that of the '
+                         'model may be another)')
+    overlay['num_classes'] = there
+    return kwargs
+
+
+def _tell_new_head(chosen: _Chosen, num_classes: int, there: int, classifier: str | Sequence[str] | None) -> None:
+    """Warn of a classifier that is new because the weights have other classes.
+
+    Raises:
+        InputError: They have no classifier.
+    """
     where = quoted(chosen.where)
-    if there is None:
+    if chosen.weights is not None and chosen.classes(classifier) is None:
         raise InputError(f'the weights in {where} have no classifier: give num_classes=-1 in the overlay of the '
                          'pretrained cfg for a new one, or num_classes=0 for a model without')
-    if chosen.declared not in (None, there):
-        raise InputError(f'the weights in {where} have {there} classes, and their description says {chosen.declared}: '
-                         "correct num_classes there (the overlay or the config.json; a model's own num_classes may be "
-                         'another)')
-    overlay['num_classes'] = there
-    if asked not in (None, there):
+    if num_classes != there:
         _logger.warning('The weights in %s have %d classes and %d were asked for, so the classifier is new and has to '
-                        'be trained.', where, there, asked)
-    return kwargs
+                        'be trained.', where, there, num_classes)
 
 
 def _with_their_arguments(where: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -473,16 +483,31 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
     refuse_no_file(exact)
     if exact.is_symlink():
         raise InputError(f"'{exact}' is a link to what is not there: correct or remove it, or unset {WEIGHTS_VARIABLE}")
-    found = _checkpoints_by_name(folder).get(name, [])
+    found = [(path, recognized) for path, recognized in _checkpoints(folder)
+             if _zoo_name(path) is None and _is_for(recognized, name)]
+    listed, remedy = ', '.join(f"'{path.name}'" for path, _ in found), f'to {_filename(name)} with nbn-convert'
     if len(found) > 1:
-        listed = ', '.join(f"'{path.name}'" for path in found)
-        raise InputError(
-            f"{WEIGHTS_VARIABLE} '{place}' holds several checkpoints for '{name}' ({listed}): rename the one you mean "
-            f'to {_filename(name)} with nbn-convert')
+        raise InputError(f"{WEIGHTS_VARIABLE} '{place}' holds several checkpoints for '{name}' ({listed}): rename the "
+                         f'one you mean {remedy}')
+    if found and found[0][1].name != name:
+        raise InputError(f"{WEIGHTS_VARIABLE} '{place}' holds {listed}, {found[0][1]}, which may be '{name}' or "
+                         f'something else of {found[0][1].num_classes} classes: rename it {remedy}, or to what it is')
     if found:
-        return found[0]
+        return found[0][0]
     tried.append(f"no {_filename(name)} and no checkpoint of this kind in '{folder}'")
     return None
+
+
+def _zoo_name(path: Path) -> str | None:
+    """The `arch.tag` that a file is called after; None where its name says nothing."""
+    name = path.name.removesuffix(path.suffix)
+    return name if '.' in name and is_model(name) and get_pretrained_cfg(name) is not None else None
+
+
+def _is_for(recognized: Recognized, name: str) -> bool:
+    """Whether weights may be those of `arch.tag`, by their architecture and number of classes."""
+    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    return recognized.arch == name.partition('.')[0] and cfg is not None and recognized.num_classes == cfg.num_classes
 
 
 def _from_package(name: str, tried: list[str]) -> Path | None:
@@ -608,7 +633,9 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
             extracted = _extract(archive, Path(folder) / 'extracted')
         except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             return f"the authors' archive {url} came damaged ({_first_line(error)})"
-        found = _checkpoints_by_name(extracted)
+        found: dict[str, list[Path]] = {}
+        for path, recognized in _checkpoints(extracted):
+            found.setdefault(recognized.name, []).append(path)
         if not found:
             return f"the authors' archive {url}, which holds no checkpoint of a known kind"
         for name, paths in found.items():
@@ -639,9 +666,8 @@ def _is_torch_zip(path: Path) -> bool:
         return any(name.endswith('/data.pkl') for name in zip_file.namelist())
 
 
-def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
-    """The zoo checkpoints below a folder by `arch.tag`, told by their keys."""
-    found: dict[str, list[Path]] = {}
+def _checkpoints(folder: Path) -> Iterator[tuple[Path, Recognized]]:
+    """The checkpoints of zoo networks below a folder, told by their keys."""
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.suffix in _SUFFIXES):
         try:
             recognized = recognize(read_state_dict(path))
@@ -649,8 +675,7 @@ def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
             _logger.warning('%s', error)
             continue
         if recognized is not None and is_model(recognized.arch):
-            found.setdefault(recognized.name, []).append(path)
-    return found
+            yield path, recognized
 
 
 def write_zoo_file(checkpoint: Path, target: Path | None = None) -> tuple[Recognized, Path]:
