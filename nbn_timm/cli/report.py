@@ -29,6 +29,7 @@ from nbn_timm.report import (
     find_checkpoint,
     is_run,
     norm_sizes,
+    of_its_weights,
     read_run,
     write_comparison,
     write_report,
@@ -101,6 +102,7 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     with TemporaryDirectory() as work:
         runs = [read(place, name, settings, world, Path(work, str(number)))
                 for number, (place, name) in enumerate(zip(places, names, strict=True))]
+    told = [note if len(runs) == 1 else f'{run.name}: {note}' for run in runs for note in run.notes]
     notes: list[str] = []
     dataset = open_pictures(runs[0], settings.data_dir, notes)
     opened = [open_norms(run, place, notes) for run, place in zip(runs, places, strict=True)]
@@ -110,8 +112,8 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     else:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
-        write_comparison(path, runs, dataset, norms, tuple(notes))
-    for note in notes:
+        write_comparison(path, runs, dataset, norms, (*told, *notes))
+    for note in (*told, *notes):
         print(note)
     size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
     print(f"wrote '{path}'{size}")
@@ -173,7 +175,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
     else:
         run = read_run(folder_of(place), name=name)
     if not settings.evaluate:
-        return run
+        return of_its_weights(run)
     checkpoint = place if place.is_file() else find_checkpoint(run)
     if checkpoint is None:
         raise InputError(f"there is no checkpoint in '{run.folder}' to evaluate: give the file, or leave out --evaluate"
