@@ -144,7 +144,8 @@ def _fetch(url: str, target: Path, kept: _Origin | None, remedy: str, patience: 
     shown = quoted(without_password(url))
     try:
         request = _request(url, {} if kept is None else kept.conditions)
-        headers, got = watched(partial(_copy, request, target, patience), target, patience)
+        # A little longer than the socket waits, which says better what is wrong.
+        headers, got = watched(partial(_copy, request, target, patience), target, 1.25 * patience)
     except HTTPError as error:
         if error.code == 304 and kept is not None:
             raise _Unchanged from error
@@ -152,8 +153,7 @@ def _fetch(url: str, target: Path, kept: _Origin | None, remedy: str, patience: 
             raise NoSuchFile(in_words(error)) from error
         raise _Unreachable(f'{shown} cannot be had ({in_words(error)}): {remedy}') from error
     except (URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
-        silent = 'timed out' in str(error) or isinstance(error, TimeoutError) and not target.stat().st_size
-        reason = f'no answer within {patience:g} seconds' if silent else in_words(error)
+        reason = f'no answer within {patience:g} seconds' if 'timed out' in str(error) else in_words(error)
         raise _Unreachable(f'{shown} cannot be had ({reason}): {remedy}') from error
     length = headers.get('Content-Length')
     if length is not None and length.isdecimal() and got != int(length):

@@ -307,7 +307,7 @@ def _like_the_weights(
         kwargs: Constructor arguments of the caller.
 
     Raises:
-        InputError: The caller, or who describes the weights, wants something else than the weights are of.
+        InputError: The caller wants something else than the weights are of.
     """
     if chosen.weights is None:
         return kwargs
@@ -315,26 +315,31 @@ def _like_the_weights(
     if recognized is not None and recognized.arch == variant and not (cfg.source and not chosen.entries):
         kwargs = _with_their_arguments(chosen.where, recognized, kwargs)
     there = chosen.classes(cfg.classifier)
-    if there is None or (chosen.declared is not None and chosen.declared <= 0):  # a new one is asked for, or none
-        return kwargs
-    if chosen.declared not in (None, there):
-        raise InputError(f'the weights in {quoted(chosen.where)} have {there} classes, and their description says '
-                         f'{chosen.declared}: correct num_classes there (the overlay or the config.json; that of the '
-                         'model may be another)')
-    overlay['num_classes'] = there
+    if there is not None and chosen.declared is None:
+        overlay['num_classes'] = there
     return kwargs
 
 
-def _tell_new_head(chosen: _Chosen, num_classes: int, there: int, classifier: str | Sequence[str] | None) -> None:
+def _tell_new_head(chosen: _Chosen, num_classes: int, described: int, classifier: str | Sequence[str] | None) -> None:
     """Warn of a classifier that is new because the weights have other classes.
 
+    Args:
+        chosen: The weights.
+        num_classes: Of the model.
+        described: Classes of the weights, as the cfg says.
+        classifier: See `_Chosen.classes`.
+
     Raises:
-        InputError: They have no classifier.
+        InputError: They have no classifier, or one for another number than is said.
     """
     where = quoted(chosen.where)
-    if chosen.weights is not None and chosen.classes(classifier) is None:
+    there = described if chosen.weights is None else chosen.classes(classifier)
+    if there is None:
         raise InputError(f'the weights in {where} have no classifier: give num_classes=-1 in the overlay of the '
                          'pretrained cfg for a new one, or num_classes=0 for a model without')
+    if there != described:
+        raise InputError(f'the weights in {where} have {there} classes, and their description says {described}: '
+                         'correct num_classes there (the overlay or the config.json; that of the model may be another)')
     if num_classes != there:
         _logger.warning('The weights in %s have %d classes and %d were asked for, so the classifier is new and has to '
                         'be trained.', where, there, num_classes)

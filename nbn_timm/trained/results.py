@@ -229,6 +229,6 @@ def results_of(path: str, use_ema: bool, architecture: str, digest: str) -> Resu
         raise InputError(f"the results file '{path}' is of the {kind} weights and the others are pushed: "
                          f"{'add' if found.use_ema else 'leave out'} --use-ema or evaluate again")
     if found.digest not in (None, digest):
-        raise InputError(f"the results file '{path}' is of other weights of '{architecture}' than these: evaluate these "
-                         'with validate.py')
+        raise InputError(f"the results file '{path}' is of other weights of '{architecture}' than these: evaluate "
+                         'these with validate.py')
     return found
