@@ -300,3 +300,13 @@ def test_weights_without_a_fitting_part_say_where_they_come_from(weights, tmp_pa
     save_file(plain, tmp_path / 'plain.safetensors')
     with pytest.raises(InputError, match="plain.safetensors': the checkpoint has no NBN scale"):
         create('resnet20_nbn', dict(file=str(tmp_path / 'plain.safetensors')))
+
+
+def test_what_a_place_does_not_have_comes_from_the_next_one_with_a_word(weights_cache, weights, tmp_path, monkeypatch,
+                                                                        caplog):
+    weights_cache.mkdir(parents=True)
+    save_file(weights, weights_cache / 'resnet20_nbn.cifar10_lt.safetensors')
+    (tmp_path / 'empty').mkdir()
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path / 'empty'))
+    assert has(create('resnet20_nbn.cifar10_lt'), weights)
+    assert f"NBN_TIMM_WEIGHTS has no weights for 'resnet20_nbn.cifar10_lt', so '{weights_cache}" in caplog.text

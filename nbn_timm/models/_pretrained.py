@@ -405,12 +405,15 @@ def find_weights(name: str, archive_url: str = '') -> Path:
         InputError: No source has the weights; the message lists what was tried and the command that helps.
     """
     tried: list[str] = []
-    for source in (_from_named_source, _from_package, _from_cache, _from_hub):
-        path = source(name, tried)
-        if path is not None:
-            return path
-    path = _from_archive(name, archive_url, tried)
+    path = _from_named_source(name, tried)
     if path is not None:
+        return path
+    for source in (_from_package, _from_cache, _from_hub, partial(_from_archive, archive_url)):
+        path = source(name, tried)
+        if path is None:
+            continue
+        if os.environ.get(WEIGHTS_VARIABLE):
+            _logger.warning("%s has no weights for '%s', so '%s' is taken.", WEIGHTS_VARIABLE, name, path)
         return path
     raise InputError(
         f"no weights for '{name}' could be had (tried: {'; '.join(tried)}): get a released checkpoint and run "
@@ -520,9 +523,6 @@ def _from_package(name: str, tried: list[str]) -> Path | None:
     if path is None:
         tried.append('this package ships none')
         return None
-    if os.environ.get(WEIGHTS_VARIABLE):
-        _logger.warning("%s has no weights for '%s', so those that come with the package are taken.", WEIGHTS_VARIABLE,
-                        name)
     recorded = _read_record(Path(path).with_suffix('.json')).get(DIGEST)
     damaged = f"the weights '{path}', which come with this package, are damaged: install it again"
     try:
@@ -598,7 +598,7 @@ def _check_readable(url: str, remedy: str, path: Path) -> StateDict | None:
     return None
 
 
-def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
+def _from_archive(url: str, name: str, tried: list[str]) -> Path | None:
     """Fetch the authors' archive once, convert every zoo checkpoint in it into the cache, and return the one wanted."""
     if not url:
         tried.append('the authors published none')
