@@ -118,7 +118,7 @@ def build_zoo_model(
         overlay |= chosen.entries
         kwargs = _like_the_weights(chosen, variant, cfg, overlay, kwargs)
 
-    def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    def fit(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
         assert chosen is not None
         described = overlay.get('num_classes', cfg.num_classes)
         try:
