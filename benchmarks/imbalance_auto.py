@@ -10,7 +10,7 @@ frequency, by the effective number of images (Cui et al., CVPR 2019), and what `
 heads with the settings of nbn-probe. The test pictures are for the report alone.
 
 Prints a table in Markdown: mean class accuracy, mean and standard deviation over the seeds; the difference of `auto` to
-the better of the two weightings, seed by seed; overall accuracy where classes occur as in training; and the strengths of
+the better of the two weightings, seed by seed; overall accuracy where classes occur as in training; the strengths of
 the prior that were chosen.
 """
 import argparse

@@ -247,6 +247,23 @@ def test_a_result_beside_a_checkpoint_counts_if_it_is_of_that_checkpoint(tmp_pat
     assert ('61.25' in (tmp_path / 'out' / 'README.md').read_text()) == known
 
 
+def test_a_result_counts_if_it_is_of_these_weights(tmp_path, caplog):
+    weights = checkpoint(tmp_path)
+    source, result = str(tmp_path / 'last.pth.tar'), json.loads((tmp_path / 'test.json').read_text())
+    arguments = [source, '--output', str(tmp_path / 'out'), '--overwrite']
+    others = {name: value + 1 for name, value in weights.items()}
+    for digest, told, said in ((weights_digest(weights), True, ''), (weights_digest(others), False, 'are not told'),
+                               (None, True, 'of an earlier version')):
+        caplog.clear()
+        (tmp_path / 'test.json').write_text(json.dumps(result | ({DIGEST: digest} if digest else {})))
+        push(arguments)
+        assert ('61.25' in (tmp_path / 'out' / 'README.md').read_text()) == told
+        assert said in caplog.text and bool(caplog.text) == bool(said)
+    (tmp_path / 'found.json').write_text(json.dumps(result | {DIGEST: weights_digest(others)}))
+    with pytest.raises(InputError, match="found.json' is of other weights"):
+        push([*arguments, '--results-file', str(tmp_path / 'found.json')])
+
+
 @pytest.mark.fast
 def test_a_folder_is_written_without_any_hub(tmp_path, capsys):
     weights = checkpoint(tmp_path)

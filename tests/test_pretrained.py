@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture
 def server(tmp_path):
-    """A file server on loopback: its address, its folder and the paths that were asked for."""
+    """A file server on loopback: its address, its folder, and the paths that were asked for with its answers."""
     folder = tmp_path / 'served'
     folder.mkdir()
     requested: list[str] = []
@@ -46,8 +46,11 @@ def server(tmp_path):
         def __init__(self, *args):
             super().__init__(*args, directory=str(folder))
 
-        def log_message(self, format, *args):
-            requested.append(self.path)
+        def log_request(self, code='-', size='-'):
+            requested.append(f'{self.path} {int(code)}')
+
+        def log_error(self, *args):
+            pass
 
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
         threading.Thread(target=httpd.serve_forever, daemon=True).start()
@@ -108,13 +111,13 @@ def test_a_folder_that_does_not_exist_is_an_error(weights_cache, monkeypatch):
         timm.create_model(NAME, pretrained=True)
 
 
-def test_a_mirror_is_asked_once(weights_cache, model, server, monkeypatch):
+def test_a_mirror_gives_a_file_once_as_long_as_it_has_the_same(weights_cache, model, server, monkeypatch):
     address, folder, requested = server
     save_file(model.state_dict(), folder / f'{NAME}.safetensors')
     monkeypatch.setenv('NBN_TIMM_WEIGHTS', f'{address}/')
     for _ in range(2):
         assert same_weights(timm.create_model(NAME, pretrained=True), model)
-    assert requested == [f'/{NAME}.safetensors']
+    assert requested == [f'/{NAME}.safetensors 200', f'/{NAME}.safetensors 304']
     with pytest.raises(InputError, match='no weights for.*404.*not in the cache'):  # the other places are tried
         timm.create_model('resnet10_nbn.places_lt', pretrained=True)
     timm.create_model(shipped_names()[0], pretrained=True)
@@ -235,7 +238,7 @@ def test_the_authors_archive_is_unpacked_recognised_converted_and_cached(weights
     # A second name does not fetch the archive again, and the message says what it holds.
     with pytest.raises(InputError, match=f'which holds {NAME}'):
         find_weights('resnet50_nbn.imagenet_lt', url)
-    assert requested == ['/download']
+    assert requested == ['/download 200']
 
 
 def test_released_entries_name_the_authors_archive_as_their_url():

@@ -16,7 +16,7 @@ import torch
 from test_train_run import data_flags, images  # noqa: F401  (the fixture)
 
 import nbn_timm  # noqa: F401  (registers the models)
-from nbn_timm.cli import report, train, validate
+from nbn_timm.cli import push, report, train, validate
 from nbn_timm.config import build_parser, read_given
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import Predictions
@@ -116,6 +116,32 @@ def test_without_the_page_the_predictions_are_kept(images, tmp_path):  # noqa: F
                 '--no-report'])
     assert not (tmp_path / 'x' / 'report.html').exists()
     assert read_run(tmp_path / 'x').predictions is not None
+
+
+def test_results_of_other_weights_are_not_told(runs, tmp_path, capsys):
+    def shown(folder: Path) -> list[bool]:
+        """Whether the accuracy of the test is on the page, in a comparison and in a model card."""
+        card = tmp_path / f'{folder.name}-card'
+        push.main([str(folder), '--output', str(card), '--overwrite'])
+        top1 = f'<b>{json.loads((folder / "test.json").read_text())["top1"]:.2f}</b>'
+        of_card = 'Accuracy in percent on the test split' in (card / 'README.md').read_text()
+        return [top1 in page_of(folder, output=tmp_path / 'x.html'), of_card]
+
+    folder = tmp_path / 'plain'
+    shutil.copytree(runs / 'plain', folder)
+    assert shown(folder) == [True, True]
+    capsys.readouterr()
+    file = folder / json.loads((folder / 'test.json').read_text())['weights']['file']
+    checkpoint = torch.load(file, weights_only=True)
+    for key in {'state_dict', 'state_dict_ema'} & checkpoint.keys():
+        checkpoint[key] = {name: value + 0.05 if value.is_floating_point() else value
+                           for name, value in checkpoint[key].items()}
+    torch.save(checkpoint, file)
+    assert shown(folder) == [False, False]
+    said = 'The results in test.json are of other weights than'
+    assert said in (tmp_path / 'x.html').read_text() and said in capsys.readouterr().out
+    assert f'plain: {said}' in page_of(runs / 'balanced', folder, output=tmp_path / 'both.html')
+    assert 'There is no test.json' not in (tmp_path / 'x.html').read_text()
 
 
 class Numbers:

@@ -21,6 +21,7 @@ from nbn_timm.cli import train, validate
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import LongTailEvaluator
 from nbn_timm.layers import CosineLinear, RectifiedLinear, merge_experts
+from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.second_stages import SECOND_STAGES, FitData, SecondStage, create_second_stage, restore_second_stages
 from nbn_timm.second_stages.expert_aggregation import padded_crop
 from nbn_timm.second_stages.ncm import CentroidLinear
@@ -312,7 +313,7 @@ def test_a_stage_leaves_a_checkpoint_that_validates_alone(stage, model, images, 
     validate.main(['--checkpoint', str(best if best.exists() else folder / LAST), '--device', 'cpu', '--workers', '0',
                    '-b', '4', '--results-file', str(tmp_path / 'result.json')])
     reported, validated = (json.loads(path.read_text()) for path in (folder / 'test.json', tmp_path / 'result.json'))
-    for key in ('loss', 'top1', 'few', 'per_class'):
+    for key in ('loss', 'top1', 'few', 'per_class', DIGEST):
         assert reported[key] == validated[key], key
 
     before, after = torch.load(first_stages[model], weights_only=True)['state_dict'], checkpoint(folder)['state_dict']

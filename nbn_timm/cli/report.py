@@ -31,6 +31,7 @@ from nbn_timm.report import (
     find_checkpoint,
     is_run,
     norm_sizes,
+    of_its_weights,
     read_run,
     write_comparison,
     write_report,
@@ -103,16 +104,18 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     with TemporaryDirectory() as work:
         runs = [read(place, name, settings, world, Path(work, str(number)))
                 for number, (place, name) in enumerate(zip(places, names, strict=True))]
+    told = [note if len(runs) == 1 else f'{run.name}: {note}' for run in runs for note in run.notes]
     notes: list[str] = []
     dataset = open_pictures(runs[0], settings.data_dir, notes)
     opened = [open_norms(run, place, notes) for run, place in zip(runs, places, strict=True)]
     if len(runs) == 1:
         path = Path(settings.output or runs[0].folder / REPORT)
         write_report(path, runs[0], _groups_of(runs[0]), dataset, opened[0][0], opened[0][1], tuple(notes))
+        notes = [*told, *notes]
     else:
         path = Path(settings.output or COMPARISON)
         norms = {run.name: sizes for run, (sizes, _) in zip(runs, opened, strict=True) if sizes is not None}
-        notes = write_comparison(path, runs, dataset, norms, tuple(notes))
+        notes = list(write_comparison(path, runs, dataset, norms, (*told, *notes)))
     for note in notes:
         print(note)
     size = f' ({path.stat().st_size / 1e6:.1f} MB)' if path.is_file() else ''
@@ -175,7 +178,7 @@ def read(place: Path, name: str, settings: ReportSettings, world: World, work: P
     else:
         run = read_run(folder_of(place), name=name)
     if not settings.evaluate:
-        return run
+        return of_its_weights(run)
     checkpoint = place if place.is_file() else find_checkpoint(run)
     if checkpoint is None:
         raise InputError(f"there is no checkpoint in '{run.folder}' to evaluate: give the file, or leave out --evaluate"

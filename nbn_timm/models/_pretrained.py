@@ -1,6 +1,4 @@
 """Where pretrained weights come from: a folder or mirror of yours, this package, the cache, the Hub, the authors."""
-import base64
-import http.client
 import json
 import logging
 import lzma
@@ -10,20 +8,18 @@ import tarfile
 import textwrap
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
 
 import torch.nn as nn
 from huggingface_hub.errors import EntryNotFoundError
 from timm.models import (
     DefaultCfg,
+    PretrainedCfg,
     build_model_with_cfg,
     get_pretrained_cfg,
     is_model,
@@ -32,13 +28,29 @@ from timm.models import (
 )
 from torch.hub import get_dir
 
-from nbn_timm.errors import InputError, without_password
-from nbn_timm.files import atomic_write, file_sha256, read_json_object, watched, write_text_atomic
+from nbn_timm.errors import InputError, quoted, without_password
+from nbn_timm.files import (
+    atomic_write,
+    file_sha256,
+    read_json_object,
+    refuse_no_file,
+    watched,
+    write_text_atomic,
+)
 
-from ._released import Recognized, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
+from ._fetching import NoSuchFile, fetched, is_address
+from ._released import Recognized, StateDict, checkpoint_filter_fn, convert_checkpoint, recognize, without_wrapper
 from .hub_files import hub_file
-from .model_folder import read_weights
-from .weight_files import DIGEST, check_weights, read_state_dict, refuse_other_types, save_weights, weights_digest
+from .model_folder import FOLDER, HUB, WEIGHTS_NAMES, find_weights_file
+from .weight_files import (
+    DIGEST,
+    check_weights,
+    read_state_dict,
+    refuse_other_types,
+    save_weights,
+    weights_digest,
+    weights_in,
+)
 
 __all__ = ['AUTHORS_ARCHIVE', 'HUB_FILES', 'HubFile', 'build_zoo_model', 'cache_dir', 'find_weights',
            'register_aliases', 'shipped_file', 'shipped_names', 'shipped_settings', 'weights_record', 'write_zoo_file']
@@ -67,6 +79,10 @@ _SHIPPED = Path(__file__).parents[1] / 'weights'
 
 _PATIENCE = 20.0  # seconds without a byte until a mirror is given up
 
+# Entries of a cfg that name weights, in timm's order, and those that a source needs.
+_NAMES = ('state_dict', 'file', 'hf_hub_id', 'url')
+_OF_SOURCES = {'hf-hub': 'hf_hub_id', 'local-dir': 'file'}
+
 _SUFFIXES = ('.pth', '.pt', '.tar', '.bin', '.ckpt', '.safetensors')
 
 ModelT = TypeVar('ModelT', bound=nn.Module)
@@ -82,36 +98,36 @@ def build_zoo_model(
 ) -> ModelT:
     """timm's `build_model_with_cfg`, with this package's sources of weights and its conversion of released files.
 
-    Sources that the caller names (`file`, `state_dict`, `hf-hub:`, `local-dir:`, another `url`) are timm's matter, but
-    files are read here first, as timm's reader compares no checksums, and weights that nothing can be computed with are
-    refused. A model takes no state dict that would be cast to other numbers, see `refuse_other_types`.
+    Where weights come from is decided here, and timm gets what was chosen, read and found to fit: what the caller
+    names (`state_dict`, `file`, `hf_hub_id` or `url` in the overlay, else in a `pretrained_cfg` of the caller's, or a
+    model name with `hf-hub:` or `local-dir:`), else what `find_weights` has. An entry that is None names nothing.
+
+    A classifier for other classes than the weights have is new, with a warning. `num_classes=-1` in the overlay asks
+    for a new one in any case. A model takes no state dict that would be cast to other numbers, see
+    `refuse_other_types`.
 
     Raises:
         InputError: No weights can be had, or they are damaged or of something else.
     """
     overlay = dict(pretrained_cfg_overlay or {})
+    chosen = None
+    head_wanted = not kwargs.get('features_only') and kwargs.get('num_classes') != 0
     if pretrained:
         cfg = resolve_pretrained_cfg(variant, pretrained_cfg, overlay)
-        file = None if cfg.file == shipped_file(f'{variant}.{cfg.tag}') else cfg.file
-        named_by_caller = cfg.source or file or cfg.state_dict or overlay.get('url') or overlay.get('hf_hub_id')
-        if not named_by_caller:
-            overlay['file'] = str(find_weights(f'{variant}.{cfg.tag}', str(cfg.url or '')))
-        elif file and not cfg.source:
-            overlay['file'] = file
-        elif cfg.source and not cfg.hf_hub_filename:
-            read_weights(f'{cfg.source}:{cfg.hf_hub_id or cfg.file}')
-        weights = read_state_dict(overlay['file']) if 'file' in overlay else cfg.state_dict
-        recognized = recognize(without_wrapper(weights)) if weights else None
-        if recognized is not None:
-            # timm would drop the classifier of weights with another number of classes than the tag's silently.
-            overlay.setdefault('num_classes', recognized.num_classes)
-            if recognized.arch == variant:
-                kwargs = _like_the_file(overlay.get('file', 'state_dict'), recognized, kwargs)
-    classes = overlay.get('num_classes', cfg.num_classes) if pretrained else None
+        chosen = _choose_weights(variant, cfg, overlay)
+        overlay |= chosen.entries
+        kwargs = _like_the_weights(chosen, variant, cfg, overlay, kwargs)
 
-    def fit(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-        fitting = checkpoint_filter_fn(state_dict, model, new_head=model.num_classes != classes)
-        check_weights(fitting, str(overlay.get('file') or cfg.file or cfg.hf_hub_id or cfg.url or 'state_dict'))
+    def fit(state_dict: dict[str, Any], model: Any) -> dict[str, Any]:
+        assert chosen is not None
+        described = overlay.get('num_classes', cfg.num_classes)
+        try:
+            fitting = checkpoint_filter_fn(state_dict, model, model.num_classes != described)
+        except InputError as error:
+            raise InputError(f'{quoted(chosen.where)}: {error}') from error
+        check_weights(fitting, chosen.where)
+        if head_wanted and described > 0:
+            _tell_new_head(chosen, model.num_classes, described, cfg.classifier)
         return fitting
 
     if isinstance(kwargs.get('num_experts'), int):
@@ -123,15 +139,216 @@ def build_zoo_model(
     return model
 
 
-def _like_the_file(file: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Chosen:
+    """The weights that a model is to have.
+
+    Attributes:
+        where: They come from, for messages.
+        weights: None where only timm can find them.
+        entries: Of the cfg, by which timm takes these weights and no others.
+        declared: Their number of classes, as who describes them says; None if nobody does.
+    """
+
+    where: str
+    weights: StateDict | None
+    entries: dict[str, Any]
+    declared: int | None = None
+
+    def classes(self, classifier: str | Sequence[str] | None) -> int | None:
+        """Their number of classes by what they are; None where they have no classifier.
+
+        Args:
+            classifier: Name of the classifier, or names, of architectures that are not recognised.
+        """
+        assert self.weights is not None
+        recognized = recognize(self.weights)
+        if recognized is not None:
+            return recognized.num_classes
+        name = classifier if isinstance(classifier, str) else next(iter(classifier or ()), '')
+        weight = without_wrapper(self.weights).get(f'{name}.weight')
+        return None if weight is None or not weight.ndim else int(weight.shape[0])
+
+
+def _choose_weights(variant: str, cfg: PretrainedCfg, overlay: Mapping[str, Any]) -> _Chosen:
+    """The one place that decides from where weights come.
+
+    Args:
+        variant: Name of the architecture.
+        cfg: With the entries of the overlay.
+        overlay: Of the caller.
+
+    Raises:
+        InputError: What the caller names does not serve, or nothing does.
+    """
+    key = _named_in_overlay(overlay)
+    if key is None and cfg.source in _OF_SOURCES:  # by the name of the model, whose files timm finds itself
+        key = _OF_SOURCES[cfg.source]
+        path = find_weights_file(f'{cfg.source}:{getattr(cfg, key)}', cfg.hf_hub_filename)
+        where = f'{cfg.source}:{getattr(cfg, key)}'
+        return _Chosen(where, None if path is None else read_state_dict(path), {}, cfg.num_classes)
+    if key is None:
+        key = next((key for key in _NAMES if getattr(cfg, key) and not _is_own(key, getattr(cfg, key))), None)
+    if key == 'state_dict':
+        weights = weights_in(cfg.state_dict or {}, 'state_dict')
+        return _Chosen('state_dict', weights, dict(state_dict=weights, source=''), overlay.get('num_classes'))
+    if key is None:
+        path, weights = _zoo_weights(variant, cfg)
+    else:
+        path = _named_file(key, getattr(cfg, key), overlay.get('source'), cfg.hf_hub_filename)
+        weights = read_state_dict(path)
+    where = without_password(str(cfg.url)) if key == 'url' else str(path)
+    return _Chosen(where, weights, dict(file=str(path), state_dict=None, source=''), overlay.get('num_classes'))
+
+
+def _named_in_overlay(overlay: Mapping[str, Any]) -> str | None:
+    """The entry of an overlay that names weights; None if there is none.
+
+    Raises:
+        InputError: It is empty or of a wrong type, or there are several.
+    """
+    named = [key for key in _NAMES if overlay.get(key) is not None and not _is_own(key, overlay[key])]
+    for key in named:
+        kind, what = (Mapping, 'state dict') if key == 'state_dict' else (str | os.PathLike, 'name')
+        if not isinstance(overlay[key], kind) or not overlay[key]:
+            raise InputError(f"'{key}' in the overlay of the pretrained cfg is no {what}, or is empty: give one, or "
+                             'leave it out')
+    if len(named) > 1:
+        raise InputError(f"the overlay of the pretrained cfg names weights by {' and by '.join(named)}: leave one out")
+    needed = _OF_SOURCES.get(overlay.get('source') or '')
+    if needed is not None and named != [needed]:
+        raise InputError(f"the overlay of the pretrained cfg has the source '{overlay['source']}' without '{needed}': "
+                         f'give it, or leave the source out')
+    return named[0] if named else None
+
+
+def _is_own(key: str, value: Any) -> bool:
+    """Whether an entry is one of this package's cfgs, from which `find_weights` begins."""
+    if key == 'file':
+        return isinstance(value, str) and Path(value).parent == _SHIPPED
+    return key == 'url' and value == AUTHORS_ARCHIVE
+
+
+def _named_file(key: str, name: Any, source: str | None, filename: str | None) -> Path:
+    """The file that a caller's entry of the cfg stands for, fetched if need be.
+
+    Args:
+        key: Of the entry.
+        name: Its value.
+        source: That it was given with; of 'local-dir' the file is a folder.
+        filename: In a folder or repository; None takes the usual ones.
+    """
+    if key == 'file' and source != 'local-dir':
+        return Path(name)
+    if key == 'url':
+        return _fetch_named(str(name))
+    place = f'{HUB if key == "hf_hub_id" else FOLDER}{name}'
+    path = find_weights_file(place, filename)
+    if path is None:
+        names = ' or '.join([filename] if filename else WEIGHTS_NAMES)
+        raise InputError(f"'{place}' has no {names}, or cannot be asked: check the name and the connection")
+    return path
+
+
+def _fetch_named(url: str) -> Path:
+    shown, remedy = quoted(without_password(url)), 'try again, or correct url'
+    if not is_address(url):
+        raise InputError(f'the url {shown} is no http or https address: correct it, or give a path as file')
+    try:
+        return fetched(url, cache_dir() / 'mirrors', partial(_check_readable, url, remedy), remedy, _PATIENCE)
+    except NoSuchFile as error:
+        raise InputError(f'{shown} cannot be had ({error}): {remedy}') from error
+
+
+def _zoo_weights(variant: str, cfg: PretrainedCfg) -> tuple[Path, StateDict]:
+    """The file of a zoo entry, and its weights.
+
+    Raises:
+        InputError: There is none, or it is of something else.
+    """
+    name = f'{variant}.{cfg.tag}' if cfg.tag else variant
+    if cfg.file:  # of an alias, which has no tag
+        name = Path(cfg.file).stem
+    path = find_weights(name, str(cfg.url or ''))
+    weights = read_state_dict(path)
+    why = _why_other(name, weights)
+    if why:
+        raise InputError(f"'{path}' cannot serve as the weights of '{name}', since {why}: remove or correct it")
+    return path, weights
+
+
+def _why_other(name: str, weights: StateDict) -> str | None:
+    """Why weights are not those of `arch.tag`, in words; None where nothing speaks against it."""
+    found = recognize(weights)
+    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    if found is None or cfg is None or _is_for(found, name):
+        return None
+    return (f'it is of {found.arch} with {found.num_classes} classes and not of {name.partition(".")[0]} with '
+            f'{cfg.num_classes}')
+
+
+def _like_the_weights(
+        chosen: _Chosen,
+        variant: str,
+        cfg: PretrainedCfg,
+        overlay: dict[str, Any],
+        kwargs: dict[str, Any],
+) -> dict[str, Any]:
     """Constructor arguments completed by what the weights say, such as the number of experts.
+
+    timm drops a classifier where the cfg and the model have other numbers of classes, so the cfg gets the number that
+    the weights have.
+
+    Args:
+        chosen: The weights.
+        variant: Name of the architecture.
+        cfg: With the entries of the overlay.
+        overlay: Of the cfg, to which `num_classes` is added.
+        kwargs: Constructor arguments of the caller.
 
     Raises:
         InputError: The caller wants something else than the weights are of.
     """
+    if chosen.weights is None:
+        return kwargs
+    recognized = recognize(chosen.weights)
+    if recognized is not None and recognized.arch == variant and not (cfg.source and not chosen.entries):
+        kwargs = _with_their_arguments(chosen.where, recognized, kwargs)
+    there = chosen.classes(cfg.classifier)
+    if there is not None and chosen.declared is None:
+        overlay['num_classes'] = there
+    return kwargs
+
+
+def _tell_new_head(chosen: _Chosen, num_classes: int, described: int, classifier: str | Sequence[str] | None) -> None:
+    """Warn of a classifier that is new because the weights have other classes.
+
+    Args:
+        chosen: The weights.
+        num_classes: Of the model.
+        described: Classes of the weights, as the cfg says.
+        classifier: See `_Chosen.classes`.
+
+    Raises:
+        InputError: They have no classifier, or one for another number than is said.
+    """
+    where = quoted(chosen.where)
+    there = described if chosen.weights is None else chosen.classes(classifier)
+    if there is None:
+        raise InputError(f'the weights in {where} have no classifier: give num_classes=-1 in the overlay of the '
+                         'pretrained cfg for a new one, or num_classes=0 for a model without')
+    if there != described:
+        raise InputError(f'the weights in {where} have {there} classes, and their description says {described}: '
+                         'correct num_classes there (the overlay or the config.json; that of the model may be another)')
+    if num_classes != there:
+        _logger.warning('The weights in %s have %d classes and %d were asked for, so the classifier is new and has to '
+                        'be trained.', where, there, num_classes)
+
+
+def _with_their_arguments(where: str, recognized: Recognized, kwargs: dict[str, Any]) -> dict[str, Any]:
     for key, value in recognized.model_args.items():
         if kwargs.get(key, value) != value:
-            raise InputError(f"'{file}' has weights for {recognized.arch} with {key}={value!r}, but "
+            raise InputError(f"'{where}' has weights for {recognized.arch} with {key}={value!r}, but "
                              f'{key}={kwargs[key]!r} was asked for: leave {key} out or give other weights')
     return {**recognized.model_args, **kwargs}
 
@@ -188,12 +405,15 @@ def find_weights(name: str, archive_url: str = '') -> Path:
         InputError: No source has the weights; the message lists what was tried and the command that helps.
     """
     tried: list[str] = []
-    for source in (_from_named_source, _from_package, _from_cache, _from_hub):
-        path = source(name, tried)
-        if path is not None:
-            return path
-    path = _from_archive(name, archive_url, tried)
+    path = _from_named_source(name, tried)
     if path is not None:
+        return path
+    for source in (_from_package, _from_cache, _from_hub, partial(_from_archive, archive_url)):
+        path = source(name, tried)
+        if path is None:
+            continue
+        if os.environ.get(WEIGHTS_VARIABLE):
+            _logger.warning("%s has no weights for '%s', so '%s' is taken.", WEIGHTS_VARIABLE, name, path)
         return path
     raise InputError(
         f"no weights for '{name}' could be had (tried: {'; '.join(tried)}): get a released checkpoint and run "
@@ -248,7 +468,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 def _record_beside(weights: Path, filename: str) -> Path | None:
     """The record of weights in a folder or mirror of the user's."""
     place = os.environ[WEIGHTS_VARIABLE]
-    return _download(place, filename, []) if _is_address(place) else weights.with_name(filename)
+    return _download(place, filename, []) if is_address(place) else weights.with_name(filename)
 
 
 def _filename(name: str) -> str:
@@ -260,7 +480,7 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
     if not place:
         tried.append(f'{WEIGHTS_VARIABLE} is not set')
         return None
-    if _is_address(place):
+    if is_address(place):
         return _download(place, _filename(name), tried)
     folder = Path(place).expanduser()
     if not folder.is_dir():
@@ -268,16 +488,34 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
     exact = folder / _filename(name)
     if exact.is_file():
         return exact
-    found = _checkpoints_by_name(folder).get(name, [])
+    refuse_no_file(exact)
+    if exact.is_symlink():
+        raise InputError(f"'{exact}' is a link to what is not there: correct or remove it, or unset {WEIGHTS_VARIABLE}")
+    found = [(path, recognized) for path, recognized in _checkpoints(folder)
+             if _zoo_name(path) is None and _is_for(recognized, name)]
+    listed, remedy = ', '.join(f"'{path.name}'" for path, _ in found), f'to {_filename(name)} with nbn-convert'
     if len(found) > 1:
-        listed = ', '.join(f"'{path.name}'" for path in found)
-        raise InputError(
-            f"{WEIGHTS_VARIABLE} '{place}' holds several checkpoints for '{name}' ({listed}): rename the one you mean "
-            f'to {_filename(name)} with nbn-convert')
+        raise InputError(f"{WEIGHTS_VARIABLE} '{place}' holds several checkpoints for '{name}' ({listed}): rename the "
+                         f'one you mean {remedy}')
+    if found and found[0][1].name != name:
+        raise InputError(f"{WEIGHTS_VARIABLE} '{place}' holds {listed}, {found[0][1]}, which may be '{name}' or "
+                         f'something else of {found[0][1].num_classes} classes: rename it {remedy}, or to what it is')
     if found:
-        return found[0]
+        return found[0][0]
     tried.append(f"no {_filename(name)} and no checkpoint of this kind in '{folder}'")
     return None
+
+
+def _zoo_name(path: Path) -> str | None:
+    """The `arch.tag` that a file is called after; None where its name says nothing."""
+    name = path.name.removesuffix(path.suffix)
+    return name if '.' in name and is_model(name) and get_pretrained_cfg(name) is not None else None
+
+
+def _is_for(recognized: Recognized, name: str) -> bool:
+    """Whether weights may be those of `arch.tag`, by their architecture and number of classes."""
+    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    return recognized.arch == name.partition('.')[0] and cfg is not None and recognized.num_classes == cfg.num_classes
 
 
 def _from_package(name: str, tried: list[str]) -> Path | None:
@@ -285,9 +523,6 @@ def _from_package(name: str, tried: list[str]) -> Path | None:
     if path is None:
         tried.append('this package ships none')
         return None
-    if os.environ.get(WEIGHTS_VARIABLE):
-        _logger.warning("%s has no weights for '%s', so those that come with the package are taken.", WEIGHTS_VARIABLE,
-                        name)
     recorded = _read_record(Path(path).with_suffix('.json')).get(DIGEST)
     damaged = f"the weights '{path}', which come with this package, are damaged: install it again"
     try:
@@ -325,10 +560,6 @@ def _from_hub(name: str, tried: list[str]) -> Path | None:
     return path
 
 
-def _is_address(place: str) -> bool:
-    return place.lower().startswith(('http://', 'https://'))
-
-
 def _download(place: str, filename: str, tried: list[str]) -> Path | None:
     """Fetch one file of a mirror into a cache folder of that mirror's own, so that mirrors do not mix.
 
@@ -336,67 +567,38 @@ def _download(place: str, filename: str, tried: list[str]) -> Path | None:
         None if the mirror answers that it has no such file.
 
     Raises:
-        InputError: The mirror does not answer, or not with the whole file.
+        InputError: The mirror does not answer, or not with the whole file, or with another one.
     """
-    place = place.rstrip('/')  # a host may have several, as repositories of a Hub
-    shown = without_password(place)
-    target = cache_dir() / 'mirrors' / quote(shown.partition('://')[2], safe='') / filename
-    if target.is_file():
-        return target
-    try:
-        atomic_write(target, lambda temporary: _fetch(place, filename, temporary))
-    except _NoSuchFile as error:
-        tried.append(f'{shown}/{filename}: {error}')
-        return None
-    return target
-
-
-class _NoSuchFile(Exception):
-    """A mirror answers that it does not have a file."""
-
-
-def _fetch(place: str, filename: str, target: Path) -> None:
-    shown = f'{without_password(place)}/{filename}'
+    url = f"{place.rstrip('/')}/{filename}"  # a host may have several, as repositories of a Hub
     remedy = f'try again, or correct or unset {WEIGHTS_VARIABLE}'
+
+    def check(path: Path) -> None:
+        weights = _check_readable(url, remedy, path)
+        why = weights and _why_other(filename.removesuffix('.safetensors'), weights)
+        if why:
+            raise InputError(f'what {quoted(without_password(url))} gives cannot serve, since {why}: correct the file '
+                             f'there, or correct or unset {WEIGHTS_VARIABLE}')
+
     try:
-        length, got = watched(partial(_copy, _request(f'{place}/{filename}'), target), target, _PATIENCE)
-    except HTTPError as error:
-        if error.code in (404, 410):
-            raise _NoSuchFile(_first_line(error)) from error
-        raise InputError(f"'{shown}' cannot be had ({_first_line(error)}): {remedy}") from error
-    except (URLError, TimeoutError, ConnectionError, http.client.HTTPException, ValueError) as error:
-        reason = f'no answer within {_PATIENCE:g} seconds' if 'timed out' in str(error) else _first_line(error)
-        raise InputError(f"'{shown}' cannot be had ({reason}): {remedy}") from error
-    if length is not None and length.isdecimal() and got != int(length):
-        raise InputError(f"'{shown}' broke off after {got} of {length} bytes: {remedy}")
+        return fetched(url, cache_dir() / 'mirrors', check, remedy, _PATIENCE)
+    except NoSuchFile as error:
+        tried.append(f'{without_password(url)}: {error}')
+        return None
+
+
+def _check_readable(url: str, remedy: str, path: Path) -> StateDict | None:
+    """Refuse what was fetched if it is not what its name says; returns the weights if they are."""
     try:
-        _read_record(target) if filename.endswith('.json') else read_state_dict(target)
+        if path.suffix != '.json':
+            return read_state_dict(path)
+        _read_record(path)
     except InputError as error:
-        raise InputError(f"what '{shown}' gives is damaged or something else, as a page that asks for a login: "
-                         f'{remedy}') from error
+        raise InputError(f'what {quoted(without_password(url))} gives is damaged or something else, as a page that '
+                         f'asks for a login: {remedy}') from error
+    return None
 
 
-def _copy(request: Request, target: Path) -> tuple[str | None, int]:
-    """Copy what a server answers into a file; returns the length that it tells and the one that came."""
-    got = 0
-    with urlopen(request, timeout=_PATIENCE) as response, open(target, 'wb', buffering=0) as file:
-        while block := response.read1(1 << 20):
-            file.write(block)
-            got += len(block)
-        return response.headers.get('Content-Length'), got
-
-
-def _request(url: str) -> Request:
-    """The request for an address, whose user and password go into a header."""
-    request = Request(without_password(url), headers={'User-Agent': 'nbn_timm'})
-    user = urlsplit(url).netloc.rpartition('@')[0]
-    if user:  # not handed on where the mirror sends us elsewhere
-        token = base64.b64encode(unquote(user).encode()).decode()
-        request.add_unredirected_header('Authorization', f'Basic {token}')
-    return request
-
-
-def _from_archive(name: str, url: str, tried: list[str]) -> Path | None:
+def _from_archive(url: str, name: str, tried: list[str]) -> Path | None:
     """Fetch the authors' archive once, convert every zoo checkpoint in it into the cache, and return the one wanted."""
     if not url:
         tried.append('the authors published none')
@@ -436,7 +638,9 @@ def _unpack_archive(url: str, contents_file: Path) -> str:
             extracted = _extract(archive, Path(folder) / 'extracted')
         except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             return f"the authors' archive {url} came damaged ({_first_line(error)})"
-        found = _checkpoints_by_name(extracted)
+        found: dict[str, list[Path]] = {}
+        for path, recognized in _checkpoints(extracted):
+            found.setdefault(recognized.name, []).append(path)
         if not found:
             return f"the authors' archive {url}, which holds no checkpoint of a known kind"
         for name, paths in found.items():
@@ -467,9 +671,8 @@ def _is_torch_zip(path: Path) -> bool:
         return any(name.endswith('/data.pkl') for name in zip_file.namelist())
 
 
-def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
-    """The zoo checkpoints below a folder by `arch.tag`, told by their keys."""
-    found: dict[str, list[Path]] = {}
+def _checkpoints(folder: Path) -> Iterator[tuple[Path, Recognized]]:
+    """The checkpoints of zoo networks below a folder, told by their keys."""
     for path in sorted(path for path in folder.rglob('*') if path.is_file() and path.suffix in _SUFFIXES):
         try:
             recognized = recognize(read_state_dict(path))
@@ -477,8 +680,7 @@ def _checkpoints_by_name(folder: Path) -> dict[str, list[Path]]:
             _logger.warning('%s', error)
             continue
         if recognized is not None and is_model(recognized.arch):
-            found.setdefault(recognized.name, []).append(path)
-    return found
+            yield path, recognized
 
 
 def write_zoo_file(checkpoint: Path, target: Path | None = None) -> tuple[Recognized, Path]:

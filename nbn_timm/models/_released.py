@@ -77,7 +77,8 @@ class Recognized:
 
 
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
-    """Tell which ResNet of this package, of timm or of the released codes a bare state dict belongs to, if any."""
+    """Tell which ResNet of this package, of timm or of the released codes a state dict belongs to, if any."""
+    state_dict = without_wrapper(state_dict)
     renamed = rename_experts(state_dict)
     form = robust_form(state_dict) or _released_form(state_dict)
     state_dict = renamed
@@ -163,7 +164,10 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module, new_head:
 
 
 def without_wrapper(state_dict: Mapping[str, Any]) -> StateDict:
-    """A state dict without what a training framework puts before every key, such as `model.` or `student.model.`."""
+    """A state dict without what a training framework puts around it, and before every key, such as `student.model.`."""
+    for wrapper in ('state_dict', 'model'):
+        if isinstance(state_dict.get(wrapper), Mapping):
+            state_dict = state_dict[wrapper]
     state_dict = clean_state_dict(dict(state_dict))
     suffix = 'conv1.weight'  # the stem of all networks here; those of blocks have longer names
     prefix = min((key for key in state_dict if f'.{key}'.endswith(f'.{suffix}')), key=len, default=suffix)
@@ -179,9 +183,6 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
     Raises:
         InputError: One of the two has NBN and the other has not: loaded regardless, the outputs would be garbage.
     """
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(state_dict.get(wrapper), Mapping):
-            state_dict = state_dict[wrapper]
     state_dict = rename_experts(without_wrapper(state_dict))
     network = getattr(model, 'network', model)  # of a `RoutedExperts`
     layers = nbn_layers(network)

@@ -12,12 +12,13 @@ from ._released import StateDict
 from .hub_files import hub_file
 from .weight_files import read_state_dict
 
-__all__ = ['FOLDER', 'HUB', 'find_weights_file', 'is_model_folder', 'read_folder_config', 'read_weights']
+__all__ = ['FOLDER', 'HUB', 'WEIGHTS_NAMES', 'find_weights_file', 'is_model_folder', 'read_folder_config',
+           'read_weights']
 
 HUB, FOLDER = 'hf-hub:', 'local-dir:'
 
 # In timm's order.
-_WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
+WEIGHTS_NAMES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
 
 
 def is_model_folder(name: str) -> bool:
@@ -66,13 +67,17 @@ def read_weights(source: str) -> StateDict | None:
     return None if path is None else read_state_dict(path)
 
 
-def find_weights_file(source: str) -> Path | None:
+def find_weights_file(source: str, filename: str | None = None) -> Path | None:
     """The file of weights in a folder or repository, fetched if need be; None where only timm knows its name.
+
+    Args:
+        source: See `read_folder_config`.
+        filename: Of the weights, where it is not one of the usual.
 
     Raises:
         InputError: It cannot be had.
     """
-    for name in _WEIGHTS:
+    for name in (filename,) if filename else WEIGHTS_NAMES:
         try:
             return _file(source, name)
         except (FileNotFoundError, EntryNotFoundError):

@@ -24,7 +24,7 @@ from nbn_timm.files import refuse_no_file
 from ._released import StateDict, recognize, to_model_format
 
 __all__ = ['DIGEST', 'check_weights', 'load_weights', 'read_checkpoint', 'read_state_dict', 'refuse_other_types',
-           'save_weights', 'weights_digest']
+           'save_weights', 'weights_digest', 'weights_in']
 
 DIGEST = 'weights_sha256'  # key of `weights_digest` in a file's metadata and in the record of a training
 
@@ -136,7 +136,17 @@ def read_state_dict(path: str | Path, use_ema: bool = True) -> StateDict:
     Raises:
         InputError: As `read_checkpoint`, or the file has no weights, or some that nothing can be computed with.
     """
-    content = read_checkpoint(path)
+    return weights_in(read_checkpoint(path), path, use_ema)
+
+
+def weights_in(content: Mapping[str, Any], path: str | Path, use_ema: bool = True) -> StateDict:
+    """The weights in what a checkpoint file holds, or in a state dict; see `read_state_dict`.
+
+    Args:
+        content: Of the file.
+        path: Of the file, or what it is, for messages.
+        use_ema: The averaged weights are wanted, if there are some.
+    """
     keys = (('state_dict_ema', 'model_ema') if use_ema else ()) + ('state_dict', 'model')
     state_dict = next((content[key] for key in keys if isinstance(content.get(key), dict)
                        or (key != 'model' and content.get(key) is not None)), content)  # a name may stand there

@@ -27,6 +27,7 @@ from nbn_timm.imbalance import target_shares
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import source_file
 from nbn_timm.models.transfer import start_model
+from nbn_timm.models.weight_files import DIGEST, weights_digest
 from nbn_timm.probe.auto import auto_head
 from nbn_timm.probe.comparison import ComparedHead, Comparison, compare_heads
 from nbn_timm.probe.features import FeatureFolder, Features, extract_features, feature_key
@@ -293,7 +294,8 @@ def _keep(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=False,
         precision=settings.precision.amp_dtype if settings.precision.amp else 'float32',
-        calibration=None if temperature is None else temperature.to_dict())
+        calibration=None if temperature is None else temperature.to_dict(),
+        **{DIGEST: weights_digest(state['state_dict'])})
     result.write_per_class_csv(folder / f'{split}_per_class.csv', classes)
     dataset = splits.test if split == 'test' else splits.val
     replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')

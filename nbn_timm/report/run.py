@@ -21,6 +21,7 @@ from nbn_timm.evaluation.result import FURTHER_METRICS, METRICS
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
 from nbn_timm.models.run_folder import source_file
+from nbn_timm.models.weight_files import DIGEST, read_state_dict, weights_digest
 from nbn_timm.seals import is_as_written, is_text_as_written
 
 SHOTS = ('many', 'medium', 'few')
@@ -229,6 +230,31 @@ def find_checkpoint(run: FinishedRun) -> Path | None:
         return source_file(run.folder, finished=True)
     except InputError:
         return None
+
+
+def of_its_weights(run: FinishedRun) -> FinishedRun:
+    """The run without its results, and a note, where the file that they are of has other weights by now.
+
+    What there is nothing to compare with stays: a file that is gone or damaged, or results of an earlier version, which
+    are told with a note.
+    """
+    weights, file = run.results.get('weights'), f'{run.split}.json'
+    path = run.folder / Path(str(weights.get('file'))).name if isinstance(weights, Mapping) else None
+    if path is None or not path.is_file():
+        return run
+    recorded = run.results.get(DIGEST)
+    if recorded is None:
+        return replace(run, notes=(*run.notes, f'{file} is of an earlier version, which did not record by a digest of '
+                                   f'which weights it is, so {path.name} may have others by now.'))
+    try:
+        digest = weights_digest(read_state_dict(path, bool(run.results.get('use_ema'))))
+    except InputError:  # the network cannot be opened, which is told elsewhere
+        return run
+    if digest == recorded:
+        return run
+    return replace(run, results={}, classes=(), predictions=None, label_sets=None, notes=(
+        *run.notes, f'The results in {file} are of other weights than {path.name} has now, so they are not told: '
+        'nbn-report --evaluate evaluates these. The curves are of the training before.'))
 
 
 def _read(path: Path, parse: Callable[[str], T], otherwise: T) -> T:

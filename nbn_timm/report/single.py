@@ -80,7 +80,7 @@ def missing(run: FinishedRun, gallery: Gallery | None) -> list[str]:
     found = []
     if not can_draw():
         found.append(how_to_draw())
-    if not run.results:
+    if not run.results and not (run.folder / f'{run.split}.json').is_file():
         found.append('There is no test.json: the run is not finished, or another program has made it. nbn-report '
                      '--evaluate evaluates its network.')
     if run.results and run.targets is None:

@@ -1,4 +1,5 @@
 """Accuracies of a network, and the files in which train.py and validate.py leave them."""
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,9 +12,12 @@ from nbn_timm.datasets import benchmarks
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.result import METRICS
 from nbn_timm.files import read_json_object
+from nbn_timm.models.weight_files import DIGEST
 from nbn_timm.seals import tell_changes
 
 ACCURACIES = tuple(name for name in METRICS if name != 'loss')
+
+_logger = logging.getLogger(__name__)
 
 # Post-hoc changes of what validate.py evaluated that do not travel with the weights.
 _CHANGES = {'tau_norm': '--tau-norm', 'logit_adjustment': '--logit-adjustment', 'routed': 'a router',
@@ -134,6 +138,7 @@ class ResultsFile:
         weights: Of a run.
         use_ema: They are averaged weights; None where the file does not say.
         changes: What was evaluated beside the weights and does not travel with them, in words.
+        digest: `weights_digest` of the weights; None in a file of an earlier version.
     """
 
     results: Results
@@ -142,6 +147,7 @@ class ResultsFile:
     weights: EvaluatedWeights
     use_ema: bool | None
     changes: tuple[str, ...]
+    digest: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> 'ResultsFile':
@@ -158,17 +164,25 @@ class ResultsFile:
             raise InputError(f"'{path}' is no results file ({', '.join(needed)} are not all there): {hint}")
         changes = dict.fromkeys(said for key, said in _CHANGES.items() if data.get(key))
         return cls(Results.from_dict(data, f"'{path}'"), data['num_classes'], data.get('model'),
-                   EvaluatedWeights.of_results(data), data.get('use_ema'), tuple(changes))
+                   EvaluatedWeights.of_results(data), data.get('use_ema'), tuple(changes), data.get(DIGEST))
 
 
-def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> ResultsFile | None:
+def results_beside(
+        checkpoint: str,
+        use_ema: bool,
+        epoch: int | None,
+        digest: str | None = None,
+) -> ResultsFile | None:
     """Test accuracies that train.py wrote beside a checkpoint, if they are of that file and of those weights.
+
+    Where the digests do not agree, or there is none as in files of earlier versions, a warning says so.
 
     Args:
         checkpoint: The file.
         use_ema: The averaged weights are meant.
         epoch: Of the checkpoint, from 1; None for a second stage of one pass. The result may be older, if the run went
             on.
+        digest: `weights_digest` of the weights that are meant; None looks at the file and the epoch alone.
     """
     path = Path(checkpoint)
     beside = path.parent / 'test.json'
@@ -176,17 +190,27 @@ def results_beside(checkpoint: str, use_ema: bool, epoch: int | None) -> Results
         return None
     found = ResultsFile.read(beside)
     same = (found.weights.file, found.weights.epoch) == (path.name, epoch) and found.use_ema in (None, use_ema)
-    # A run of a second stage may have asked only some experts for an image.
-    return found if same and not found.changes else None
+    if not same or found.changes:  # a run of a second stage may have asked only some experts for an image
+        return None
+    if digest is None or found.digest == digest:
+        return found
+    if found.digest is None:
+        _logger.warning("The accuracies in '%s' are of an earlier version, which did not record by a digest of which "
+                        "weights they are: make sure that '%s' is as it was then.", beside, path.name)
+        return found
+    _logger.warning("The accuracies in '%s' are of other weights than '%s' has now, so they are not told: evaluate "
+                    'again with validate.py --results-file, and give that file.', beside, path.name)
+    return None
 
 
-def results_of(path: str, use_ema: bool, architecture: str) -> ResultsFile:
+def results_of(path: str, use_ema: bool, architecture: str, digest: str) -> ResultsFile:
     """Accuracies in a results file of validate.py or in a test.json of train.py.
 
     Args:
         path: Of the file.
         use_ema: The averaged weights are meant.
         architecture: Of the model that is meant.
+        digest: `weights_digest` of its weights.
 
     Raises:
         InputError: The file is none of these, or is of something else than the weights by themselves.
@@ -204,4 +228,7 @@ def results_of(path: str, use_ema: bool, architecture: str) -> ResultsFile:
         kind = 'averaged' if found.use_ema else 'plain'
         raise InputError(f"the results file '{path}' is of the {kind} weights and the others are pushed: "
                          f"{'add' if found.use_ema else 'leave out'} --use-ema or evaluate again")
+    if found.digest not in (None, digest):
+        raise InputError(f"the results file '{path}' is of other weights of '{architecture}' than these: evaluate "
+                         'these with validate.py')
     return found

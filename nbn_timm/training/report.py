@@ -19,6 +19,7 @@ from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
 from nbn_timm.models.tuning import AdapterFile, save_adapter
+from nbn_timm.models.weight_files import DIGEST, read_state_dict, weights_digest
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.seals import sealed_text
 from nbn_timm.settings import SettingGroups
@@ -194,12 +195,13 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if predictions is None:
         return
     settings = plan.settings
+    digest = weights_digest(read_state_dict(folder / weights.file, averaged(plan, weights)))
     answers = {} if thresholds is None else {'thresholds': thresholds.to_dict()}
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=averaged(plan, weights),
         precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
-        **answers)
+        **{DIGEST: digest}, **answers)
     replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
