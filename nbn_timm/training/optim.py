@@ -20,6 +20,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.wsd_lr import WSDLRScheduler
 from torch import nn
 
+from nbn_timm import timm_flags
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import KeyValue, call, check_types, key_values, reason_of, refuse_owned, refuse_unknown
 from nbn_timm.second_stages.classifier import classifier_of
@@ -139,7 +140,8 @@ class ScheduleSettings(Settings):
         None, 'end the run when --eval-metric on the validation split has not become better for so many epochs',
         limits=AT_LEAST_1, unset='all epochs are trained')
     sched: str = setting('cosine', "course of the rate; 'linear' falls evenly to zero, 'wsd' does so at the end alone",
-                         choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
+                         choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'),
+                         instead=timm_flags.SCHEDULES)
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
                                      effect=only_with('sched', 'cosine', 'linear', 'wsd', 'step', 'multistep'))
     sched_ahead: int = setting(
