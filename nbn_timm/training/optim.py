@@ -59,6 +59,9 @@ def _has_momentum(name: str, others: Values) -> str | None:
 _LOOKAHEAD = 'lookahead_'  # timm's prefix
 
 
+_LIKE_ADAM = ('adam', 'adan', 'adopt', 'adabelief', 'adafactor', 'lamb', 'laprop', 'lion', 'mars')  # parts of names
+
+
 def _base_optimizer(name: str) -> str:
     """Name of an optimizer in lower case, without timm's prefix for Lookahead around it."""
     return name.lower().removeprefix(_LOOKAHEAD)
@@ -113,6 +116,11 @@ class OptimizerSettings(Settings):
         """How the rate follows the batch: as given, or by timm's rule for this optimizer."""
         adaptive = any(part in self.opt.lower() for part in ('ada', 'lamb'))
         return self.lr_base_scale or ('sqrt' if adaptive else 'linear')
+
+    @property
+    def is_like_adam(self) -> bool:
+        """Whether its step is about as long as the rate, whatever the gradient's length."""
+        return any(part in _base_optimizer(self.opt) for part in _LIKE_ADAM)
 
     def for_batch(self, images: int) -> 'OptimizerSettings':
         """The settings with the learning rate of a run.
