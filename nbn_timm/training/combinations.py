@@ -124,7 +124,7 @@ def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     if isinstance(stage, FittedSecondStage):
         return []
     told = doubtful_rate(settings.optimizer, settings.schedule)
-    if stage is not None and stage.loss() is not None:
+    if isinstance(stage, TrainedSecondStage) and stage.loss() is not None:
         return told
     own, epochs = inspect.signature(LOSSES[loss]).parameters.get('epochs'), settings.schedule.epochs
     over = settings.loss.loss_kwargs.get('epochs', None if own is None else own.default)
