@@ -75,8 +75,8 @@ def load_pretrained_file(
     if has_nbn(weights) and not nbn_layers(model):
         raise InputError(f"the weights in '{source}' are of a network with NBN, and {_name(model)} has none, so that "
                          'its outputs would be garbage: give --add-nbn if they were trained with it, or the --model '
-                         'with _nbn in its name; or as --initial-checkpoint of nbn-train, or --checkpoint of nbn-probe '
-                         'they bring their model along')
+                         'with _nbn in its name; given as --initial-checkpoint of nbn-train or --checkpoint of '
+                         'nbn-probe, they bring their model along')
     try:
         weights = to_model_format(weights, model)
     except InputError as error:
