@@ -1,4 +1,5 @@
 """How far something is: bars on a terminal, and lines in a file where a pass is long."""
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from tqdm import tqdm
 T = TypeVar('T')
 
 _SECONDS = 30  # between lines in a file
+_SIZE = {'ncols': 80, 'nrows': 24}  # of a terminal that does not tell its own
 
 
 def on_terminal(stream: TextIO | None = None) -> bool:
@@ -17,6 +19,15 @@ def on_terminal(stream: TextIO | None = None) -> bool:
     with suppress(ValueError, AttributeError):  # closed, or none
         return (stream or sys.stderr).isatty()
     return False
+
+
+def _width(stream: TextIO) -> dict[str, Any]:
+    """Size of a bar, for tqdm: as the terminal has it at each time, or a usual one where that tells none."""
+    try:
+        known = os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):
+        known = False
+    return {'dynamic_ncols': True} if known else dict(_SIZE)
 
 
 def bar(total: int | None, what: str, **settings: Any) -> tqdm:
@@ -27,7 +38,7 @@ def bar(total: int | None, what: str, **settings: Any) -> tqdm:
         what: Stands before it.
         settings: Further ones of tqdm.
     """
-    return tqdm(total=total, desc=what, leave=False, dynamic_ncols=True, file=sys.stderr, **settings)
+    return tqdm(total=total, desc=what, leave=False, file=sys.stderr, **_width(sys.stderr), **settings)
 
 
 def with_bar(batches: Iterable[T], what: str) -> Iterator[T]:
@@ -56,7 +67,7 @@ def with_bar_or_lines(items: Iterable[T], total: int, what: str, stream: TextIO 
     """
     stream = stream or sys.stderr
     if on_terminal(stream):
-        yield from tqdm(items, total=total, unit=f' {what}', file=stream, leave=False, dynamic_ncols=True)
+        yield from tqdm(items, total=total, unit=f' {what}', file=stream, leave=False, **_width(stream))
         return
     said = begun = time.monotonic()
     for number, item in enumerate(items, start=1):

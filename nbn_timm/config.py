@@ -119,9 +119,11 @@ def number(limits: Limits | None = None, kind: type = float) -> Callable[[str], 
     return parse
 
 
-def choice(choices: Collection[str]) -> Callable[[str], str]:
-    """An argument type: one of the choices; a wrong one is told the nearest."""
+def choice(choices: Collection[str], instead: Mapping[str, str]) -> Callable[[str], str]:
+    """An argument type: one of the choices; a wrong one is told what to use `instead`, or the nearest."""
     def parse(text: str) -> str:
+        if text in instead:
+            raise argparse.ArgumentTypeError(f"there is no '{text}' here: {instead[text]}")
         if text not in choices:
             raise argparse.ArgumentTypeError(
                 f"invalid choice: '{text}' (choose from {', '.join(choices)}){nearest(text, choices)}")
@@ -187,7 +189,7 @@ def add_flag(section: Any, declared: Field, more: str = '') -> None:
     if declared.type in (int, float):
         options['type'] = number(about.limits, declared.type)
     if declared.choices is not None:
-        options['type'] = choice(declared.choices)
+        options['type'] = choice(declared.choices, about.instead)
     if about.nargs is not None:
         options['nargs'] = '+' if about.nargs == 0 else about.nargs
     if about.nargs == '?':
@@ -246,8 +248,8 @@ def parse_flags(
         name = unknown[0].partition('=')[0]
         if name.startswith('-') and key_of(name) in (elsewhere or {}):
             parser.error(not_here(name, elsewhere))
-        if name.startswith('-') and key_of(name) in (of_others or {}):
-            parser.error(f"unknown argument '{name}': {(of_others or {})[key_of(name)]}")
+        if name.startswith('-') and (owner := (of_others or {}).get(key_of(name))):
+            parser.error(f"unknown argument '{name}': {owner}")
         parser.error(f"unknown argument '{unknown[0]}'{_nearest_flag(unknown[0], known or vars(args))}")
     return args
 
@@ -369,6 +371,8 @@ def read_config(parser: argparse.ArgumentParser, groups: type[SettingGroups], pa
         name = other_names.get(name, name)
         if name in groups.elsewhere and name not in known:
             raise InputError(f"in config '{path}': {not_here(name, groups.elsewhere)}")
+        if name in groups.of_others and name not in known:
+            raise InputError(f"config '{path}' has the key '{key}': {groups.of_others[name]}")
         if name not in known or name == 'config':
             raise InputError(f"config '{path}' has an unknown key '{key}'{nearest(name, known)}")
         if value is None:

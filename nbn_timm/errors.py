@@ -25,9 +25,17 @@ _LONGEST_NAME = 400
 _LONGEST_TEXT = 800
 
 
-def nearest(name: str, known: Iterable[str], most: int = 1) -> str:
-    """Return `; did you mean 'x'?` for the known names closest to `name`, or an empty string."""
-    *others, last = [''] + [f"'{match}'" for match in difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)]
+def nearest(name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> str:
+    """Return `; did you mean 'x'?` for the known names closest to `name`, or an empty string.
+
+    Args:
+        name: What was given.
+        known: Names that there are.
+        most: How many to return.
+        cutoff: How like it a name is at least, from 0 to 1.
+    """
+    found = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    *others, last = ['', *(f"'{match}'" for match in found)]
     return f'; did you mean {", ".join(others[1:])}{" or " * bool(others[1:])}{last}?' if last else ''
 
 

@@ -95,6 +95,7 @@ class Declaration:
     is_file: bool
     inherited: bool
     effect: Effect | None
+    instead: Mapping[str, str] = field(default_factory=dict)
 
 
 def setting(
@@ -113,6 +114,7 @@ def setting(
         is_file: bool = False,
         inherited: bool = False,
         effect: Effect | None = None,
+        instead: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a setting, as the default of a dataclass field.
 
@@ -134,9 +136,11 @@ def setting(
         is_file: A path that is told to others by the file's name alone.
         inherited: Who goes on from a finished network takes it from there, unless it is given.
         effect: Says why it has no effect among other values, see `only_with`.
+        instead: Of values that are no choices but known elsewhere, what to use in their place.
     """
     declaration = Declaration(
-        help, limits, choices, nargs, const, metavar, short, also, unset, kind, is_file, inherited, effect)
+        help, limits, choices, nargs, const, metavar, short, also, unset, kind, is_file, inherited, effect,
+        instead or {})
     metadata = {'declaration': declaration}
     if isinstance(default, dict | list):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
@@ -284,6 +288,8 @@ class Field:
             raise InputError(f'{written or self._is(value)}: give a number {self.declaration.limits}')
         choices = self.choices
         if choices is not None and value not in choices:
+            if value in self.declaration.instead:
+                raise InputError(f'{written or self._is(value)}: {self.declaration.instead[value]}')
             raise InputError(f"{written or self._is(value)} (there are {', '.join(choices)})"
                              f'{nearest(str(value), choices)}')
 

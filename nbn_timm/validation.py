@@ -94,7 +94,7 @@ class EvaluationSettings(Settings):
     title = 'evaluation'
 
     config: str | None = setting(None, 'defaults for all other flags', short='-c', metavar='FILE', kind='place')
-    split: str = setting('test', 'which split', choices=('val', 'test'))
+    split: str = setting('test', 'which split', choices=('val', 'test'), instead=timm_flags.SPLITS)
     results_file: str | None = setting(None, 'write the result as JSON', metavar='FILE', kind='place')
     per_class_file: str | None = setting(None, 'write the accuracy of each class as CSV', metavar='FILE', kind='place')
     logits_file: str | None = setting(

@@ -1,6 +1,7 @@
 """What makes a training comfortable: bars, early stopping, the rate by the batch, averages of short runs, memory."""
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from PIL import Image
 import nbn_timm  # noqa: F401  (registers the models)
 import nbn_timm.cli.train as train
 import nbn_timm.training.run as run
-from nbn_timm.bars import with_bar
+from nbn_timm.bars import bar, with_bar, with_bar_or_lines
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult
 from nbn_timm.training.checkpointing import checkpoint_gradients
+from nbn_timm.training.combinations import doubtful
 from nbn_timm.training.keeper import Keeper
 from nbn_timm.training.optim import OptimizerSettings
 from nbn_timm.training.progress import Progress
@@ -155,6 +157,20 @@ def test_what_would_have_no_effect_is_refused(given, sentence):
         train.parse_train(['--dataset', 'cifar10_lt', '--model', 'resnet20', *given])
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize('given, said', [
+    (dict(opt='adamw'), 'rate 0.1 is for SGD, and --opt adamw usually has 0.0001 to 0.003: give --lr 0.001'),
+    (dict(opt='lookahead_lion'), 'for SGD'), (dict(opt='adamw', lr=1e-3), None),
+    (dict(opt='adamw', lr_base=5e-4), None),
+    (dict(opt='sgd'), None), (dict(opt='adadelta'), None),
+    (dict(warmup_epochs=5, epochs=5), 'since the warm-up of 5 epochs is not shorter than the 5 of the run'),
+    (dict(warmup_epochs=4, epochs=5), None),
+])
+def test_a_rate_that_was_hardly_meant_is_told(given, said):
+    told = doubtful(TrainSettings().with_values(**given), None)
+    assert [said in sentence for sentence in told] == [True] * (said is not None)
+
+
 # The rate by the batch ---------------------------------------------------------------------------------------------
 
 @pytest.mark.fast
@@ -260,6 +276,23 @@ def test_a_file_gets_every_line(monkeypatch):
     lines = []
     epoch_on(monkeypatch, io.StringIO(), lines)
     assert [line.split('step ')[1][:3] for line in lines] == ['2/6', '4/6', '6/6']
+
+
+@pytest.mark.fast
+def test_a_terminal_that_tells_no_width_gets_a_bar_too(monkeypatch):
+    """As that of `script` without a terminal around it."""
+    ours, theirs = os.openpty()
+    with open(theirs, 'w') as terminal:
+        assert terminal.isatty() and os.get_terminal_size(theirs).columns == 0
+        monkeypatch.setattr(sys, 'stderr', terminal)
+        with bar(6, 'epoch 1/3', mininterval=0) as shown:
+            shown.update(2)
+        assert list(with_bar_or_lines([1, 2], 2, 'pictures', terminal)) == [1, 2]
+        drawn = ''
+        while ' pictures/s' not in drawn:
+            drawn += os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert 'epoch 1/3' in drawn and '2/6' in drawn
 
 
 @pytest.mark.fast

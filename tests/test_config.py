@@ -474,7 +474,7 @@ def test_without_arguments_the_quick_start_runs():
     settings = parse_train([])
     assert (settings.run.config, settings.data.dataset) == ('quickstart', 'digits_lt')
     assert parse_train(['--epochs', '1']).schedule.epochs == 1
-    with pytest.raises(InputError, match='no --dataset'):
+    with pytest.raises(InputError, match='no --dataset: give --dataset folder for a folder of pictures per class'):
         parse_train(['--model', 'resnet32'])
 
 

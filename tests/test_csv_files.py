@@ -82,16 +82,16 @@ def test_a_column_that_can_only_be_the_splits_is_taken_for_it(pictures, name):
 
 
 @pytest.mark.parametrize(('text', 'sentence'), [
-    (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* for testing.*'training', 'valid'"),
+    (ALL.format('training', 'valid', 'testing', name='split'), "column 'split' .* of which split.*'training', 'valid'"),
     (ALL.format('False', 'False', 'True', name='is_valid'), "column 'is_valid' .* --split-column none"),
     (ALL.format('train,train', 'val,train', 'test,test', name='split,set'), "columns 'split' and 'set' of splits:"),
-    (ALL.format('0', '0', '1', name='isTest'), "column 'isTest' .* for testing"),
-    (ALL.format('1', '1', '0', name='is_training_image'), "column 'is_training_image' .* for testing"),
-    (ALL.format('0', '0', '1', name='held_out'), "column 'held_out' .* for testing"),
-    (ALL.format('0', '1', '2', name='partition'), "column 'partition' .* for testing.*'0', '1', '2'"),
-    (ALL.format('1.0', '1.0', '2.0', name='Split'), "column 'Split' .* for testing"),
-    (ALL.format('train', '', 'test', name='dataset'), "column 'dataset' .* for testing.*'train', '', 'test'"),
-    (ALL.format('training', 'training', 'holdout', name='data'), "column 'data' .* for testing"),
+    (ALL.format('0', '0', '1', name='isTest'), "column 'isTest' .* of which split"),
+    (ALL.format('1', '1', '0', name='is_training_image'), "column 'is_training_image' .* of which split"),
+    (ALL.format('0', '0', '1', name='held_out'), "column 'held_out' .* of which split"),
+    (ALL.format('0', '1', '2', name='partition'), "column 'partition' .* of which split.*'0', '1', '2'"),
+    (ALL.format('1.0', '1.0', '2.0', name='Split'), "column 'Split' .* of which split"),
+    (ALL.format('train', '', 'test', name='dataset'), "column 'dataset' .* of which split.*'train', '', 'test'"),
+    (ALL.format('training', 'training', 'holdout', name='data'), "column 'data' .* of which split"),
     (ALL.format('test', 'test', 'test', name='split'), "no row of .* is of the split train"),
 ])
 def test_a_column_that_may_be_the_splits_is_refused(pictures, text, sentence):
@@ -136,6 +136,9 @@ def test_files_of_their_own_for_the_splits_and_no_data_folder(pictures):
     ('file,label\n0.png,cat\n,dog\n', r'has no file in line 3: name the picture'),
     ('file,label\n0.png,cat\nx/7.png,dog\n8.png,dog\n', r"'x/7.png' of .* is not in .* missing in lines 3, 4"),
     ('file,label\n0.png,cat\n1.png,dog,3\n', r'line 3 of .* has 3 fields and the header 2'),
+    ('bild;tier;fold\n0.png;cat;train\n', r"no column 'file' \(there is 'bild', 'tier', 'fold'\): name it with "
+                                          '--file-column$'),
+    ('filename,label\n0.png,cat\n', r"no column 'file' .* --file-column; did you mean 'filename'\?"),
     ('file,class\n0.png,cat\n', r"no column 'label' \(there is 'file', 'class'\): name it with --label-column"),
     ('file,label,label\n0.png,cat,dog\n', r"has 2 columns 'label': rename"),
     ('file,label\n', r'has a header and no row'),

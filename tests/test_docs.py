@@ -108,6 +108,39 @@ def blocks(page: Path) -> Iterator[Block]:
             not_run = ''
 
 
+def faults_of_form(text: str) -> Iterator[str]:
+    """What a careless merge leaves in a page: open blocks, sections that are there twice, rows without a table."""
+    opened, headings, lines = 0, set(), ['', *text.splitlines(), '']
+    for number, line in enumerate(lines):
+        before, behind = lines[number - 1], lines[min(number + 1, len(lines) - 1)]
+        if line.startswith('```'):
+            if opened and line != '```':
+                yield f'line {number} opens a block within that of line {opened}'
+            opened = 0 if opened else number
+        elif opened:
+            continue
+        elif re.fullmatch(r'import [\w.]+( as \w+)?|from [\w.]+ import .+|(def|class) .+:', line):
+            yield f'line {number} is code outside of a block'
+        elif line.startswith('#') and line in headings:
+            yield f'line {number} is a heading that is there twice'
+        elif line.startswith('|') and not before.startswith('|') and not re.fullmatch(r'[|: -]+', behind):
+            yield f'line {number} is a row without the head of a table'
+        if line.startswith('#'):
+            headings.add(line)
+    if opened:
+        yield f'the block of line {opened} has no end'
+
+
+def test_pages_have_whole_blocks_sections_and_tables():
+    """Two merges had left an example twice, half of it outside of its block, and a row apart from its table."""
+    broken = '# A\n\n| a |\n|---|\n\n| 1 |\n# A\nimport this\n```\nx\n```python\n```\n'
+    assert [fault.partition(' is ')[2] or fault for fault in faults_of_form(broken)] == [
+        'a row without the head of a table', 'a heading that is there twice', 'code outside of a block',
+        'line 11 opens a block within that of line 9', 'the block of line 12 has no end']
+    assert {page.name: list(faults_of_form(page.read_text(encoding='utf-8'))) for page in PAGES} == {
+        page.name: [] for page in PAGES}
+
+
 def commands(block: Block, variables: dict[str, list[str]]) -> Iterator[list[str]]:
     """The commands of a line, once for each value of its variables; values that it gives are remembered."""
     if loop := re.fullmatch(r'for (\w+) in (.+); do', block.text):

@@ -16,7 +16,7 @@ import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.cli.train import main as train
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError
-from nbn_timm.layers import RectifiedLinear, nbn_layers
+from nbn_timm.layers import RectifiedLinear, add_nbn, nbn_layers
 from nbn_timm.layers.frozen import is_frozen, keep_statistics, learn_statistics, unfreeze_nbn
 from nbn_timm.models.create import create_model
 from nbn_timm.models.run_folder import source_file
@@ -129,6 +129,20 @@ def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path):
     torch.save(create_model('test_resnet', 3).state_dict(), tmp_path / 'other.pth')
     with pytest.raises(InputError, match='do not fit test_efficientnet: they differ in'):
         load_pretrained_file(create_model(MODEL, 3), tmp_path / 'other.pth')
+
+
+def test_weights_with_nbn_for_a_network_without_say_what_can_be_typed(tmp_path):
+    """No architecture has _nbn in its name here."""
+    torch.save(add_nbn(create_model(MODEL, 3)).state_dict(), tmp_path / 'nbn.pth')
+    with pytest.raises(InputError, match='test_efficientnet has none.*give --add-nbn .*--initial-checkpoint of nbn-tr'):
+        load_pretrained_file(create_model(MODEL, 3), tmp_path / 'nbn.pth')
+    assert start_model(MODEL, 3, str(tmp_path / 'nbn.pth'), nbn=True)[1] == []
+
+
+def test_a_norm_that_cannot_keep_its_function_says_what_can_be_typed():
+    model = create_model('resnet18', 3, model_kwargs=dict(zero_init_last=True))
+    with pytest.raises(InputError, match='weight of zeros, which NBN cannot have: leave out --add-nbn, or the weights'):
+        add_nbn_to_trained(model)
 
 
 @pytest.mark.parametrize('name', ['test_efficientnet', 'test_resnet', 'test_vit', 'test_convnext', 'resnet20_nbn_lr'])

@@ -1,12 +1,14 @@
-"""Every flag of timm's train.py and validate.py is there, or says what to use instead."""
+"""Every flag of timm's train.py, validate.py and inference.py is there, or says what to use instead."""
 import re
 
 import pytest
 
 from nbn_timm import timm_flags
-from nbn_timm.cli import demo, train, validate
-from nbn_timm.config import build_parser, read_config
+from nbn_timm.cli import demo, predict, probe, train, validate
+from nbn_timm.cli.predict import PredictSettings
+from nbn_timm.config import build_parser, config_path, read_config
 from nbn_timm.errors import InputError
+from nbn_timm.probe.settings import ProbeSettings
 from nbn_timm.settings import key_of
 from nbn_timm.training.settings import TrainSettings
 from nbn_timm.validation import ValidateSettings
@@ -46,10 +48,22 @@ VALIDATE = """
 --torchcompile --aot-autograd --results-file --results-format --real-labels --valid-labels --retry --seed --metrics-avg
 --naflex-loader --naflex-max-seq-len
 """.split()
-COMMANDS = {
+INFERENCE = """
+--data-dir --dataset --split --model -m -j --workers -b --batch-size --img-size --in-chans --input-size
+--use-train-size --crop-pct --crop-mode --mean --std --interpolation --num-classes --class-map --log-freq --checkpoint
+--pretrained --num-gpu --test-pool --channels-last --device --amp --amp-dtype --model-dtype --fuser --model-kwargs
+--torchcompile-mode --torchscript --torchcompile --aot-autograd --results-dir --results-file --results-format
+--results-separate-col --topk --fullname --filename-col --index-col --label-col --output-col --output-type --label-type
+--include-index --exclude-output --no-console-results
+""".split()
+COMMANDS: dict[str, tuple] = {
     'train': (TRAIN, TrainSettings, build_parser(TrainSettings, 'nbn-train', ''), train.main),
     'validate': (VALIDATE, ValidateSettings, build_parser(ValidateSettings, 'nbn-validate', ''), validate.main),
+    'predict': (INFERENCE, PredictSettings, predict.create_parser(), predict.main),
+    'probe': (TRAIN, ProbeSettings, build_parser(ProbeSettings, 'nbn-probe', ''), probe.main),
 }
+TABLES = {'train': timm_flags.TRAIN, 'validate': timm_flags.VALIDATE, 'predict': timm_flags.INFERENCE,
+          'probe': timm_flags.PROBE}
 
 
 @pytest.mark.fast
@@ -63,6 +77,9 @@ def test_every_flag_of_timm_is_there_or_says_what_to_use(command, capsys):
         with pytest.raises(SystemExit):
             main([flag, '1'])
         said = capsys.readouterr().err.strip().splitlines()[-1]
+        if owner := groups.of_others.get(key_of(flag)):
+            assert f"unknown argument '{flag}': {owner}" in said
+            continue
         assert f"timm's {flag} is not here: {groups.elsewhere[key_of(flag)]}" in said
         assert 'unrecognized' not in said and 'unknown argument' not in said
 
@@ -78,14 +95,38 @@ def test_a_flag_of_another_command_and_a_network_without_its_flag_say_where_they
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize('command, table', [('train', timm_flags.TRAIN), ('validate', timm_flags.VALIDATE)])
+@pytest.mark.parametrize('command, table', TABLES.items())
 def test_the_table_is_of_timms_flags_alone_and_names_flags_that_there_are(command, table):
     flags, groups, parser, _ = COMMANDS[command]
     assert not table.keys() & groups.declared().keys()
     known = {option for action in parser._actions for option in action.option_strings} | {'--nproc-per-node'}
+    of_validate = {option for action in COMMANDS['validate'][2]._actions for option in action.option_strings}
     assert table.keys() <= {key_of(flag) for flag in flags}
     for sentence in table.values():
-        assert set(re.findall(r'--[a-z][\w-]*', sentence)) <= known, sentence
+        named = set(re.findall(r'--[a-z][\w-]*', sentence))
+        assert named <= (known | of_validate if 'nbn-validate' in sentence else known), sentence
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize('command, flag, value, said', [
+    ('train', '--sched', 'plateau', 'there is no plateau schedule; --patience ends a run'),
+    ('train', '--crop-mode', 'border', 'give --crop-mode squash'),
+    ('validate', '--split', 'validation', "it is called 'val' here: give --split val"),
+])
+def test_values_of_timms_flags_say_what_to_use_instead(command, flag, value, said, capsys):
+    _, groups, parser, main = COMMANDS[command]
+    with pytest.raises(SystemExit):
+        main([flag, value])
+    assert said in capsys.readouterr().err
+    with pytest.raises(InputError, match=said):
+        groups.of({key_of(flag): value})
+
+
+@pytest.mark.fast
+def test_a_config_of_another_command_is_told_its_command():
+    path = config_path('linear_probe')
+    with pytest.raises(InputError, match="has the key 'freeze': nbn-train has it, which trains a network"):
+        read_config(COMMANDS['probe'][2], ProbeSettings, path)
 
 
 @pytest.mark.fast

@@ -18,6 +18,7 @@ from typing import NamedTuple, TextIO
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from nbn_timm import timm_flags
 from nbn_timm.cli.answer_forms import Answer, Form, form_of
 from nbn_timm.cli.set_forms import set_form_of
 from nbn_timm.computation import PrecisionSettings
@@ -103,6 +104,8 @@ class PredictSettings(SettingGroups):
     loader: LoaderSettings = LoaderSettings()
     answer: AnswerSettings = AnswerSettings()
     output: OutputSettings = OutputSettings()
+
+    elsewhere = timm_flags.INFERENCE
 
 
 def create_parser() -> argparse.ArgumentParser:

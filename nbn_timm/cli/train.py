@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nbn_timm.config import Given, build_parser, read_given
+from nbn_timm.datasets import HOW_TO_GIVE_ONE
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.models.run_folder import new_run_folder, source_file
 from nbn_timm.settings import flag
@@ -71,7 +72,8 @@ def run_settings(given: Given[TrainSettings]) -> TrainSettings:
         if not value:
             if stage and name == 'model':
                 raise InputError(f'--stage {stage} begins with a finished network: give its --initial-checkpoint')
-            raise InputError(f'there is no {flag(name)}: give one, or a --config that has it')
+            how = HOW_TO_GIVE_ONE if name == 'dataset' else 'give one'
+            raise InputError(f'there is no {flag(name)}: {how}, or a --config that has it')
     return settings
 
 

@@ -11,6 +11,7 @@ from nbn_timm.files import open_regular, write_bytes_atomic
 DELIMITERS = (',', ';', '\t', '|')  # Excel writes ';' where ',' is the decimal sign
 _SEPARATOR_LINE = 'sep='  # Excel's own line before the header
 _LINES_NAMED = 3
+_LIKE = 0.6  # 'filename' is like 'file', 'tier' is not
 
 
 @dataclass(frozen=True)
@@ -138,4 +139,5 @@ def _place(column: str, header: Sequence[str], what: str, flag_of: Callable[[str
     if found:
         raise InputError(f'{what} has {len(found)} columns {quoted(name)}: rename all but one')
     there = ', '.join(map(quoted, header[:10])) + (', ...' if len(header) > 10 else '')
-    raise InputError(f'{what} has no column {quoted(name)} (there is {there}): {remedy}{nearest(name, header)}')
+    raise InputError(f'{what} has no column {quoted(name)} (there is {there}): {remedy}'
+                     f'{nearest(name, header, cutoff=_LIKE)}')

@@ -14,6 +14,7 @@ from nbn_timm.datasets.list_files import ListFile
 from nbn_timm.datasets.named_dataset import (
     CSVS,
     DATASETS,
+    HOW_TO_GIVE_ONE,
     LISTS,
     NamedDataset,
     create_splits,
@@ -36,6 +37,7 @@ import_modules(__name__, __path__)
 __all__ = [
     'CSVS',
     'DATASETS',
+    'HOW_TO_GIVE_ONE',
     'LISTS',
     'Benchmark',
     'DrawnBenchmark',

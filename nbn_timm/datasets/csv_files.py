@@ -261,7 +261,7 @@ def _found_splits(table: Table, part: str, settings: DataSettings, notes: list[s
         elif (cells_say or words & _SPLIT_WORDS and any(cell.startswith(_SPLIT_BEGINNINGS) for cell in said)
               or words & _NUMBERED and 1 < len(filled) <= _MOST_NUMBERS and all(map(_NUMBER.fullmatch, filled))
               or words & _ASKED and said <= _YES_NO):
-            raise InputError(f'the column {quoted(name)} of {table.what} seems to say which pictures are for testing, '
+            raise InputError(f'the column {quoted(name)} of {table.what} seems to say of which split a picture is, '
                              f'in words that are not known ({_some(cells)}): write {", ".join(_PART_OF)}, or give '
                              f'--split-column {NO_COLUMN} if it says something else')
     if not found:

@@ -119,6 +119,10 @@ def find_dataset(name: str) -> NamedDataset:
     return DATASETS.find(prefix if prefix in DATASETS and '/' in name else name)(name)
 
 
+HOW_TO_GIVE_ONE = 'give --dataset folder for a folder of pictures per class below --data-dir, list for --train-list, ' \
+                  'csv for --train-csv, or the name of a benchmark, which --help lists'
+
+
 def dataset_choices() -> str:
     """What can be given as `--dataset`, in words for people."""
     return ', '.join(f'{name}{"..." * name.endswith("/")}' + (f' ({known.hint})' if known.hint else '')

@@ -25,7 +25,7 @@ from nbn_timm.layers.norm import (
     SyncNormalizedBatchNorm2d,
     SyncNormalizedBatchNormAct2d,
 )
-from nbn_timm.layers.readers import Reader, linear_readers
+from nbn_timm.layers.readers import NOT_KEPT, Reader, linear_readers
 from nbn_timm.layers.try_images import try_images
 
 __all__ = ['add_nbn', 'fold_nbn', 'nbn_layers', 'convert_sync_batchnorm']
@@ -146,8 +146,7 @@ def _check_kept(model: nn.Module, convert: Callable[[nn.Module], nn.Module]) -> 
                 for after, value in zip(_tensors(convert(trial)(image)), before, strict=True))
     if not moved <= _KEPT:
         raise InputError('the function of the network cannot be kept, since its outputs on an image would move by '
-                         f'{moved:.1e} of the largest: leave layers out with `layers`, or train with NBN from '
-                         'untrained weights on')
+                         f'{moved:.1e} of the largest: {NOT_KEPT}')
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
@@ -388,8 +387,7 @@ def _check_keeps(model: nn.Module, name: str) -> None:
         reason = 'has no running statistics, which would take up what changes'
     else:
         return
-    raise InputError(f"the function of the network cannot be kept, since '{name}' {reason}: leave this layer out with "
-                     '`layers`, or train with NBN from untrained weights on')
+    raise InputError(f"the function of the network cannot be kept, since '{name}' {reason}: {NOT_KEPT}")
 
 
 def _kind(norm: nn.Module) -> Callable[[str, float], NormalizedAffine] | None:

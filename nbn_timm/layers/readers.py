@@ -17,6 +17,8 @@ from nbn_timm.layers.try_images import try_images
 
 __all__ = ['Reader', 'linear_readers']
 
+NOT_KEPT = 'leave out --add-nbn, or the weights with which it is to begin; add_nbn in Python can leave layers out'
+
 # What only moves numbers about.
 _MOVES = {'view', 'reshape', 'permute', 'transpose', 'flatten', 'unflatten', 'roll', 'contiguous', '__getitem__',
           'squeeze', 'unsqueeze'}
@@ -75,15 +77,15 @@ def linear_readers(model: nn.Module, names: Sequence[str]) -> dict[str, list[str
             outline(try_images(outline))
     except RuntimeError as error:
         raise InputError('the function of the network cannot be kept, since no image could be followed through it '
-                         f'({reason_of(error)}): train with NBN from untrained weights on') from error
+                         f'({reason_of(error)}): {NOT_KEPT}') from error
     found: dict[str, list[str]] = {}
     for name in names:
         found[name] = [linear[weight] for weight in watch.readers[name]]
         if why := _why_not(model, name, found[name], [linear[weight] for weight in watch.across[name]],
                            [linear[weight] for weight in watch.readers[name] if watch.reads[weight] != {name}],
                            watch.others[name]):
-            raise InputError(f"the function of the network cannot be kept, since '{name}' {why}: leave this layer out "
-                             'with `layers`, or train with NBN from untrained weights on')
+            raise InputError(f"the function of the network cannot be kept, since '{name}' {why}: "
+                             f'{NOT_KEPT}')
     return found
 
 

@@ -194,7 +194,8 @@ def to_model_format(state_dict: Mapping[str, Any], model: nn.Module) -> StateDic
                          'architecture, or give a checkpoint of an NBN model')
     if not layers and (has_scale or 'scale_factor' in state_dict):
         raise InputError(f'the checkpoint is of an NBN model, but {model_name} has no NBN layers, so that its outputs '
-                         'would be garbage: use the architecture with _nbn in its name, or fold the checkpoint first')
+                         'would be garbage: give --add-nbn (add_nbn in Python) if the checkpoint was trained with it, '
+                         'or the architecture with _nbn in its name, or fold the checkpoint first')
     if 'scale_factor' in state_dict:
         scale = state_dict.pop('scale_factor')
         for key in alphas:

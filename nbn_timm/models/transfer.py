@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from nbn_timm.errors import InputError
-from nbn_timm.layers import BottleneckLinear, add_nbn
+from nbn_timm.layers import BottleneckLinear, add_nbn, nbn_layers
 from nbn_timm.layers.try_images import try_images
 
 from ._released import StateDict, to_model_format
@@ -72,6 +72,11 @@ def load_pretrained_file(
         InputError: There are no weights, or they differ from the model outside of the classifier.
     """
     weights = find_weights(source, use_ema)
+    if has_nbn(weights) and not nbn_layers(model):
+        raise InputError(f"the weights in '{source}' are of a network with NBN, and {_name(model)} has none, so that "
+                         'its outputs would be garbage: give --add-nbn if they were trained with it, or the --model '
+                         'with _nbn in its name; given as --initial-checkpoint of nbn-train or --checkpoint of '
+                         'nbn-probe, they bring their model along')
     try:
         weights = to_model_format(weights, model)
     except InputError as error:
@@ -81,9 +86,8 @@ def load_pretrained_file(
     mine, theirs = ({key for key in state if not key.startswith(of_classifier)} for state in (here, weights))
     wrong = sorted(mine ^ theirs) + sorted(key for key in mine & theirs if here[key].shape != weights[key].shape)
     if wrong:
-        name = getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
-        raise InputError(f"the weights in '{source}' do not fit {name}: they differ in {len(wrong)} entries (first: "
-                         f'{wrong[0]}); give the --model and --model-kwargs that they were trained with')
+        raise InputError(f"the weights in '{source}' do not fit {_name(model)}: they differ in {len(wrong)} entries "
+                         f'(first: {wrong[0]}); give the --model and --model-kwargs that they were trained with')
     same = here.keys() == weights.keys() and all(here[key].shape == weights[key].shape for key in here)
     if same and rows is None:
         model.load_state_dict(weights)
@@ -94,6 +98,10 @@ def load_pretrained_file(
     if kept:
         return f'all but the classifier, of which {kept} classes of the same name keep their rows{told}'
     return f'all but the classifier, which begins anew{told}'
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(model, 'pretrained_cfg', {}).get('architecture', type(model).__name__)
 
 
 def adapt_stem(weights: StateDict, model: nn.Module) -> tuple[StateDict, str]:

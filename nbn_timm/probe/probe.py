@@ -17,7 +17,7 @@ from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.quick_look import quick_look
 from nbn_timm.data.splits import Known
 from nbn_timm.data.val_split import SPLIT_FILE
-from nbn_timm.datasets import create_splits, draws_validation
+from nbn_timm.datasets import HOW_TO_GIVE_ONE, create_splits, draws_validation
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation import EvalResult, LongTailEvaluator
 from nbn_timm.evaluation.predictions import Predictions
@@ -67,7 +67,7 @@ def probe_settings(settings: ProbeSettings, given: Mapping[str, Any]) -> ProbeSe
                          '--checkpoint FILE')
     for name in ('model', 'dataset'):
         if not values.get(name):
-            raise InputError(f'there is no --{name}: give one' + (
+            raise InputError(f'there is no --{name}: {HOW_TO_GIVE_ONE if name == "dataset" else "give one"}' + (
                 ', or a --checkpoint that records it' if not weights.checkpoint else ''))
     return ProbeSettings.of(values)
 

@@ -1,6 +1,7 @@
 """Settings of cached features and of the heads on them."""
 from dataclasses import dataclass, replace
 
+from nbn_timm import timm_flags
 from nbn_timm.computation import PrecisionSettings
 from nbn_timm.data.settings import DataSettings, InputSettings, LoaderSettings
 from nbn_timm.datasets import dataset_choices, reason_unused
@@ -17,9 +18,11 @@ from nbn_timm.settings import (
     SettingGroups,
     Settings,
     Values,
+    key_of,
     not_with,
     setting,
 )
+from nbn_timm.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,13 @@ class HeadSettings(Settings):
             head_weight_decay=size / 256 if self.head_weight_decay is None else self.head_weight_decay)
 
 
+_OF_TRAINING = dict.fromkeys(
+    (key_of(name) for one in TrainSettings.declared().values()
+     for name in (one.name, one.declaration.short or one.name, *one.declaration.also)),
+    'nbn-train has it, which trains a network; nbn-probe trains heads on its features, by --head-lr, --head-epochs, '
+    '--head-weight-decay and --head-batch-size')
+
+
 @dataclass(frozen=True)
 class ProbeSettings(SettingGroups):
     """All settings of heads on cached features."""
@@ -121,6 +131,8 @@ class ProbeSettings(SettingGroups):
 
     command = 'nbn-probe'
     explained = {'dataset': lambda: f': {dataset_choices()}'}
+    elsewhere = timm_flags.PROBE
+    of_others = _OF_TRAINING
 
     def idle(self, name: str, values: Values) -> str | None:
         """What the data set leaves unused."""

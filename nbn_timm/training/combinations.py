@@ -21,6 +21,7 @@ from nbn_timm.samplers import SAMPLERS
 from nbn_timm.samplers.sampler import check_sampler_settings
 from nbn_timm.second_stages import FittedSecondStage, SecondStage, TrainedSecondStage
 from nbn_timm.settings import flag
+from nbn_timm.training.optim import OptimizerSettings, ScheduleSettings
 from nbn_timm.training.settings import TrainSettings
 
 
@@ -120,9 +121,12 @@ def check_adversarial(settings: TrainSettings, stage: SecondStage | None, mixing
 def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
     """What goes together, but seldom to anyone's gain: a sentence each, to be told before training."""
     loss, sampler = settings.loss.loss, settings.sampler.sampler
-    if isinstance(stage, FittedSecondStage) or (isinstance(stage, TrainedSecondStage) and stage.loss() is not None):
+    if isinstance(stage, FittedSecondStage):
         return []
-    told, own, epochs = [], inspect.signature(LOSSES[loss]).parameters.get('epochs'), settings.schedule.epochs
+    told = doubtful_rate(settings.optimizer, settings.schedule)
+    if isinstance(stage, TrainedSecondStage) and stage.loss() is not None:
+        return told
+    own, epochs = inspect.signature(LOSSES[loss]).parameters.get('epochs'), settings.schedule.epochs
     over = settings.loss.loss_kwargs.get('epochs', None if own is None else own.default)
     if own is not None and over != epochs:
         told.append(f"Loss '{loss}' goes from its beginning to its end in {over} epochs, and this run has {epochs}: "
@@ -131,6 +135,19 @@ def doubtful(settings: TrainSettings, stage: SecondStage | None) -> list[str]:
         return told
     return [*told, f"Loss '{loss}' and sampler '{sampler}' both make up for the sizes of classes, so rare ones count "
             'twice and frequent ones may be lost: leave out one of the two.']
+
+
+def doubtful_rate(optimizer: OptimizerSettings, schedule: ScheduleSettings) -> list[str]:
+    """What of the learning rate was hardly meant."""
+    told = []
+    if optimizer.is_like_adam and not optimizer.lr_base and optimizer.lr == OptimizerSettings.lr:
+        told.append(f'The learning rate {optimizer.lr:g} is for SGD, and --opt {optimizer.opt} usually has 0.0001 to '
+                    '0.003: give --lr 0.001, or --lr-base, from which the rate follows by the batch.')
+    if schedule.warmup_epochs >= schedule.epochs:  # of which linear and wsd have nothing to fall in, and are refused
+        told.append(f'The rate only rises, and never gets to its highest, since the warm-up of '
+                    f'{schedule.warmup_epochs} epochs is not shorter than the {schedule.epochs} of the run: give fewer '
+                    '--warmup-epochs, or more --epochs.')
+    return told
 
 
 def chosen_mixing(settings: TrainSettings, stage: TrainedSecondStage | None = None) -> str | None:

@@ -20,6 +20,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.wsd_lr import WSDLRScheduler
 from torch import nn
 
+from nbn_timm import timm_flags
 from nbn_timm.errors import InputError, nearest
 from nbn_timm.key_values import KeyValue, call, check_types, key_values, reason_of, refuse_owned, refuse_unknown
 from nbn_timm.second_stages.classifier import classifier_of
@@ -56,6 +57,9 @@ def _has_momentum(name: str, others: Values) -> str | None:
 
 
 _LOOKAHEAD = 'lookahead_'  # timm's prefix
+
+
+_LIKE_ADAM = ('adam', 'adan', 'adopt', 'adabelief', 'adafactor', 'lamb', 'laprop', 'lion', 'mars')  # parts of names
 
 
 def _base_optimizer(name: str) -> str:
@@ -113,6 +117,11 @@ class OptimizerSettings(Settings):
         adaptive = any(part in self.opt.lower() for part in ('ada', 'lamb'))
         return self.lr_base_scale or ('sqrt' if adaptive else 'linear')
 
+    @property
+    def is_like_adam(self) -> bool:
+        """Whether its step is about as long as the rate, whatever the gradient's length."""
+        return any(part in _base_optimizer(self.opt) for part in _LIKE_ADAM)
+
     def for_batch(self, images: int) -> 'OptimizerSettings':
         """The settings with the learning rate of a run.
 
@@ -139,7 +148,8 @@ class ScheduleSettings(Settings):
         None, 'end the run when --eval-metric on the validation split has not become better for so many epochs',
         limits=AT_LEAST_1, unset='all epochs are trained')
     sched: str = setting('cosine', "course of the rate; 'linear' falls evenly to zero, 'wsd' does so at the end alone",
-                         choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'))
+                         choices=('cosine', 'linear', 'wsd', 'step', 'multistep', 'constant'),
+                         instead=timm_flags.SCHEDULES)
     sched_on_updates: bool = setting(False, 'change the rate at every update instead of every epoch',
                                      effect=only_with('sched', 'cosine', 'linear', 'wsd', 'step', 'multistep'))
     sched_ahead: int = setting(
