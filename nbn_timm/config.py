@@ -123,7 +123,7 @@ def choice(choices: Collection[str], instead: Mapping[str, str]) -> Callable[[st
     """An argument type: one of the choices; a wrong one is told what to use `instead`, or the nearest."""
     def parse(text: str) -> str:
         if text in instead:
-            raise argparse.ArgumentTypeError(f"there is no '{text}' here: {instead[text]}")
+            raise argparse.ArgumentTypeError(f"'{text}' is no choice here: {instead[text]}")
         if text not in choices:
             raise argparse.ArgumentTypeError(
                 f"invalid choice: '{text}' (choose from {', '.join(choices)}){nearest(text, choices)}")

@@ -165,6 +165,6 @@ CROP_MODES: Mapping[str, str] = {
     'border': 'no borders are added; give --crop-mode squash for all of a picture, without its ratio',
 }
 SPLITS: Mapping[str, str] = {
-    'validation': "it is called 'val' here: give --split val, or leave it out for the test pictures",
+    'validation': "that split is called 'val': give --split val, or leave it out for the test pictures",
     'train': 'the pictures of the training are not evaluated: give --split val or --split test',
 }

@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import select
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -289,10 +290,10 @@ def test_a_terminal_that_tells_no_width_gets_a_bar_too(monkeypatch):
             shown.update(2)
         assert list(with_bar_or_lines([1, 2], 2, 'pictures', terminal)) == [1, 2]
         drawn = ''
-        while ' pictures/s' not in drawn:
+        while ' pictures/s' not in drawn and select.select([ours], [], [], 10)[0]:
             drawn += os.read(ours, 10_000).decode()
     os.close(ours)
-    assert 'epoch 1/3' in drawn and '2/6' in drawn
+    assert 'epoch 1/3' in drawn and '2/6' in drawn and ' pictures/s' in drawn
 
 
 @pytest.mark.fast
