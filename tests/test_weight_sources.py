@@ -228,16 +228,16 @@ def test_of_a_mirror_that_is_away_the_last_answer_is_taken_with_a_word(weights_c
 
 def test_a_lightning_file_in_the_folder_is_found(weights_cache, weights, tmp_path, monkeypatch):
     lightning = {'state_dict': {f'model.{name}': value for name, value in weights.items()}, 'epoch': 1}
-    torch.save(lightning, tmp_path / 'last.ckpt')
+    torch.save(lightning, tmp_path / 'resnet20_nbn.pth.tar')
     monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
     assert has(create('resnet20_nbn.cifar10_lt'), weights)
     # Of several benchmarks with so many classes its own name has to tell which.
-    with pytest.raises(InputError, match=f"'last.ckpt'.*may be '{SHIPPED}'.*rename it to {SHIPPED}.safetensors"):
+    with pytest.raises(InputError, match=f"'resnet20_nbn.pth.tar'.*may be '{SHIPPED}'.*rename it to {SHIPPED}.safet"):
         create()
     target = tmp_path / f'{SHIPPED}.safetensors'
-    assert _pretrained.write_zoo_file(tmp_path / 'last.ckpt', target)[0].arch == 'resnet20_nbn'
+    assert _pretrained.write_zoo_file(tmp_path / 'resnet20_nbn.pth.tar', target)[0].arch == 'resnet20_nbn'
     assert has(create(), weights)
-    (tmp_path / 'last.ckpt').unlink()
+    (tmp_path / 'resnet20_nbn.pth.tar').unlink()
     with pytest.raises(InputError, match="no weights for 'resnet20_nbn.cifar10_lt'"):  # another benchmark's name
         create('resnet20_nbn.cifar10_lt')
 

@@ -279,8 +279,7 @@ def _zoo_weights(variant: str, cfg: PretrainedCfg) -> tuple[Path, StateDict]:
 
 def _why_other(name: str, weights: StateDict) -> str | None:
     """Why weights are not those of `arch.tag`, in words; None where nothing speaks against it."""
-    found = recognize(weights)
-    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    found, cfg = recognize(weights), _zoo_cfg(name)
     if found is None or cfg is None or _is_for(found, name):
         return None
     return (f'it is of {found.arch} with {found.num_classes} classes and not of {name.partition(".")[0]} with '
@@ -509,12 +508,20 @@ def _from_named_source(name: str, tried: list[str]) -> Path | None:
 def _zoo_name(path: Path) -> str | None:
     """The `arch.tag` that a file is called after; None where its name says nothing."""
     name = path.name.removesuffix(path.suffix)
-    return name if '.' in name and is_model(name) and get_pretrained_cfg(name) is not None else None
+    return name if '.' in name and _zoo_cfg(name) is not None else None
+
+
+def _zoo_cfg(name: str) -> PretrainedCfg | None:
+    """Of `arch.tag`; None where there is no such architecture or tag."""
+    try:
+        return get_pretrained_cfg(name) if is_model(name) else None
+    except RuntimeError:  # of timm, about the tag
+        return None
 
 
 def _is_for(recognized: Recognized, name: str) -> bool:
     """Whether weights may be those of `arch.tag`, by their architecture and number of classes."""
-    cfg = get_pretrained_cfg(name) if is_model(name) else None
+    cfg = _zoo_cfg(name)
     return recognized.arch == name.partition('.')[0] and cfg is not None and recognized.num_classes == cfg.num_classes
 
 

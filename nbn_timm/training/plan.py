@@ -39,6 +39,7 @@ from nbn_timm.second_stages import SecondStage
 from nbn_timm.second_stages.second_stage import ViewSteps
 from nbn_timm.trained.opening import checkpoint_record
 from nbn_timm.trained.record import training_arguments
+from nbn_timm.training.agreement import agree_on_data
 from nbn_timm.training.batch import BatchPlan
 from nbn_timm.training.calibrating import gather_logits
 from nbn_timm.training.distributed import World, seed_everything
@@ -218,7 +219,8 @@ def open_training_data(
     Where its classifier stays, the data may have no other classes.
 
     Raises:
-        InputError: Something given is wrong, or checkpoints are to be chosen by what there is not.
+        InputError: Something given is wrong, checkpoints are to be chosen by what there is not, or the processes see
+            other data.
     """
     known, initial = None, settings.start.initial_checkpoint
     if initial and (classes := checkpoint_record(initial).classes) is not None:
@@ -234,7 +236,9 @@ def open_training_data(
         splits.notes.extend(quick_look(splits))
     check_eval_metric(settings.run.eval_metric, splits)
     splits = with_more_pictures(settings.more_train, splits)
-    return with_shifted_test(settings.data, splits, splits.class_counts)
+    splits = with_shifted_test(settings.data, splits, splits.class_counts)
+    agree_on_data(world, splits)
+    return splits
 
 
 def check_eval_metric(name: str, splits: Splits) -> None:

@@ -195,13 +195,12 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
     if predictions is None:
         return
     settings = plan.settings
-    digest = weights_digest(read_state_dict(folder / weights.file, averaged(plan, weights)))
     answers = {} if thresholds is None else {'thresholds': thresholds.to_dict()}
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=averaged(plan, weights),
         precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
-        **{DIGEST: digest}, **answers)
+        **{DIGEST: _digest(plan, model, weights)}, **answers)
     replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
@@ -212,6 +211,13 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
                  result.further_table(), folder, ', '.join(files))
+
+
+def _digest(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> str:
+    """Of the evaluated weights: as their file has them, unless a run that had nothing left to train has none."""
+    file = plan.folder / weights.file
+    return weights_digest(read_state_dict(file, averaged(plan, weights)) if file.is_file() else
+                          unwrap_model(model).state_dict())
 
 
 def averaged(plan: Plan, weights: EvaluatedWeights) -> bool:

@@ -16,7 +16,7 @@ from nbn_timm.mixing import Mixing
 from nbn_timm.second_stages import FittedSecondStage, TrainedSecondStage
 from nbn_timm.training import averages
 from nbn_timm.training.adjust import tell_adjustment, with_choice
-from nbn_timm.training.agreement import agree_on_data, agree_on_settings
+from nbn_timm.training.agreement import agree_on_settings
 from nbn_timm.training.batch import plan_batch
 from nbn_timm.training.build import (
     build_freezing,
@@ -70,7 +70,6 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
     settings = for_label_sets(settings, stage)
     check_combinations(settings, stage)
     splits = open_training_data(settings, batch, world, stage)
-    agree_on_data(world, splits)
     settings = with_choice(settings, splits)
     model = build_model(settings, splits, world, stage)
     plan = Plan(settings, world, folder, batch, splits, input_format(settings, splits.defaults, model),
@@ -79,7 +78,6 @@ def train(settings: TrainSettings, world: World, folder: Path) -> None:
         fit(plan, stage, model)
         return
     assert stage is None or isinstance(stage, TrainedSecondStage)
-
     if resume_from is None and stage is None:
         start_classifier(plan, model)
     plan = with_levels(plan.with_small_images_in_memory())
