@@ -224,6 +224,9 @@ def test_of_a_mirror_that_is_away_the_last_answer_is_taken_with_a_word(weights_c
     create()
     handler.files[file] = None
     assert has(create(), weights) and 'HTTP Error 500' in caplog.text and 'gave before is taken' in caplog.text
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)  # a cache that cannot be written, as of a cluster
+    handler.answers.clear()
+    assert has(create(), weights) and not handler.answers
 
 
 def test_a_lightning_file_in_the_folder_is_found(weights_cache, weights, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import hashlib
 import http.client
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -78,7 +79,7 @@ def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str,
     """A file of a server, fetched unless the cache has it and the server says that it has not changed.
 
     A server that gives neither ETag nor Last-Modified cannot say that. Where it cannot be had, what it gave before is
-    taken, with a warning.
+    taken, with a warning. What is in a cache that cannot be written is taken as it is.
 
     Args:
         url: Http(s) address, with user and password if need be.
@@ -95,6 +96,8 @@ def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str,
     target = cache / _short(shown.partition('://')[2].partition('?')[0].rpartition('/')[0]) / _local_name(shown)
     kept = _Origin.of(target)
     origin: _Origin | None = None
+    if kept is not None and not os.access(target.parent, os.W_OK):
+        return target
 
     def write(temporary: Path) -> None:
         nonlocal origin
