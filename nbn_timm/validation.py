@@ -203,12 +203,8 @@ def validate(settings: ValidateSettings, world: World) -> None:
     """
     check_format(settings.evaluation.save_predictions)
     agree_on_settings(world, settings)
-    with world.primary_first():
-        trained = open_network(settings)
-    agree_on_weights(world, trained.model, trained.name)
-    adjust_network(settings, trained.model)
+    trained = open_alike(settings, world)
     splits, class_counts = open_evaluated_data(settings, trained, world)
-    agree_on_data(world, splits, class_counts)
     dataset = splits.val if settings.evaluation.split == 'val' else splits.test
     assert dataset is not None
     input_format = resolve_input(settings, splits.defaults, trained)
@@ -249,11 +245,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
         assert isinstance(result, EvalResult)  # label sets are refused
         robust = robust_accuracy(settings, trained, model, dataset, result, splits, class_counts, input_format, world)
     if settings.evaluation.save_predictions and isinstance(evaluator, LongTailEvaluator):
-        of_processes = world.gather_to_primary(evaluator.predictions())
-        if of_processes is not None:
-            predictions = replace(Predictions.in_order(of_processes, in_turn), digest=kept_digest(settings, dataset))
-            write_predictions(settings.evaluation.save_predictions, predictions,
-                              told_names(trained, splits, class_counts), picture_names(dataset, len(predictions)))
+        keep_predictions(settings, evaluator, told_names(trained, splits, class_counts), dataset, world, in_turn)
     if isinstance(evaluator, LabelSetEvaluator):
         about = {**about, THRESHOLDS: evaluator.thresholds.to_dict()}
     if digest is not None:
@@ -261,6 +253,19 @@ def validate(settings: ValidateSettings, world: World) -> None:
     if world.is_primary:
         report_evaluation(settings, result, class_counts, about, shifted, robust)
         print(f'\n{rate:.0f} images/s on {world.size} x {world.device.type}')
+
+
+def open_alike(settings: ValidateSettings, world: World) -> TrainedModel:
+    """The network that is evaluated, with the same weights in all processes.
+
+    Raises:
+        InputError: Something given is wrong, or the processes have other weights.
+    """
+    with world.primary_first():
+        trained = open_network(settings)
+    agree_on_weights(world, trained.model, trained.name)
+    adjust_network(settings, trained.model)
+    return trained
 
 
 def open_network(settings: ValidateSettings) -> TrainedModel:
@@ -294,7 +299,8 @@ def open_evaluated_data(
     """The split to evaluate, and the training images per class.
 
     Raises:
-        InputError: There is no such split, or the training images are asked for and not known.
+        InputError: There is no such split, the training images are asked for and not known, or the processes see other
+            data.
     """
     source, split = settings.shots.counts_from, settings.evaluation.split
     data = replace(settings.data, batch_size=settings.batch.batch_size)
@@ -317,6 +323,7 @@ def open_evaluated_data(
     if counts is None and (settings.post_hoc.test_agnostic or settings.adjustment.logit_adjustment):
         raise InputError('--test-agnostic and --logit-adjustment need the training images per class: give '
                          '--class-counts FILE and leave out --counts-from none')
+    agree_on_data(world, splits, counts)
     return splits, counts
 
 
@@ -609,6 +616,21 @@ def kept_digest(settings: ValidateSettings, dataset: Dataset) -> str | None:
     asked = settings.evaluation
     table = not asked.save_predictions or Path(asked.save_predictions).suffix.lower() != '.npz'
     return None if table and not asked.logits_file else pictures_digest(dataset)
+
+
+def keep_predictions(
+        settings: ValidateSettings,
+        evaluator: LongTailEvaluator,
+        names: Sequence[str],
+        dataset: Dataset,
+        world: World,
+        in_turn: bool,
+) -> None:
+    """Write what the network says of all processes' images, see `write_predictions`."""
+    file, of_processes = settings.evaluation.save_predictions, world.gather_to_primary(evaluator.predictions())
+    if file and of_processes is not None:
+        predictions = replace(Predictions.in_order(of_processes, in_turn), digest=kept_digest(settings, dataset))
+        write_predictions(file, predictions, names, picture_names(dataset, len(predictions)))
 
 
 def keep_logits(settings: ValidateSettings, evaluator: LongTailEvaluator, world: World, in_turn: bool) -> None:
