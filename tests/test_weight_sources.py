@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import nbn_timm  # noqa: F401
 from nbn_timm import InputError
 from nbn_timm.models import _pretrained
+from nbn_timm.models._pretrained import weights_record
 
 SHIPPED = 'resnet20_nbn.digits_lt'  # 10 classes
 
@@ -112,7 +113,7 @@ def test_a_digest_in_a_name_is_compared(weights_cache, server, weights, tmp_path
     address, handler = server
     content = saved(weights, tmp_path / 'w.safetensors')  # which has no checksums by itself
     digest = hashlib.sha256(content).hexdigest()[:8]
-    for name, right in ((f'w-{digest}', True), ('w-20241130', True), ('w-0badc0de', False)):
+    for name, right in ((f'w-{digest}', True), ('w-20241130', True), ('step-00012000', True), ('w-0badc0de', False)):
         handler.files[f'/{name}.safetensors'] = content
         if right:
             assert has(create(overlay=dict(url=f'{address}/{name}.safetensors')), weights)
@@ -227,6 +228,19 @@ def test_of_a_mirror_that_is_away_the_last_answer_is_taken_with_a_word(weights_c
     monkeypatch.setattr(os, 'access', lambda path, mode: False)  # a cache that cannot be written, as of a cluster
     handler.answers.clear()
     assert has(create(), weights) and not handler.answers
+
+
+def test_a_cache_that_cannot_be_written_does_without(weights_cache, server, weights, tmp_path, monkeypatch, caplog):
+    address, handler = server
+    file = f'/{SHIPPED}.safetensors'
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', address)
+    monkeypatch.setattr(os, 'access', lambda path, mode: 'nbn_timm-' in str(path))  # temporary folders
+    handler.files[file] = saved(weights, tmp_path / 'w.safetensors')
+    assert has(create(), weights) and not kept(weights_cache)
+    assert weights_record(SHIPPED) is None  # of other weights; the mirror answers that it has no record
+    handler.files.clear()
+    create()
+    assert 'has no weights' in caplog.text  # of the mirror's answer, and not of the cache
 
 
 def test_a_lightning_file_in_the_folder_is_found(weights_cache, weights, tmp_path, monkeypatch):

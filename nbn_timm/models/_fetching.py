@@ -1,4 +1,5 @@
 """Files of a server that the user names: kept when they have come whole and right, and only as long as it has them."""
+import atexit
 import base64
 import hashlib
 import http.client
@@ -6,9 +7,10 @@ import json
 import logging
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
@@ -21,8 +23,8 @@ __all__ = ['NoSuchFile', 'fetched', 'is_address']
 
 _LONGEST = 120  # characters of a name in the cache; what is longer is told by a digest
 
-# As in PyTorch's files: the beginning of the SHA-256 before the suffix. A date looks like one.
-_NAMED_DIGEST = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[a-z.]+$')
+# As in PyTorch's files: the beginning of the SHA-256 before the suffix. What has no letter is a date or a step.
+_NAMED_DIGEST = re.compile(r'-(?!\d+\.)([0-9a-f]{8,64})\.[a-z.]+$')
 
 _logger = logging.getLogger(__name__)
 
@@ -75,15 +77,16 @@ def is_address(place: str) -> bool:
     return place.lower().startswith(('http://', 'https://'))
 
 
-def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str, patience: float) -> Path:
+def fetched(url: str, folder: Path, check: Callable[[Path], object], remedy: str, patience: float) -> Path:
     """A file of a server, fetched unless the cache has it and the server says that it has not changed.
 
     A server that gives neither ETag nor Last-Modified cannot say that. Where it cannot be had, what it gave before is
-    taken, with a warning. What is in a cache that cannot be written is taken as it is.
+    taken, with a warning. What is in a cache that cannot be written is taken as it is, and what is not there is kept as
+    long as this process lives.
 
     Args:
         url: Http(s) address, with user and password if need be.
-        cache: Folder, in which each folder of each server has one of its own.
+        folder: The cache, in which each folder of each server has one of its own.
         check: Raises an `InputError` about a file that is not to be kept.
         remedy: For the sentence about what cannot be had.
         patience: Seconds without an answer, or beyond what a slow connection needs, until it is given up.
@@ -93,11 +96,11 @@ def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str,
         InputError: It does not answer, or not with the whole file, or with another one than is wanted.
     """
     shown = without_password(url)
-    target = cache / _short(shown.partition('://')[2].partition('?')[0].rpartition('/')[0]) / _local_name(shown)
+    target = folder / _short(shown.partition('://')[2].partition('?')[0].rpartition('/')[0]) / _local_name(shown)
     kept = _Origin.of(target)
     origin: _Origin | None = None
-    if kept is not None and not os.access(target.parent, os.W_OK):
-        return target
+    if not _can_be_written(target.parent):
+        return target if kept is not None else fetched(url, _own_folder(), check, remedy, patience)
 
     def write(temporary: Path) -> None:
         nonlocal origin
@@ -116,6 +119,20 @@ def fetched(url: str, cache: Path, check: Callable[[Path], object], remedy: str,
     assert origin is not None
     write_text_atomic(_origin_file(target), json.dumps(asdict(origin), indent=2) + '\n')
     return target
+
+
+def _can_be_written(folder: Path) -> bool:
+    while not folder.exists():
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+@cache
+def _own_folder() -> Path:
+    """A folder that goes with this process."""
+    folder = tempfile.TemporaryDirectory(prefix='nbn_timm-')
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def _origin_file(path: Path) -> Path:
