@@ -161,9 +161,6 @@ SCHEDULES: Mapping[str, str] = {
     **_all('tanh poly', 'the courses that fall from the beginning on are cosine and linear: give one of them'),
     'rsqrt': 'what comes next to it is a stretch at one rate with a fall at its end: give --sched wsd',
 }
-CROP_MODES: Mapping[str, str] = {
-    'border': 'no borders are added; give --crop-mode squash for all of a picture, without its ratio',
-}
 SPLITS: Mapping[str, str] = {
     'validation': "that split is called 'val': give --split val, or leave it out for the test pictures",
     'train': 'the pictures of the training are not evaluated: give --split val or --split test',

@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+import timm
 import torch
 from formats import CIFAR_LT, DIGITS_LT, IMAGENET_LT, INAT18
 from PIL import Image
@@ -293,6 +294,26 @@ def test_broken_image_in_a_worker_is_reported(tmp_path):
         list(loader)
 
 
+def test_own_images_are_read_as_timm_reads_them():
+    """The whole format of evaluation, for models of all kinds: square crops, squashed pictures, borders."""
+    names = ['coat_lite_medium_384.in1k', 'deepseek_vit_412m.deepseek_v4_1_flash', *timm.list_pretrained()[::40]]
+    cfgs = [timm.get_pretrained_cfg(name) for name in names if name in timm.list_pretrained()]
+    assert {'squash', 'center'} <= {cfg.crop_mode for cfg in cfgs}
+    for cfg in cfgs:
+        theirs = timm.data.resolve_data_config(pretrained_cfg=cfg.to_dict())
+        ours = OWN_IMAGES.for_model(cfg.to_dict())
+        assert {key: getattr(ours, key) for key in theirs} == theirs, cfg
+
+
+@pytest.mark.parametrize('mode', ['center', 'squash', 'border'])
+def test_pictures_are_brought_to_the_size_as_timm_does(mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    format = dict(input_size=(3, 32, 32), crop_mode=mode, crop_pct=0.9)
+    ours = create_transform(DataDefaults(**format))(Image.fromarray(pixels))
+    theirs = timm.data.create_transform(**format, use_prefetcher=True)(Image.fromarray(pixels))
+    assert np.array_equal(ours, theirs)
+
+
 def test_own_images_take_the_models_input_format():
     cfg = dict(input_size=(3, 32, 32), mean=(0.1, 0.2, 0.3), std=(1, 2, 3), interpolation='bicubic', crop_pct=1.0)
     adapted = OWN_IMAGES.for_model(cfg)
@@ -300,6 +321,8 @@ def test_own_images_take_the_models_input_format():
     assert (adapted.train_transform, adapted.color_jitter) == ('cifar', None)
     assert OWN_IMAGES.for_model(dict(cfg, input_size=(3, 160, 160))).train_transform == 'imagenet'
     assert INAT18.for_model(cfg) == INAT18
+    with pytest.raises(InputError, match='has 2 numbers as the mean of 3 channels: give one for each, or one for all'):
+        OWN_IMAGES.for_model(dict(cfg, mean=(0.1, 0.2)))
     assert INAT18.override(input_size=[3, 64, 48], crop_pct=0.9) == DataDefaults(
         input_size=(3, 64, 48), mean=INAT18.mean, std=INAT18.std, crop_pct=0.9, color_jitter=None)
 

@@ -110,7 +110,6 @@ def test_the_table_is_of_timms_flags_alone_and_names_flags_that_there_are(comman
 @pytest.mark.fast
 @pytest.mark.parametrize('command, flag, value, said', [
     ('train', '--sched', 'plateau', 'there is no plateau schedule; --patience ends a run'),
-    ('train', '--crop-mode', 'border', 'give --crop-mode squash'),
     ('validate', '--split', 'validation', "that split is called 'val': give --split val"),
 ])
 def test_values_of_timms_flags_say_what_to_use_instead(command, flag, value, said, capsys):

@@ -12,7 +12,7 @@ from nbn_timm.errors import InputError
 from nbn_timm.settings import fields_of
 
 INPUT_FORMAT = ('input_size', 'mean', 'std', 'interpolation', 'crop_pct')  # of evaluation, by timm's names
-CENTER, SQUASH = 'center', 'squash'  # how evaluation brings an image to the size, by timm's names
+CENTER, SQUASH, BORDER = 'center', 'squash', 'border'  # how evaluation brings an image to the size, by timm's names
 SMALL_IMAGE = 64  # up to this size training pads and crops (CIFAR) instead of taking a random resized crop
 
 
@@ -25,7 +25,8 @@ class DataDefaults:
         mean, std: Of pixels in [0, 1].
         interpolation: timm's name of the resampling filter.
         crop_pct: Share of the resized image that the evaluation's centre crop keeps.
-        crop_mode: `CENTER` keeps the middle of an image, `SQUASH` all of it, without its ratio.
+        crop_mode: `CENTER` keeps the middle of an image, `SQUASH` all of it, without its ratio, `BORDER` all of it,
+            with its ratio and borders.
         train_transform: How training brings an image to that size, a name in `TRAIN_TRANSFORMS`.
         color_jitter: Strength of brightness, contrast and saturation jitter; None for none.
         published: False where no benchmark prescribes the format (a user's own images), so that the model may.
@@ -91,17 +92,33 @@ class DataDefaults:
             pretrained_cfg: timm's `model.pretrained_cfg`, which may be of a config.json.
 
         Raises:
-            InputError: A value there is no such value as the flags of `InputSettings` take.
+            InputError: See `check_input_format`.
         """
         if self.published:
             return self
-        declared = {one.name: one for one in fields_of(InputSettings)}
-        for name in INPUT_FORMAT:
-            value = pretrained_cfg.get(name)
-            declared[name].check(value, f"the model's pretrained_cfg, as config.json holds it, has {name} {value!r}")
-        resolved = self.override(**{name: pretrained_cfg.get(name) for name in INPUT_FORMAT})
+        check_input_format(pretrained_cfg)
+        resolved = self.override(**{name: pretrained_cfg.get(name) for name in (*INPUT_FORMAT, 'crop_mode')})
         small = max(resolved.input_size[1:]) <= SMALL_IMAGE
         return replace(resolved, train_transform=PadAndCrop.name, color_jitter=None) if small else resolved
 
 
 OWN_IMAGES = DataDefaults(published=False)
+
+
+def check_input_format(pretrained_cfg: Mapping[str, Any]) -> None:
+    """Refuse a format that no images can be brought to, as a config.json may have it.
+
+    Raises:
+        InputError: A value is none that the flags of `InputSettings` take, or mean and std are not of the channels.
+    """
+    has = "the model's pretrained_cfg, as config.json holds it, has"
+    for one in fields_of(InputSettings):
+        if one.name in (*INPUT_FORMAT, 'crop_mode'):
+            value = pretrained_cfg.get(one.name)
+            one.check(value, f'{has} {one.name} {value!r}')
+    channels = (pretrained_cfg.get('input_size') or OWN_IMAGES.input_size)[0]
+    for name in ('mean', 'std'):
+        number = len(pretrained_cfg.get(name) or (0,))
+        if number not in (1, channels):
+            raise InputError(f'{has} {number} numbers as the {name} of {channels} channels: give one for each, or one '
+                             'for all')

@@ -3,7 +3,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbn_timm import timm_flags
 from nbn_timm.data.decoders import PILLOW, decoder_names
 from nbn_timm.data.lists import MAX_CLASSES
 from nbn_timm.data.longtail import PROFILES
@@ -179,14 +178,14 @@ class InputSettings(Settings):
         limits=AT_LEAST_1, inherited=True, unset='see above', effect=not_with('input_size'))
     crop_pct: float | None = setting(None, 'share of the resized image that the centre crop keeps',
                                      limits=Limits(0.1, 2), inherited=True, unset='see above')
-    crop_mode: str | None = setting(None, 'in evaluation: the middle of an image, or all of it without its ratio',
-                                    choices=('center', 'squash'), instead=timm_flags.CROP_MODES, inherited=True,
-                                    unset='see above')
+    crop_mode: str | None = setting(
+        None, 'in evaluation: the middle of an image, all of it without its ratio, or all of it within borders',
+        choices=('center', 'squash', 'border'), inherited=True, unset='see above')
     interpolation: str | None = setting(None, 'resampling in evaluation', metavar='NAME', inherited=True,
                                         unset='see above')
     mean: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=PROBABILITY, nargs=0, metavar='F',
                                              inherited=True, unset='see above')
-    std: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=POSITIVE, nargs=0, metavar='F',
+    std: tuple[float, ...] | None = setting(None, 'of pixels in [0, 1]', limits=Limits(1e-6), nargs=0, metavar='F',
                                             inherited=True, unset='see above')
 
     @property

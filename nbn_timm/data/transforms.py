@@ -12,7 +12,7 @@ from nbn_timm.data.bands import MOST_OF_PILLOW, Clip
 from nbn_timm.data.class_strength import ClassStrength
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.dataset import ImageSamples
-from nbn_timm.data.defaults import DataDefaults
+from nbn_timm.data.defaults import BORDER, CENTER, SQUASH, DataDefaults
 from nbn_timm.data.pictures import mode_of
 from nbn_timm.data.settings import AugmentSettings
 from nbn_timm.data.simclr import simclr_transform
@@ -210,6 +210,9 @@ def _check_format(defaults: DataDefaults, interpolation: str, is_training: bool)
         raise InputError(f"unknown interpolation '{interpolation}'{' of such pictures' * (known is of_bands)}: "
                          f"give one of {', '.join(names)}{nearest(interpolation, names)}")
     channels = defaults.input_size[0]
+    if channels > MOST_OF_PILLOW and defaults.crop_mode == BORDER:
+        raise InputError(f'borders are for pictures of up to {MOST_OF_PILLOW} channels, and these have {channels}: '
+                         f'give --crop-mode {CENTER} or {SQUASH}')
     for name, values in (('mean', defaults.mean), ('std', defaults.std)):
         if len(values) not in (1, channels):
             raise InputError(f'the {name} has {len(values)} numbers and the images have {channels} channels: '

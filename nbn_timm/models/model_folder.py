@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
+from nbn_timm.data.defaults import check_input_format
 from nbn_timm.errors import InputError, in_words
 from nbn_timm.seals import tell_changes
 
@@ -46,6 +47,10 @@ def read_folder_config(source: str) -> dict[str, Any]:
                             ('num_classes', int, 'number'), ('label_names', list | dict, 'list')):
         if key in config and not isinstance(config[key], kind):
             raise InputError(f"'{key}' in the config.json of '{source}' is no {what}: correct it, or get it again")
+    try:
+        check_input_format(config.get('pretrained_cfg', config))
+    except InputError as error:
+        raise InputError(f"'{source}': {error}") from error
     tell_changes(config, f"the config.json of '{source}'")
     if config.get('num_classes', 0) < 0:  # timm would draw a new classifier
         raise InputError(f"'num_classes' in the config.json of '{source}' is negative: correct it, or get it again")
