@@ -413,6 +413,20 @@ def test_a_split_file_of_the_run_itself_differs_by_what_is_in_it(runs, tmp_path)
     assert differing_settings(pair) == [('split_file', ['output/one/split.csv', 'output/other/split.csv'])]
     (tmp_path / 'other' / 'split.csv').unlink()
     assert len(differing_settings(pair)) == 1
+    shutil.copytree(tmp_path / 'one', tmp_path / 'renamed')
+    assert differing_settings([pair[0], replace(pair[0], folder=tmp_path / 'renamed')]) == []
+
+
+@pytest.mark.usefixtures('undrawn')
+def test_a_copied_run_with_a_drawn_split_has_its_pictures(images, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """Of the test split, and of the drawn one where there is no test."""
+    monkeypatch.chdir(tmp_path)
+    train.main(['--dataset', 'list', '--data-dir', str(images), '--train-list', str(images / 'train.txt'),
+                '--val-fraction', '0.3', *FLAGS, '--epochs', '1', '--no-report', '--output', 'out', '--experiment',
+                'a'])
+    shutil.move(tmp_path / 'out' / 'a', tmp_path / 'copy')
+    page = page_of('copy', '--data-dir', images, output=tmp_path / 'x.html')
+    assert 'not at hand' not in page and 'src="data:image' in page
 
 
 @pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),

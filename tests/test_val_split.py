@@ -194,6 +194,23 @@ def test_a_split_is_not_for_the_pictures_of_another_folder(data, tmp_path):
     assert moved['split_file'] == 'run/split.csv'  # a second stage goes on with the same pictures
 
 
+def test_a_split_goes_along_with_pictures_that_have_moved(data, tmp_path, caplog):
+    drawn = draw(DataSettings('folder', str(data)), tmp_path / 'split.csv')
+    before = NetworkRecord(arguments={'dataset': 'folder', 'data_dir': str(data), 'val_fraction': 0.2,
+                                      'split_file': str(tmp_path / 'split.csv'), 'model': 'resnet20'})
+    shutil.move(data, tmp_path / 'moved')
+    given = {'data_dir': str(tmp_path / 'moved')}
+    kept = before.inherited_by_training(TrainSettings, given)
+    splits = create_splits(DataSettings('folder', given['data_dir'], split_file=kept['split_file']))
+    assert len(splits.val) == len(drawn) and not caplog.text
+    (tmp_path / 'moved' / sorted(drawn)[0]).unlink()
+    assert 'split_file' not in before.inherited_by_training(TrainSettings, given)
+    assert "its validation split is left out: give --val-fraction" in caplog.text and 'split.csv' in caplog.text
+    caplog.clear()
+    before.inherited_by_training(TrainSettings, {**given, 'val_fraction': 0.5})  # which says it
+    assert not caplog.text
+
+
 def test_a_sweep_may_draw_its_validation_split(data):
     flags = ['--dataset', 'folder', '--data-dir', str(data), '--model', 'resnet20', '--val-fraction', '0.2']
     assert len(parse_sweep(['--set', 'lr=0.1,0.2', '--', *flags]).trials) == 2

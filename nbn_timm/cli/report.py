@@ -18,6 +18,7 @@ from nbn_timm.data import Classes
 from nbn_timm.data.dataset import pictures_digest
 from nbn_timm.data.settings import DataSettings
 from nbn_timm.data.splits import Known
+from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.datasets import create_splits
 from nbn_timm.errors import InputError, quoted, run_cli
 from nbn_timm.evaluation.temperature import CALIBRATION
@@ -209,11 +210,14 @@ def open_pictures(run: FinishedRun, data_dir: str | None, notes: list[str]) -> A
     data = DataSettings.from_record({**run.settings, **({'data_dir': data_dir} if data_dir else {})})
     known = Known(Classes(None, tuple(run.names), 'the run', run.of_sets), 'the run', binding=True)
     try:
-        data = replace(data, train_list=None, class_counts=None, num_classes=len(run.classes), download=False)
+        own_split = run.folder / SPLIT_FILE  # where the folder lies now
+        drawn = run.split == 'val' and own_split.is_file()
+        data = replace(data, train_list=data.train_list if drawn else None, class_counts=None,
+                       num_classes=len(run.classes), download=False, split_file=str(own_split) if drawn else None)
         splits = create_splits(data, (run.split,), known, label_sets=True)
         pictures = splits.test if run.split == 'test' else splits.val
         if run.digest is not None and pictures_digest(pictures) != run.digest:
-            raise InputError('those that are found are not those that were evaluated (give --data-dir)')
+            raise InputError('those that are found are not those that were evaluated: give the --data-dir of these')
     except InputError as error:
         notes.append(f'The pictures are not at hand: {error}')
         return None

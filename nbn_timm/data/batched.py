@@ -262,7 +262,9 @@ def keep_in_memory(
     else:
         images = dataset.images if isinstance(dataset, ArraySamples) else _read(dataset, (height, width), num_workers)
         if images is not None and images.shape[1:3] == (height, width):
-            return MemoryImages(images, dataset.targets)
+            kept = MemoryImages(images, dataset.targets)
+            kept.source = None if isinstance(dataset, ArraySamples) else dataset
+            return kept
         problem = f'not all images are of {height}x{width} pixels, the size of the input'
     if wanted:
         raise InputError(f'--in-memory cannot be had, since {problem}: leave it out')

@@ -148,6 +148,8 @@ def pictures_digest(dataset: Any) -> str | None:
     Raises:
         InputError: A file cannot be read.
     """
+    if isinstance(dataset, ArraySamples) and dataset.source is not None:
+        return pictures_digest(dataset.source)
     digest = hashlib.sha256()
     if isinstance(dataset, ArraySamples):
         digest.update(f'{dataset.images.shape}'.encode())
@@ -187,7 +189,12 @@ class ArraySamples(LabelledImages):
         images: uint8 [N, H, W, 3].
         targets: Labels, [N].
         transform: See `LabelledImages`.
+
+    Attributes:
+        source: Whose images these are, where they were read into memory; its pictures are told by their files.
     """
+
+    source: LabelledImages | None = None
 
     def __init__(
             self,

@@ -2,9 +2,9 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
+from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.errors import InputError
 from nbn_timm.report.run import FinishedRun
 from nbn_timm.settings import Field, SettingGroups, flag, plain
@@ -32,11 +32,11 @@ def differing_settings(runs: Sequence[FinishedRun]) -> list[tuple[str, list[Any]
 
 
 def _meant(run: FinishedRun, name: str) -> Any:
-    """The value of a setting; of a file in the folder of the run, as its own split file is, what is in it."""
+    """The value of a setting; of the split file, which lies in the folder of the run, what is in it."""
     value = run.settings.get(name)
-    if isinstance(value, str) and Path(value).parent.name == run.folder.resolve().name:
+    if name == 'split_file' and value:
         with suppress(OSError):
-            return (run.folder / Path(value).name).read_bytes()
+            return (run.folder / SPLIT_FILE).read_bytes()
     return value
 
 

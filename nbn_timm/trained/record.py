@@ -1,5 +1,6 @@
 """What is recorded of a finished network beside its weights, and what who goes on from there takes from it."""
 import argparse
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import torch
 
 from nbn_timm.data import ClassCounts, Classes, DataDefaults
 from nbn_timm.data.settings import OF_THE_SPLIT, DataSettings, InputSettings
+from nbn_timm.data.val_split import SplitFile
 from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
@@ -23,6 +25,8 @@ from nbn_timm.trained.results import Results
 
 ToldT = TypeVar('ToldT', bound='_FromRecord')
 
+_logger = logging.getLogger(__name__)
+
 # What a training writes among its settings: what they came to.
 _PROCESSES, _TRANSFORM = 'world_size', 'train_transform'
 
@@ -34,6 +38,16 @@ def _elsewhere(given: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
     """Whether a folder of data is given that is not the recorded one."""
     folder, recorded = given.get('data_dir'), before.get('data_dir')
     return bool(folder) and (not recorded or os.path.realpath(str(folder)) != os.path.realpath(str(recorded)))
+
+
+def _divides(split_file: str, folder: str) -> bool:
+    """Whether all pictures of a split file lie below a folder, as after a move."""
+    try:
+        keys = SplitFile.read(split_file, folder).part_of
+    except InputError:
+        return False
+    return not any(os.path.isabs(key) for key in keys) and all(
+        os.path.isfile(os.path.join(folder, key)) for key in keys)
 
 
 def training_arguments(settings: SettingGroups, processes: int, images: DataDefaults) -> dict[str, Any]:
@@ -250,7 +264,8 @@ class NetworkRecord:
 
         The images are read as the network had them, unless a benchmark prescribes another format. Where lists are
         given, the recorded ones would be strangers among them, and so would be a recorded validation split of the
-        training images where these are others or are divided otherwise.
+        training images where these are others or are divided otherwise. Images in another folder are the same if it has
+        all that the split is of. A warning tells of a split that is left out because of other images.
 
         Args:
             groups: The command's settings.
@@ -261,9 +276,15 @@ class NetworkRecord:
         same_format = same_task or dataset == self.dataset or not prescribes_format(dataset)
         found = self.inherited(groups, given, same_format)
         lists = LISTS | CSVS
-        other_images = bool(lists & given.keys()) or not same_task and _elsewhere(given, self.arguments)
+        elsewhere = not same_task and _elsewhere(given, self.arguments)
         other_draw = any(name in given and given[name] != self.arguments.get(name) for name in OF_THE_SPLIT)
-        left_out = {*(lists if other_images else ()), *(OF_THE_SPLIT if other_images or other_draw else ())}
+        split, other_images = found.get('split_file'), bool(lists & given.keys())
+        other_split = other_images or elsewhere and not (split and _divides(str(split), str(given['data_dir'])))
+        left_out = {*(lists if other_images or elsewhere else ()), *(OF_THE_SPLIT if other_split or other_draw else ())}
+        if split and other_split and not other_draw:
+            _logger.warning("The training images are not those of the network's own run, so its validation split is "
+                            'left out: give --val-fraction for one of these images, or --split-file %s if they are the '
+                            'same.', quoted(str(split)))
         return {name: value for name, value in found.items() if name not in left_out}
 
     def public(self, groups: type[SettingGroups], private: tuple[str, ...] = ()) -> 'NetworkRecord':
