@@ -56,14 +56,13 @@ from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
-from nbn_timm.models.weight_files import DIGEST
+from nbn_timm.models.weight_files import DIGEST, digest_of_source
 from nbn_timm.second_stages.tau_norm import tau_normalize
 from nbn_timm.settings import POSITIVE, SettingGroups, Settings, Values, all_of, flag, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     CheckpointSettings,
     TrainedModel,
     checkpoint_record,
-    digest_of_source,
     open_trained,
     published_record,
 )
@@ -212,7 +211,7 @@ def validate(settings: ValidateSettings, world: World) -> None:
     check_attackable(settings, trained.model, dataset, input_format)
     evaluator = build_evaluator(settings, trained, splits, class_counts, input_format, world.device)
     about = describe(settings, trained, input_format, class_counts)
-    digest = digest_of_source(settings.weights.checkpoint, trained, settings.checkpoint.use_ema) if (
+    digest = digest_of_source(settings.weights.checkpoint, trained.model, settings.checkpoint.use_ema) if (
         settings.evaluation.results_file) else None
     model = prepare_model(trained.model, world.device, settings.form.fuse, settings.precision)
     if settings.views.test_views:

@@ -17,6 +17,7 @@ from nbn_timm.hub import (
     push_files,
     write_model_folder,
 )
+from nbn_timm.models.weight_files import digest_of_source
 from nbn_timm.settings import SettingGroups, Settings, not_with, only_with, setting
 from nbn_timm.trained.opening import (
     FOLDER,
@@ -24,7 +25,6 @@ from nbn_timm.trained.opening import (
     CheckpointSettings,
     SourceSettings,
     TrainedModel,
-    digest_of_source,
     open_trained,
     opened_source,
 )
@@ -129,11 +129,11 @@ def _with_results(trained: TrainedModel, source: str, settings: PushCommand) -> 
     found: ResultsFile | None
     file, use_ema = settings.card.results_file, settings.checkpoint.use_ema
     if file:
-        found = results_of(file, use_ema, trained.architecture, digest_of_source(source, trained, use_ema))
+        found = results_of(file, use_ema, trained.architecture, digest_of_source(source, trained.model, use_ema))
     elif trained.record.test or settings.checkpoint.all_experts:
         return trained
     else:
-        found = results_beside(source, use_ema, trained.record.epoch, digest_of_source(source, trained, use_ema))
+        found = results_beside(source, use_ema, trained.record.epoch, digest_of_source(source, trained.model, use_ema))
     if found is None:
         return trained
     known = trained.model.num_classes

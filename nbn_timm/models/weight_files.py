@@ -23,8 +23,8 @@ from nbn_timm.files import refuse_no_file
 
 from ._released import StateDict, recognize, to_model_format
 
-__all__ = ['DIGEST', 'check_weights', 'load_weights', 'read_checkpoint', 'read_state_dict', 'refuse_other_types',
-           'save_weights', 'weights_digest', 'weights_in']
+__all__ = ['DIGEST', 'check_weights', 'digest_of_source', 'load_weights', 'read_checkpoint', 'read_state_dict',
+           'refuse_other_types', 'save_weights', 'weights_digest', 'weights_in']
 
 DIGEST = 'weights_sha256'  # key of `weights_digest` in a file's metadata and in the record of a training
 
@@ -123,6 +123,19 @@ def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
         digest.update(f'{name} {value.dtype} {list(value.shape)}\n'.encode(errors='surrogatepass'))
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def digest_of_source(source: str | Path | None, model: torch.nn.Module, use_ema: bool = False) -> str:
+    """`weights_digest` by which results are bound to weights: as a file has them, else as the model does.
+
+    Args:
+        source: That the model was opened from.
+        model: The model.
+        use_ema: The averaged weights of a checkpoint are meant.
+    """
+    if source is not None and Path(source).is_file():
+        return weights_digest(read_state_dict(source, use_ema))
+    return weights_digest(model.state_dict())
 
 
 def save_weights(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:

@@ -31,7 +31,7 @@ from nbn_timm.settings import Settings, plain, setting
 from nbn_timm.trained.record import NetworkRecord
 
 __all__ = ['FOLDER', 'HUB', 'RECORD_KEY', 'TrainedModel', 'checkpoint_record', 'open_trained', 'published_record',
-           'digest_of_source', 'read_folder_config']
+           'read_folder_config']
 
 RECORD_KEY = 'nbn_timm'  # in timm's config.json
 
@@ -176,19 +176,6 @@ def opened_source(source: str) -> str:
     """
     refuse_no_file(source, or_folder=True)
     return source if Path(source, 'config.json').is_file() else finished_file(source)
-
-
-def digest_of_source(source: str | None, trained: TrainedModel, use_ema: bool = False) -> str:
-    """`weights_digest` by which results are bound to weights: as a file has them, else as the model does.
-
-    Args:
-        source: That the model was opened from.
-        trained: The model.
-        use_ema: The averaged weights of a checkpoint are meant.
-    """
-    if source is not None and Path(source).is_file():
-        return weights_digest(read_state_dict(source, use_ema))
-    return weights_digest(trained.model.state_dict())
 
 
 @dataclass(frozen=True)

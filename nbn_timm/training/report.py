@@ -19,7 +19,7 @@ from nbn_timm.evaluation.temperature import FittedTemperature, calibrate
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models.run_folder import ADJUSTED, BEST, LAST
 from nbn_timm.models.tuning import AdapterFile, save_adapter
-from nbn_timm.models.weight_files import DIGEST, read_state_dict, weights_digest
+from nbn_timm.models.weight_files import DIGEST, digest_of_source
 from nbn_timm.report import norm_sizes, read_run, write_report
 from nbn_timm.seals import sealed_text
 from nbn_timm.settings import SettingGroups
@@ -196,11 +196,13 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         return
     settings = plan.settings
     answers = {} if thresholds is None else {'thresholds': thresholds.to_dict()}
+    # A run that had nothing left to train has no file.
+    digest = digest_of_source(folder / weights.file, unwrap_model(model), averaged(plan, weights))
     result.write_json(
         folder / f'{split}.json', model=settings.model.model, dataset=settings.data.dataset, split=split,
         checkpoint=weights.in_words(), weights=weights.to_dict(), use_ema=averaged(plan, weights),
         precision=settings.precision.name, calibration=None if calibration is None else calibration.to_dict(),
-        **{DIGEST: _digest(plan, model, weights)}, **answers)
+        **{DIGEST: digest}, **answers)
     replace(predictions, digest=pictures_digest(dataset)).write(folder / f'{split}_predictions.npz')
     files = [*files, f'{split}.json', f'{split}_predictions.npz']
     if splits.classes is not None:
@@ -211,13 +213,6 @@ def report_on(plan: Plan, model: nn.Module, weights: EvaluatedWeights, files: Co
         files.append(REPORT)
     _logger.info('\n%s split, %s\n%s\n\n%s\n\nin %s: %s', split, weights.in_words(), result.table(),
                  result.further_table(), folder, ', '.join(files))
-
-
-def _digest(plan: Plan, model: nn.Module, weights: EvaluatedWeights) -> str:
-    """Of the evaluated weights: as their file has them, unless a run that had nothing left to train has none."""
-    file = plan.folder / weights.file
-    return weights_digest(read_state_dict(file, averaged(plan, weights)) if file.is_file() else
-                          unwrap_model(model).state_dict())
 
 
 def averaged(plan: Plan, weights: EvaluatedWeights) -> bool:
