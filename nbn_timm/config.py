@@ -398,7 +398,8 @@ def told(value: Any) -> str:
 
 def _parse_value(parser: argparse.ArgumentParser, declared: Field, value: Any) -> Any:
     """Give a value to the parser as command-line words, so that one set of types and choices rules both."""
-    strange = next((one for one in not_plain(value) if one is not value or not isinstance(one, datetime.date)), None)
+    # What stands alone is text, also where YAML takes it for a date.
+    strange = None if isinstance(value, datetime.date) else next(not_plain(value), None)
     if strange is not None:
         raise ValueError(f'it is or holds a value of the kind {type(strange).__name__}: give {PLAIN}')
     if isinstance(value, bool) != (declared.type is bool):

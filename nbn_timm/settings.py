@@ -296,7 +296,7 @@ class Field:
     def _check_plain(self, value: Mapping[Any, Any]) -> None:
         """Refuse what args.yaml and checkpoints could not hold."""
         for key, entry in value.items():
-            strange = next(not_plain(key), None) or next(not_plain(entry), None)
+            strange = next(not_plain({key: entry}), None)
             if strange is not None:
                 kind = 'ellipsis' if strange is ... else type(strange).__name__
                 raise InputError(f'{flag(self.name)} {key}={_cut(entry)} is or holds a value of the kind {kind}, which '

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from timm.layers import BatchNormAct2d, convert_splitbn_model, freeze_batch_norm_2d
 from timm.layers import convert_sync_batchnorm as timm_convert_sync_batchnorm
+from torch._subclasses import FakeTensorMode
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from nbn_timm import InputError, add_nbn, convert_sync_batchnorm, fold_nbn, freeze_nbn
@@ -264,6 +265,19 @@ def affine_copy(norm: NormalizedBatchNorm2d, weight: torch.Tensor) -> nn.Module:
 
 def rounded_copy(norm: NormalizedBatchNorm2d, weight: torch.Tensor) -> nn.Module:
     return plain_copy(norm, weight).bfloat16()
+
+
+def test_layers_without_values_take_the_place_of_nbn():
+    """As while a model is exported, or made without memory."""
+    model = Nested()
+    nn.init.uniform_(model.body[1].weight, 0.5, 2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = nn.BatchNorm2d(6)
+        model.body[1] = fake
+    assert model.body[1] is fake
+    with FakeTensorMode():
+        model = Nested()
+        model.body[1] = nn.BatchNorm2d(6)
 
 
 @pytest.mark.parametrize('copied', [plain_copy, rounded_copy, affine_copy], ids=lambda copied: copied.__name__)

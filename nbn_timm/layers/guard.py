@@ -10,6 +10,7 @@ it. What puts a layer with the raw weight in the place of any NBN layer by name 
 layer another class in `NormalizedAffine`. A wrapper keeps the layer in it, and may take its place.
 """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -62,10 +63,10 @@ def _refuse_to_replace(parent: nn.Module, name: str, module: nn.Module | None) -
     there = parent._modules.get(name)
     if not isinstance(there, NormalizedAffine) or module is None or _holds_nbn(module):
         return
-    if isinstance(there, NormalizedBatchNorm2d):
-        lost = hasattr(module, 'running_var') and _is_foreign(module) or _has_raw_scale(module, there)
-    else:
-        lost = isinstance(there, StatelessNbn) and _has_raw_weight(module, there)
+    lost = isinstance(there, NormalizedBatchNorm2d) and hasattr(module, 'running_var') and _is_foreign(module)
+    with suppress(RuntimeError, AssertionError):  # of fake tensors, which have no values to compare
+        lost = lost or (_has_raw_scale(module, there) if isinstance(there, NormalizedBatchNorm2d) else
+                        isinstance(there, StatelessNbn) and _has_raw_weight(module, there))
     if lost:
         raise _refusal(type(module).__name__, name)
 
