@@ -28,6 +28,7 @@ from results_rows import (
     Spread,
     calibration_error,
     differences,
+    epochs_in_words,
     keep_data_digests,
     keep_predictions,
     machine_hours,
@@ -115,11 +116,13 @@ def read_published(path: Path) -> dict[str, Any]:
 
 def published_beside(settings: Mapping[str, Any], published: Mapping[str, Any]) -> dict[str, Any] | None:
     """The published entry of a run's method."""
-    if any(settings.get(name) for name in EXTRAS) or settings['sampler'] != 'instance_balanced':
+    if settings['sampler'] != 'instance_balanced':
         return None
+    extras = {name for name in EXTRAS if settings.get(name)}
     flat = {**settings, **(settings.get('model_kwargs') or {}), **(settings.get('loss_kwargs') or {})}
     return next((entry for entry in published['entries']
-                 if 'beside' in entry and all(flat.get(key) in value for key, value in entry['beside'].items())), None)
+                 if 'beside' in entry and extras <= entry['beside'].keys()
+                 and all(flat.get(key) in value for key, value in entry['beside'].items())), None)
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
@@ -195,7 +198,7 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         f'### By class\n\n{plots[CLASSES]}\n\n{plots[SPLITS]}',
         f'### How ours were trained\n\n{cost}',
         'Training is the mean time of a run in training steps, without evaluation. Runs side by side share the hours '
-        'of their GPU. Core-hours are of cores with other work too. The commands, for the first seed of '
+        'of their GPU. Core-hours are of cores with other work too. Those of a second stage are without its first. The commands, for the first seed of '
         'each method:', f'```\n{commands}\n```', plots[TRAINING],
         '### Published otherwise',
         table(HEAD, ([entry['method'], *published_cells(entry)] for entry in others)),
@@ -215,7 +218,7 @@ def accuracy_table(methods: Sequence[Method], costs: Mapping[str, tuple[int, int
         errors = [calibration_error(run) for run in method.runs]
         lines.append([
             f'**{method.label}**', network_in_words(costs[method.name][1] / plain, method.settings['model']),
-            "LDAM's" if run.data.get('train', {}).get('published_draw') else 'ours', method.settings['epochs'], 'last',
+            "LDAM's" if run.data.get('train', {}).get('published_draw') else 'ours', epochs_in_words(run), 'last',
             f'{training_pflops(run, costs[method.name][1]):.2f}', len(method.runs),
             *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
             mean_and_spread(errors) if None not in errors else ''])

@@ -5,6 +5,7 @@ A row is the runs of one method. Its JSON is made from the folders of its runs a
 import hashlib
 import json
 import os
+import shutil
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from nbn_timm.files import file_sha256, make_folder, write_text_atomic
 from nbn_timm.models.create import create_model
 
 SCHEMA = 2  # of the rows, see results/row.schema.json
+CHECKPOINT, OWN_PREDICTIONS = 'last.pth.tar', 'test_predictions.npz'  # in the folder of a run
 
 
 # What collecting leaves in a run's folder -----------------------------------------------------------------------------
@@ -36,16 +38,21 @@ SCHEMA = 2  # of the rows, see results/row.schema.json
 def keep_predictions(run: Path, target: Path, data_dir: str, logits: Path | None = None) -> None:
     """Evaluate the run's last checkpoint in float32 on the CPU and write predictions.npz.
 
+    Where only the run's small files are left, its own predictions are taken, which it made as it trained.
+
     Args:
         run: Folder of the run.
         target: Folder to write to.
         data_dir: Of images and lists.
         logits: Folder for the logits of all test images, float16, as `<run>.npz`; None keeps none.
     """
+    if not (run / CHECKPOINT).is_file() and (run / OWN_PREDICTIONS).is_file():
+        shutil.copyfile(run / OWN_PREDICTIONS, target / PREDICTIONS)
+        return
     if logits:
         make_folder(logits)
     keep = ['--logits-file', str(logits / f'{target.name}.npz')] if logits else []
-    validate.main(['--checkpoint', str(run / 'last.pth.tar'), '--data-dir', data_dir, '--device', 'cpu',
+    validate.main(['--checkpoint', str(run / CHECKPOINT), '--data-dir', data_dir, '--device', 'cpu',
                    '--workers', '0', '--save-predictions', str(target / PREDICTIONS), *keep])
     if logits:
         with np.load(logits / f'{target.name}.npz') as arrays:
@@ -70,7 +77,7 @@ def keep_data_digests(run: Path, target: Path, data_dir: str, logits: Path | Non
                         'labels_sha256': hashlib.sha256(labels).hexdigest()}
         if split == 'train':
             found[split] |= draw_of(settings['dataset'], path, Path(data_dir))
-    if logits:
+    if logits and (logits / f'{target.name}.npz').is_file():
         found['logits'] = {'file': f'{target.name}.npz', 'sha256': file_sha256(logits / f'{target.name}.npz')}
     elif (target / DATA).is_file():
         found |= {key: value for key, value in json.loads((target / DATA).read_text()).items() if key == 'logits'}
@@ -135,9 +142,19 @@ def size_of(settings: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
 
 
 def training_pflops(run: Run, multiply_adds: int) -> float:
-    """Arithmetic of the training steps: a backward pass counts as two forward passes, a multiply-add as two."""
+    """Arithmetic of the training steps: a backward pass counts as two forward passes, a multiply-add as two.
+
+    A second stage passes forward through a frozen network; that of its first stage comes on top.
+    """
     images = sum(row.train_images for row in run.classes)
-    return 6 * multiply_adds * images * run.settings['epochs'] / 1e15
+    first = 0.0 if run.first_stage is None else training_pflops(run.first_stage, multiply_adds)
+    return first + (2 if run.settings.get('stage') else 6) * multiply_adds * images * run.settings['epochs'] / 1e15
+
+
+def epochs_in_words(run: Run) -> str:
+    """Epochs of a run, '180 + 20' with those of its first stage."""
+    own = str(run.settings['epochs'])
+    return own if run.first_stage is None else f'{epochs_in_words(run.first_stage)} + {own}'
 
 
 def calibration_error(run: Run) -> float | None:

@@ -25,7 +25,7 @@ HARDWARE = 'hardware.json'
 SHOTS = ('many', 'medium', 'few')
 DATA = 'data.json'  # digests of the lists, see results_rows.py
 PREDICTIONS = 'predictions.npz'  # of the last checkpoint, in float32 on the CPU
-ROUNDING = 0.3  # points between a run's own evaluation, as in bfloat16, and the one in float32
+ROUNDING = 0.6  # points between a run's own evaluation, as in bfloat16, and the one in float32; SHIKE's had 0.4
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class Run:
     predictions: Predictions | None = None
     data: Mapping[str, Any] = field(default_factory=dict)  # digests of the lists
     predictions_sha256: str | None = None
+    first_stage: 'Run | None' = None  # that a second stage began with
 
     @property
     def parts(self) -> list[Part]:
@@ -239,6 +240,8 @@ def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
     runs = [read_run(path.parent) for path in sorted(folder.glob('*/args.yaml'))]
     if not runs:
         raise InputError(f"there are no runs in '{folder}': put some there with `results_page.py collect RUN ...`")
+    by_name = {run.name: run for run in runs}
+    runs = [replace(run, first_stage=by_name.get(first_stage_name(run))) for run in runs]
     classes = [[(row.name, row.train_images, row.shot) for row in run.classes] for run in runs]
     for run, of_run in zip(runs, classes, strict=True):
         if of_run != classes[0]:
@@ -251,6 +254,11 @@ def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
         check_same(own)
         methods.append(Method(name, labels.get(name, name.replace('_', ' ')), own))
     return methods
+
+
+def first_stage_name(run: Run) -> str:
+    """Name of the run that a second stage began with; empty of others."""
+    return Path(run.settings.get('initial_checkpoint') or '').parent.name if run.settings.get('stage') else ''
 
 
 def check_same(runs: Sequence[Run]) -> None:

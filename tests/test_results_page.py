@@ -330,7 +330,7 @@ def test_published_file_fits_the_shipped_recipes(results_page):
         'resnet32_ldam_drw': 'LDAM-DRW', 'resnet32_logit_adjusted': 'logit adjustment',
         'resnet32_ride': 'RIDE, 3 experts, with routing',
         'resnet32_ride_balanced_softmax': 'RIDE, 3 experts, with routing',
-        'resnet32_nbn': None, 'resnet32_ride_nbn_lr': None, 'resnet32_cmo': None, 'resnet32_ldam': None}
+        'resnet32_shike_stage2': None, 'resnet32_nbn': None, 'resnet32_ride_nbn_lr': None, 'resnet32_cmo': None, 'resnet32_ldam': None}
     for name, method in expected.items():
         path = str(shipped_configs()[f'cifar100_lt/{name}'])
         settings = parse_train(['--config', path]).values()
