@@ -11,13 +11,15 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from nbn_timm.files import write_text_atomic
 from nbn_timm.models._pretrained import shipped_names, write_zoo_file
-from nbn_timm.models.weight_files import read_checkpoint, read_state_dict, weights_digest
-from nbn_timm.trained.opening import published_record
+from nbn_timm.models.weight_files import read_checkpoint, read_state_dict, save_weights, weights_digest
 from nbn_timm.trained.record import NetworkRecord
 from nbn_timm.trained.results import Results, ResultsFile
 from nbn_timm.training.settings import TrainSettings, public_record
@@ -33,6 +35,8 @@ def main() -> None:
     target = WEIGHTS / f'{args.name}.safetensors'
     WEIGHTS.mkdir(exist_ok=True)
     write_zoo_file(checkpoint, target)
+    if args.half:
+        save_weights(halved(read_state_dict(target)), target)
     record = replace(
         public_record(NetworkRecord.of_checkpoint(read_checkpoint(checkpoint))), arch=None, name=args.name,
         digest=weights_digest(read_state_dict(target)), facts=_facts(args.run))
@@ -43,16 +47,22 @@ def main() -> None:
     print(f'{args.name}: {target.stat().st_size / 1e6:.2f} MB, {record.test}')
 
 
+def halved(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Kernels and matrices in float16; vectors, as BatchNorm's statistics, stay as they are."""
+    return {key: value.half() if value.ndim > 1 else value for key, value in weights.items()}
+
+
 def write_table(page: Path) -> None:
     """Put what is shipped between the markers of a page."""
     rows = ['| name | trained with | epochs | all | many | medium | few | file |', '|---|---|---|---|---|---|---|---|']
     for name in shipped_names():
         file = WEIGHTS / f'{name}.safetensors'
-        record = published_record(name)
+        record = NetworkRecord.from_dict(json.loads(file.with_suffix('.json').read_text()), f"the record of '{name}'")
         settings = record.told(TrainSettings)
         assert record.test is not None
         accuracy = ' | '.join(f'{record.test.accuracies[key]:.2f}' for key in ('top1', 'many', 'medium', 'few'))
-        rows.append(f'| `{name}` | `{settings.loss.loss}`, seed {settings.run.seed} | {record.epoch} | {accuracy} '
+        rows.append(f'| `{name}` | `{settings.loss.loss}`, seed {settings.run.seed} | '
+                    f'{record.epoch}{", second stage" * bool(settings.second_stage.stage)} | {accuracy} '
                     f'| {file.stat().st_size / 1e6:.1f} MB |')
     before, _, rest = page.read_text().partition(BEGIN)
     write_text_atomic(page, '\n'.join([before + BEGIN, *rows, END]) + rest.partition(END)[2])
@@ -83,6 +93,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('name', help='arch.tag')
     parser.add_argument('--data-dir', help='folder of the images and their lists')
     parser.add_argument('--checkpoint', default='last.pth.tar', help='file in the folder (default: last.pth.tar)')
+    parser.add_argument('--half', action='store_true', help='kernels and matrices in float16, for a file of half the size')
     return parser.parse_args()
 
 
