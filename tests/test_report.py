@@ -429,6 +429,20 @@ def test_a_copied_run_with_a_drawn_split_has_its_pictures(images, tmp_path, monk
     assert 'not at hand' not in page and 'src="data:image' in page
 
 
+@pytest.mark.usefixtures('undrawn')
+def test_the_command_that_repeats_a_run_has_the_folder_of_its_pictures(images, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, tmp_path / 'before')
+    train.main(['--dataset', 'list', '--data-dir', 'before', '--train-list', str(images / 'train.txt'),
+                '--val-fraction', '0.3', *FLAGS, '--epochs', '1', '--no-report', '--output', 'out', '--experiment',
+                'a'])
+    shutil.move(tmp_path / 'before', tmp_path / 'moved')
+    assert '--data-dir moved' in page_of('out/a', '--data-dir', 'moved', output=tmp_path / 'x.html')
+    (tmp_path / 'empty').mkdir()
+    page = page_of('out/a', '--data-dir', 'empty', output=tmp_path / 'x.html')
+    assert '--data-dir before' in page and 'not at hand' in page
+
+
 @pytest.mark.parametrize('values', [np.repeat([1.0, 0.0, -1.0], [30, 150, 20]),
                                     np.random.default_rng(0).normal(0.1, 1, 200)])
 def test_intervals_agree_with_scipy(values):

@@ -111,7 +111,8 @@ def report(settings: ReportSettings, places: Sequence[Path]) -> None:
     opened = [open_norms(run, place, notes) for run, place in zip(runs, places, strict=True)]
     if len(runs) == 1:
         path = Path(settings.output or runs[0].folder / REPORT)
-        write_report(path, runs[0], _groups_of(runs[0]), dataset, opened[0][0], opened[0][1], tuple(notes))
+        write_report(path, runs[0], _groups_of(runs[0]), dataset, opened[0][0], opened[0][1], tuple(notes),
+                     None if dataset is None else settings.data_dir)
         notes = [*told, *notes]
     else:
         path = Path(settings.output or COMPARISON)

@@ -36,6 +36,7 @@ def write_report(
         norms: NormSizes | None = None,
         processes: int = 1,
         notes: tuple[str, ...] = (),
+        data_dir: str | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -47,11 +48,13 @@ def write_report(
         norms: Of the evaluated network.
         processes: That trained together.
         notes: What is missing and why, a sentence each.
+        data_dir: Where the pictures are now, for the command that repeats the run; None for where they were.
 
     Raises:
         InputError: The file system refused.
     """
     gallery = None if run.targets is None else Gallery(dataset, run.targets)
+    moved = {'data_dir': data_dir} if data_dir and run.settings.get('data_dir') else {}
     evaluation = label_sets.evaluation(run, gallery) if run.of_sets else evaluation_of_one_class(run, gallery)
     write_page(
         path, 'label_sets.html' if run.of_sets else 'run.html', run=run, cards=cards(run), **evaluation,
@@ -61,7 +64,7 @@ def write_report(
         norms=figures.norm_figures({} if norms is None else {run.name: norms}, feature_lengths({run.name: run})),
         layers=norms, changed=Table(['setting', 'value', 'default'], changed_settings(run.settings, groups)),
         others=Table(['setting', 'value'], other_settings(run.settings, groups)),
-        command=repeating_command(run.settings, groups, run.name, processes))
+        command=repeating_command({**run.settings, **moved}, groups, run.name, processes))
 
 
 def evaluation_of_one_class(run: FinishedRun, gallery: Gallery | None) -> dict[str, Any]:
