@@ -198,8 +198,8 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         f'### By class\n\n{plots[CLASSES]}\n\n{plots[SPLITS]}',
         f'### How ours were trained\n\n{cost}',
         'Training is the mean time of a run in training steps, without evaluation. Runs side by side share the hours '
-        'of their GPU. Core-hours are of cores with other work too. Those of a second stage are without its first. The commands, for the first seed of '
-        'each method:', f'```\n{commands}\n```', plots[TRAINING],
+        'of their GPU. Core-hours are of cores with other work too. A second stage is shown without its first. The '
+        'commands, for the first seed of each method:', f'```\n{commands}\n```', plots[TRAINING],
         '### Published otherwise',
         table(HEAD, ([entry['method'], *published_cells(entry)] for entry in others)),
         table(['published', 'source'], ([entry['method'], entry['source']] for entry in published['entries']))])

@@ -93,7 +93,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('name', help='arch.tag')
     parser.add_argument('--data-dir', help='folder of the images and their lists')
     parser.add_argument('--checkpoint', default='last.pth.tar', help='file in the folder (default: last.pth.tar)')
-    parser.add_argument('--half', action='store_true', help='kernels and matrices in float16, for a file of half the size')
+    parser.add_argument('--half', action='store_true', help='kernels and matrices in float16')
     return parser.parse_args()
 
 

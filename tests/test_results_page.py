@@ -298,6 +298,30 @@ def test_logs_that_are_not_in_order_are_refused(results_page, tmp_path, file, ol
         results_page.read_run(folder)
 
 
+def test_a_second_stage_counts_its_first(results_page, place, tmp_path):
+    for name, more in (('two-s0', {}), ('two_heads-s0', {
+            'stage': 'crt', 'initial_checkpoint': '/home/me/runs/two-s0/last.pth.tar'})):
+        results_page.collect(write_run(tmp_path / 'more', name, (9, 8, 5, 4, 1, 0), 0, loss='focal', **more),
+                             place['results'], '/data/pictures')
+    results_page.build(**place, check=False)
+    rows = {name: json.loads((place['results'] / 'rows' / f'{name}.json').read_text()) for name in ('two', 'two_heads')}
+    images = rows['two']['multiply_adds'] * 422 * 2 / 1e15
+    assert rows['two']['training_pflops'] == round(6 * images, 4)
+    assert rows['two_heads']['training_pflops'] == round(6 * images + 2 * images, 4)  # forward alone, of frozen layers
+    epochs = {row[0]: row[3] for row in rows_of(place['page']) if len(row) == len(results_page.HEAD)}
+    assert epochs['**two**'] == '2' and epochs['**two heads**'] == '2 + 2'
+
+
+def test_without_its_checkpoint_a_run_keeps_its_own_predictions(results_page, tmp_path):
+    from results_rows import keep_predictions
+    run = write_run(tmp_path, 'ce-s0', (9, 8, 5, 4, 1, 0), 0)
+    (run / 'test_predictions.npz').write_bytes(b'of the run')
+    (run / 'last.pth.tar').unlink()
+    (tmp_path / 'kept').mkdir()
+    keep_predictions(run, tmp_path / 'kept', '/data/pictures')
+    assert (tmp_path / 'kept' / 'predictions.npz').read_bytes() == b'of the run'
+
+
 def test_folder_without_runs_is_refused(results_page, tmp_path):
     with pytest.raises(InputError, match='collect'):
         results_page.read_methods(tmp_path, {})
@@ -330,7 +354,8 @@ def test_published_file_fits_the_shipped_recipes(results_page):
         'resnet32_ldam_drw': 'LDAM-DRW', 'resnet32_logit_adjusted': 'logit adjustment',
         'resnet32_ride': 'RIDE, 3 experts, with routing',
         'resnet32_ride_balanced_softmax': 'RIDE, 3 experts, with routing',
-        'resnet32_shike_stage2': None, 'resnet32_nbn': None, 'resnet32_ride_nbn_lr': None, 'resnet32_cmo': None, 'resnet32_ldam': None}
+        'resnet32_shike': None, 'resnet32_nbn': None, 'resnet32_ride_nbn_lr': None, 'resnet32_cmo': None,
+        'resnet32_ldam': None}
     for name, method in expected.items():
         path = str(shipped_configs()[f'cifar100_lt/{name}'])
         settings = parse_train(['--config', path]).values()
