@@ -21,6 +21,7 @@ from nbn_timm.data import (
     create_transform,
     epoch_seed,
 )
+from nbn_timm.data.batched import batch_augment
 from nbn_timm.data.cutout import Cutout
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.transforms import INTERPOLATIONS
@@ -394,9 +395,15 @@ def test_mixup_collate_function_is_used():
     torch.testing.assert_close(targets.sum(1), torch.ones(4))
 
 
-@pytest.mark.parametrize('augment', [
-    AugmentSettings(scale=(0.5, 1.0)), AugmentSettings(ratio=(1.0, 1.0)),
-    AugmentSettings(train_interpolation='random')])
-def test_settings_of_random_resized_crops_are_refused_where_images_are_padded_and_cropped(augment):
-    with pytest.raises(InputError, match='padded and cropped'):
-        create_transform(CIFAR_LT, is_training=True, augment=augment)
+def test_random_interpolation_is_refused_where_images_are_padded_and_cropped():
+    with pytest.raises(InputError, match='padded and cropped.*--scale'):
+        create_transform(CIFAR_LT, is_training=True, augment=AugmentSettings(train_interpolation='random'))
+
+
+@pytest.mark.parametrize('augment', [AugmentSettings(scale=(0.5, 1.0)), AugmentSettings(ratio=(1.0, 1.0))])
+def test_a_scale_or_ratio_asks_for_random_resized_crops(augment):
+    """As the presets of fine-tuning do, also for images that are padded and cropped otherwise."""
+    steps = create_transform(CIFAR_LT, is_training=True, augment=augment).transforms
+    assert [type(step).__name__ for step in steps][0] == 'RandomResizedCropAndInterpolation'
+    assert not any(isinstance(step, tv.RandomCrop) for step in steps)
+    assert batch_augment(CIFAR_LT, augment) is None  # batches in memory take single images then

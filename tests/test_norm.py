@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call, grad, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, nbn_layers, share_scale
+from nbn_timm.layers import NormalizedBatchNorm2d, RectifiedLinear, add_nbn, nbn_layers, share_scale
 
 pytestmark = pytest.mark.fast
 
@@ -364,3 +364,13 @@ def test_rectified_head_standardises_logits_and_fuses():
     torch.testing.assert_close(head(x), expected)
     assert type(plain) is nn.Linear
     assert ((plain(x) - head(x)).abs().max() / head(x).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize('name', ['resnet20_nbn', 'resnet20'])
+def test_networks_of_fake_tensors_can_be_made(name):
+    """As tools that plan memory make them."""
+    with FakeTensorMode():
+        model = timm.create_model(name, num_classes=10)
+        if name == 'resnet20':
+            model = add_nbn(model)
+    assert list(nbn_layers(model))

@@ -243,6 +243,26 @@ def test_a_cache_that_cannot_be_written_does_without(weights_cache, server, weig
     assert 'has no weights' in caplog.text  # of the mirror's answer, and not of the cache
 
 
+def test_what_a_cache_has_that_cannot_be_written_is_taken_with_a_warning(
+        weights_cache, server, weights, tmp_path, monkeypatch, caplog):
+    address, handler = server
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', address)
+    handler.files[f'/{SHIPPED}.safetensors'] = saved(weights, tmp_path / 'w.safetensors')
+    create()
+    monkeypatch.setattr(os, 'access', lambda path, mode: 'nbn_timm-' in str(path))
+    assert has(create(), weights)
+    assert 'without asking' in caplog.text
+
+
+def test_a_file_in_the_place_of_the_cache_does_without(server, weights, tmp_path, monkeypatch):
+    address, handler = server
+    (tmp_path / 'torch').write_text('a file')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
+    monkeypatch.setenv('NBN_TIMM_WEIGHTS', address)
+    handler.files[f'/{SHIPPED}.safetensors'] = saved(weights, tmp_path / 'w.safetensors')
+    assert has(create(), weights)
+
+
 def test_a_lightning_file_in_the_folder_is_found(weights_cache, weights, tmp_path, monkeypatch):
     lightning = {'state_dict': {f'model.{name}': value for name, value in weights.items()}, 'epoch': 1}
     torch.save(lightning, tmp_path / 'resnet20_nbn.pth.tar')

@@ -111,10 +111,12 @@ def create_transform(
     height, width = defaults.input_size[1:]
     mode = None if interpolation == 'random' else str_to_interp_mode(interpolation)
     crop = TRAIN_TRANSFORMS.find(defaults.train_transform)().crop(height, width, mode)
-    if is_training and not augment.no_aug and crop is not None:
-        if augment.area or augment.aspect or interpolation == 'random':
-            raise InputError('--scale, --ratio and --train-interpolation random belong to random resized crops, but '
-                             f'images of {defaults.input_size[1]} pixels are padded and cropped: leave them out')
+    resized = augment.area or augment.aspect  # who gives these asks for random resized crops
+    if is_training and not augment.no_aug and crop is not None and not resized:
+        if interpolation == 'random':
+            raise InputError(f'--train-interpolation random belongs to random resized crops, but images of '
+                             f'{defaults.input_size[1]} pixels are padded and cropped: leave it out, or ask for them '
+                             'with --scale')
         pipeline.transforms[:1] = crop
     if is_training and not augment.no_aug:
         # The conversion to a tensor is last, and timm's policy, if there is one, stands before it.

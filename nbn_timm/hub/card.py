@@ -6,7 +6,7 @@ from huggingface_hub import EvalResult as HubResult
 from huggingface_hub import ModelCardData
 
 from nbn_timm.data import Classes, DataSettings
-from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS
+from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS, TrainTransform
 from nbn_timm.datasets import DATASETS, describe_draw, find_benchmark, find_dataset
 from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
@@ -234,7 +234,7 @@ def _augmentation(settings: TrainSettings, transform: str | None) -> str:
         ('random erasing', augment.reprob), ('Cutout', augment.cutout), ('label smoothing', settings.loss.smoothing),
         ('other views with', ' '.join(f'{name}={value}' for name, value in augment.other_views.items()))]
     steps = [f'{name} {value}' for name, value in told if value]
-    known = TRAIN_TRANSFORMS.get(transform or '')
+    known = TrainTransform if augment.area or augment.aspect else TRAIN_TRANSFORMS.get(transform or '')
     return ', '.join([*([known().in_words()] if known else []), *steps])
 
 

@@ -10,11 +10,24 @@ import torch.nn as nn
 
 from nbn_timm.errors import InputError, nearest
 
-__all__ = ['CAPPED', 'GRADIENTS', 'NbnScale', 'NormalizedAffine', 'share_scale']
+__all__ = ['CAPPED', 'GRADIENTS', 'NbnScale', 'NormalizedAffine', 'give_direction', 'share_scale']
 
 CAPPED = 'capped'
 GRADIENTS = (CAPPED, 'released')
 _NORM_EPS = 1e-6  # of the released code; a larger one changes the outputs of released checkpoints
+
+
+def give_direction(weight: torch.Tensor) -> None:
+    """Set a weight that is all zero to ones, in place, since it has no direction to normalise.
+
+    Weights without values (of the device meta, or fake ones) are left alone.
+    """
+    try:
+        all_zero = not weight.is_meta and not weight.any()
+    except RuntimeError:  # of a fake tensor nothing is known but its shape
+        return
+    if all_zero:
+        nn.init.ones_(weight)
 
 
 class NbnScale(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import norm, norm_act
 
-from nbn_timm.layers.affine import CAPPED, NormalizedAffine
+from nbn_timm.layers.affine import CAPPED, NormalizedAffine, give_direction
 
 __all__ = ['NormalizedGroupNorm', 'NormalizedLayerNorm', 'NormalizedRmsNorm', 'StatelessNbn', 'channel_axis',
            'is_stateless', 'stateless_kind']
@@ -50,8 +50,7 @@ class StatelessNbn(NormalizedAffine):
         self.act = getattr(plain, 'act', nn.Identity())
         self._plain = _Emptied(plain)
         self.train(plain.training)
-        if not weight.is_meta and not weight.any():
-            nn.init.ones_(weight)
+        give_direction(weight)
 
     def effective_affine(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The weight and the bias that are applied, each with length |alpha|; frozen, they give alpha alone a

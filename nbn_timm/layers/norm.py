@@ -12,7 +12,7 @@ from timm.layers import BatchNormAct2d
 from torch.distributed.nn.functional import all_gather
 
 from nbn_timm.errors import InputError
-from nbn_timm.layers.affine import CAPPED, GRADIENTS, NbnScale, NormalizedAffine, share_scale
+from nbn_timm.layers.affine import CAPPED, GRADIENTS, NbnScale, NormalizedAffine, give_direction, share_scale
 
 __all__ = [
     'NormalizedBatchNorm2d', 'NormalizedBatchNormAct2d', 'SyncNormalizedBatchNorm2d', 'SyncNormalizedBatchNormAct2d',
@@ -66,8 +66,7 @@ class NormalizedBatchNorm2d(NormalizedAffine, nn.BatchNorm2d):
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, gradient, alpha,
             device=norm.weight.device, dtype=norm.weight.dtype)
         layer._take_over(norm)
-        if not layer.weight.is_meta and not layer.weight.any():
-            nn.init.ones_(layer.weight)
+        give_direction(layer.weight)
         return layer
 
     def _take_over(self, norm: nn.BatchNorm2d) -> None:

@@ -100,7 +100,11 @@ def fetched(url: str, folder: Path, check: Callable[[Path], object], remedy: str
     kept = _Origin.of(target)
     origin: _Origin | None = None
     if not _can_be_written(target.parent):
-        return target if kept is not None else fetched(url, _own_folder(), check, remedy, patience)
+        if kept is None:
+            return fetched(url, _own_folder(), check, remedy, patience)
+        _logger.warning("'%s' cannot be written, so the file there is taken without asking %s whether it has changed.",
+                        target.parent, shown)
+        return target
 
     def write(temporary: Path) -> None:
         nonlocal origin
@@ -124,7 +128,7 @@ def fetched(url: str, folder: Path, check: Callable[[Path], object], remedy: str
 def _can_be_written(folder: Path) -> bool:
     while not folder.exists():
         folder = folder.parent
-    return os.access(folder, os.W_OK)
+    return folder.is_dir() and os.access(folder, os.W_OK)
 
 
 @cache
