@@ -60,8 +60,9 @@ def test_a_step_of_the_authors(method, loss, norms):
     task = task_of(method, network(nn.Linear))
     found = task(*batch())['loss']
     found.backward()
-    assert found.item() == pytest.approx(loss, rel=1e-5)
-    assert [p.grad.norm().item() for p in task.trainable_module.parameters()] == pytest.approx(norms, abs=1e-4)
+    # The attack takes signs of gradients, and of one next to zero the rounding of a processor decides.
+    assert found.item() == pytest.approx(loss, rel=2e-4)
+    assert [p.grad.norm().item() for p in task.trainable_module.parameters()] == pytest.approx(norms, abs=5e-4)
 
 
 @pytest.mark.parametrize(('margins', 'loss', 'norms'), [
