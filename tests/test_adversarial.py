@@ -62,7 +62,8 @@ def test_a_step_of_the_authors(method, loss, norms):
     found.backward()
     # The attack takes signs of gradients, and of one next to zero the rounding of a processor decides.
     assert found.item() == pytest.approx(loss, rel=2e-4)
-    assert [p.grad.norm().item() for p in task.trainable_module.parameters()] == pytest.approx(norms, rel=2e-2, abs=1e-4)
+    assert [parameter.grad.norm().item() for parameter in task.trainable_module.parameters()] == pytest.approx(
+        norms, rel=2e-2, abs=1e-4)
 
 
 @pytest.mark.parametrize(('margins', 'loss', 'norms'), [
