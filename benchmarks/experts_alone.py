@@ -1,6 +1,6 @@
 """Accuracy of each expert of a network by itself, and how far the experts differ.
 
-    python benchmarks/experts_alone.py resnet32_ride_nbn.cifar100_lt --data-dir /data/cifar100_lt \\
+    python benchmarks/experts_alone.py resnet32_ride_nbn_lr.cifar100_lt --data-dir /data/cifar100_lt \\
         --train-list lists/CIFAR100_LT_if100_train.txt --test-list lists/CIFAR100_LT_test.txt --every 5
 
 A network is a name of timm's registry with pretrained weights, or a checkpoint of train.py. The divergence is
