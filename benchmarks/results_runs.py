@@ -241,7 +241,7 @@ def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
     if not runs:
         raise InputError(f"there are no runs in '{folder}': put some there with `results_page.py collect RUN ...`")
     by_name = {run.name: run for run in runs}
-    runs = [replace(run, first_stage=by_name.get(first_stage_name(run))) for run in runs]
+    runs = [replace(run, first_stage=_first_stage(run, by_name)) for run in runs]
     classes = [[(row.name, row.train_images, row.shot) for row in run.classes] for run in runs]
     for run, of_run in zip(runs, classes, strict=True):
         if of_run != classes[0]:
@@ -256,9 +256,18 @@ def read_methods(folder: Path, labels: Mapping[str, str]) -> list[Method]:
     return methods
 
 
-def first_stage_name(run: Run) -> str:
-    """Name of the run that a second stage began with; empty of others."""
-    return Path(run.settings.get('initial_checkpoint') or '').parent.name if run.settings.get('stage') else ''
+def _first_stage(run: Run, by_name: Mapping[str, Run]) -> Run | None:
+    """The run that a second stage began with, whose cost is part of its own; None of others.
+
+    Raises:
+        InputError: It is not there.
+    """
+    if not run.settings.get('stage'):
+        return None
+    name = Path(run.settings.get('initial_checkpoint') or '').parent.name
+    if name not in by_name:
+        raise InputError(f"'{run.name}' is the second stage of '{name}', which is not there: collect that run too")
+    return by_name[name]
 
 
 def check_same(runs: Sequence[Run]) -> None:

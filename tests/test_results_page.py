@@ -312,6 +312,14 @@ def test_a_second_stage_counts_its_first(results_page, place, tmp_path):
     assert epochs['**two**'] == '2' and epochs['**two heads**'] == '2 + 2'
 
 
+def test_a_second_stage_without_its_first_is_refused(results_page, place, tmp_path):
+    run = write_run(tmp_path / 'more', 'heads-s0', (9, 8, 5, 4, 1, 0), 0, stage='crt',
+                    initial_checkpoint='/home/me/runs/two-s0/last.pth.tar')
+    results_page.collect(run, place['results'], '/data/pictures')
+    with pytest.raises(InputError, match="second stage of 'two-s0', which is not there: collect"):
+        results_page.build(**place, check=False)
+
+
 def test_without_its_checkpoint_a_run_keeps_its_own_predictions(results_page, tmp_path):
     from results_rows import keep_predictions
     run = write_run(tmp_path, 'ce-s0', (9, 8, 5, 4, 1, 0), 0)

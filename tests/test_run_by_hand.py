@@ -129,7 +129,6 @@ def by_hand(path: Path, root: Path, on_updates: bool) -> dict:
 def test_a_run_is_what_plain_torch_computes(on_updates, first, images, tmp_path, monkeypatch):  # noqa: F811
     """In two parts, of two epochs each; with a smooth activation, since a rounding can push a ReLU over its kink."""
     monkeypatch.setattr(nn.ReLU, 'forward', lambda self, x: F.silu(x))
-    monkeypatch.setattr(F, 'relu', lambda x, inplace=False: F.silu(x))
     expected = by_hand(first, images, on_updates)
     flags = [
         *data_flags(images, 'train', 'test'), *FLAGS, '--initial-checkpoint', str(first), '--no-aug', '-b', '4',

@@ -172,7 +172,7 @@ class TrainSettings(SettingGroups):
         if name in ('color_jitter_prob', 'force_color_jitter') and (
                 values.color_jitter is None and self._without_jitter()):
             return f'has no effect on --dataset {self.data.dataset}, which is not jittered, without --color-jitter'
-        resampled = values.aa or values.simclr or values.scale or values.ratio  # policies of timm, and random crops
+        resampled = values.aa or values.simclr or values.scale or values.ratio  # by policies and by resized crops
         if name == 'train_interpolation' and not resampled and self._keeps_size():
             return (f'has no effect on --dataset {self.data.dataset}, whose images are padded and cropped in their own '
                     'size')
