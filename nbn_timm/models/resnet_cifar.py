@@ -3,6 +3,9 @@
 Source: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03385), section 4.2: 3x3 stem, three
 stages of n blocks with 16, 32 and 64 channels (depth 6n + 2), shortcuts of type A, without parameters. ResNet-32 for
 100 classes has 470,004 parameters.
+
+`resnet14_wide` is ours, for training at a small cost: depth 14, 16, 64 and 160 channels and shortcuts of type B, so that
+most operations are where images are small already.
 """
 from typing import Any
 
@@ -24,9 +27,9 @@ __all__ = ['ResNetCifar', 'take_indices']
 
 default_cfgs = generate_default_cfgs({
     name: cfg
-    for depth in (20, 32, 44, 56)
+    for base in ('resnet14_wide', 'resnet20', 'resnet32', 'resnet44', 'resnet56')
     for form in ('', '_nbn', '_nbn_lr')
-    for name, cfg in cifar_cfgs(f'resnet{depth}{form}').items()
+    for name, cfg in cifar_cfgs(f'{base}{form}').items()
 })
 
 
@@ -207,6 +210,27 @@ def take_indices(indices: int | list[int] | None) -> tuple[list[int], int]:
 
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNetCifar:
     return build_zoo_model(ResNetCifar, variant, pretrained, feature_cfg=dict(out_indices=(0, 1, 2, 3)), **kwargs)
+
+
+_WIDE: dict[str, Any] = dict(num_blocks=2, channels=(16, 64, 160), conv_shortcut=True)
+
+
+@register_model
+def resnet14_wide(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-14 for CIFAR with 16, 64 and 160 channels."""
+    return _create('resnet14_wide', pretrained, **dict(_WIDE, **kwargs))
+
+
+@register_model
+def resnet14_wide_nbn(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-14 for CIFAR with 16, 64 and 160 channels, with NBN."""
+    return _create('resnet14_wide_nbn', pretrained, **dict(dict(_WIDE, nbn=True), **kwargs))
+
+
+@register_model
+def resnet14_wide_nbn_lr(pretrained: bool = False, **kwargs) -> ResNetCifar:
+    """ResNet-14 for CIFAR with 16, 64 and 160 channels, with NBN and logit rectification."""
+    return _create('resnet14_wide_nbn_lr', pretrained, **dict(dict(_WIDE, nbn=True, head='rectified'), **kwargs))
 
 
 @register_model
