@@ -398,6 +398,17 @@ def test_modern_recipes_are_balanced_softmax_with_the_flags_of_the_queue(name, m
     assert not set(differing) - set(queued.without_effect(list(differing)))
 
 
+def test_recipes_with_muon_cost_as_much_as_the_modern_ones_and_differ_in_the_model_alone():
+    wide, *others = (recipe(f'cifar100_lt/resnet14_wide{form}_muon') for form in ('', '_nbn', '_nbn_lr'))
+    assert [TrainSettings.changed(wide.values(), other.values()) for other in others] == [
+        {'model': ('resnet14_wide', model)} for model in ('resnet14_wide_nbn', 'resnet14_wide_nbn_lr')]
+    modern = recipe('cifar100_lt/resnet32_modern')
+    # Millions of multiply-adds of an image, from README's table.
+    assert 91.6 * wide.schedule.epochs == pytest.approx(68.9 * modern.schedule.epochs, rel=0.02)
+    assert set(TrainSettings.changed(modern.values(), wide.values())) == {
+        'model', 'epochs', 'opt', 'lr', 'weight_decay', 'warmup_epochs', 'warmup_lr'}
+
+
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])
 def test_imagenet_schedule_is_the_released_cosine(flags):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)

@@ -38,6 +38,7 @@ LIGHT = [name for name in ARCHS if not name.startswith('wrn_34_10') and name not
 
 # Parameters for the default number of classes: timm's and torchvision's plain networks, and one alpha.
 PARAMETERS = {
+    'resnet14_wide': 464 + 9_344 + 121_472 + 795_200 + 16_100, 'resnet14_wide_nbn': 942_580 + 1,  # stem, stages, head
     'resnet20': 275_572, 'resnet32': 470_004, 'resnet32_nbn': 470_005, 'resnet44': 664_436, 'resnet56': 858_868,
     'resnet50_nbn': 25_557_033, 'resnext50_nbn': 25_028_905, 'resnet101_nbn': 44_549_161,
     'resnet152_nbn': 60_192_809, 'resnext101_nbn': 44_177_705, 'resnet10_nbn': 5_418_793,
@@ -71,7 +72,7 @@ def is_rectified(model: nn.Module) -> bool:
 def test_the_zoo_is_complete():
     families = ['resnet10', 'resnet50', 'resnet101', 'resnet152', 'resnext50', 'resnext101']
     expected = {f'{family}{form}' for family in families for form in ('_nbn', '_nbn_lr')}
-    expected |= {f'resnet{depth}{form}' for depth in (20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
+    expected |= {f'resnet{net}{form}' for net in ('14_wide', 20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
     expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
                  for form in ('', '_nbn', '_nbn_lr')}
     expected |= {'resnet32_shike', 'resnet32_shike_nbn', 'resnet32_bbn'}

@@ -4,8 +4,8 @@ Source: He et al., "Deep Residual Learning for Image Recognition" (arXiv 1512.03
 stages of n blocks with 16, 32 and 64 channels (depth 6n + 2), shortcuts of type A, without parameters. ResNet-32 for
 100 classes has 470,004 parameters.
 
-`resnet14_wide` is ours, for training at a small cost: depth 14, 16, 64 and 160 channels and shortcuts of type B, so that
-most operations are where images are small already.
+`resnet14_wide` is ours, for training at a small cost: depth 14, 16, 64 and 160 channels, and shortcuts of type B, so
+that most operations are where images are small already.
 """
 from typing import Any
 
