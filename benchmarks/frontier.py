@@ -15,12 +15,14 @@ the file names.
 The list is one of `train_list.py`: names such as `modern-s42`, where runs that differ in their seeds are one recipe,
 and arguments of train.py. The same command goes on after an interruption. It leaves `frontier.md`, a table, and
 `frontier.svg`. PFLOP are counted: operations of the forward pass by torch's counter, twice a multiply-add, times three
-for what is trained, and with the cost of the run that a second stage begins with. Core-minutes are those of training
+for what is trained, and with the cost of the run that a second stage begins with. A recipe with other passes, as those
+of a teacher or an attack, is refused. Core-minutes are those of training
 steps, times the threads of a run; runs side by side on shared cores take longer. On a GPU they are minutes of the run.
 """
 import argparse
 import hashlib
 import json
+import posixpath
 import re
 import statistics
 import sys
@@ -39,8 +41,10 @@ from timm.models import get_pretrained_cfg_value
 from torch.utils.flop_counter import FlopCounterMode
 from train_list import Entry, Runner, about_this_machine, parse_before_train_flags, read_list
 
+from nbn_timm.cli.train import parse_train
+from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import write_text_atomic
-from nbn_timm.losses import number_of_slow_views, number_of_views
+from nbn_timm.losses import number_of_slow_views, number_of_views, takes_streams
 from nbn_timm.models.create import create_model
 from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.training.settings import TrainSettings
@@ -71,18 +75,34 @@ def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT) 
     """Rows 'file label' of the training list that stay, and those held out, `images` of each class.
 
     Unused rows of the pool come first, then rows of training; of each the first by the SHA-256 of the file name.
+
+    Raises:
+        InputError: A class has too few images to hold out so many and keep one for training.
     """
-    used = set(train)
+    used = set(map(_file, train))
+    rows = {_file(row): row for row in (*pool, *train)}  # of a file in both the one of training
     by_class: dict[str, list[str]] = defaultdict(list)
-    for row in sorted(used.union(pool), key=lambda row: (row in used, hashlib.sha256(_file(row).encode()).digest())):
-        by_class[row.split()[-1]].append(row)
-    chosen = {row for label in {row.split()[-1] for row in train} for row in by_class[label][:images]}
-    held_out = [row for row in (*pool, *train) if row in chosen]
-    return [row for row in train if row not in chosen], list(dict.fromkeys(held_out))
+    for file in sorted(rows, key=lambda file: (file in used, hashlib.sha256(file.encode()).digest())):
+        by_class[_label(rows[file])].append(file)
+    chosen: set[str] = set()
+    for label in {_label(row) for row in train}:
+        taken = by_class[label][:images]
+        if len(taken) < images or used.intersection(by_class[label]).issubset(taken):
+            raise InputError(f'class {label} has {len(by_class[label])} images in both lists, of which {images} cannot '
+                             'be held out with one left for training: give a smaller --held-out, or a larger '
+                             '--pool-list')
+        chosen.update(taken)
+    held_out = {file: row for file, row in rows.items() if file in chosen}
+    return [row for row in train if _file(row) not in chosen], list(held_out.values())
 
 
 def _file(row: str) -> str:
-    return row.rsplit(maxsplit=1)[0]
+    """The file of a row, in one spelling."""
+    return posixpath.normpath(row.rsplit(maxsplit=1)[0])
+
+
+def _label(row: str) -> str:
+    return row.split()[-1]
 
 
 def rows_of(path: Path) -> list[str]:
@@ -101,6 +121,7 @@ def forward_flop(settings: TrainSettings, num_classes: int, size: int) -> int:
 
 def training_flop(settings: TrainSettings, num_classes: int, images: int, size: int) -> float:
     """Operations of a whole training: three forward passes of what is trained, one of a frozen or slow network."""
+    check_counted(settings)
     stage = settings.second_stage.stage
     if stage and issubclass(SECOND_STAGES[stage], FittedSecondStage):
         return float(forward_flop(settings, num_classes, size) * images)
@@ -112,7 +133,23 @@ def training_flop(settings: TrainSettings, num_classes: int, images: int, size: 
     total = forward_flop(settings, num_classes, size) * (epochs - first)
     if small.progressive_size:
         total += forward_flop(settings, num_classes, small.progressive_size) * first
-    return passes * total * images
+    swa = forward_flop(settings, num_classes, size) if settings.average.swa_epochs else 0  # statistics of the mean
+    return (passes * total + swa) * images
+
+
+def check_counted(settings: TrainSettings) -> None:
+    """Refuse a recipe with passes that `training_flop` does not count.
+
+    Raises:
+        InputError: It has some.
+    """
+    stage = settings.second_stage.stage
+    for what, given in (
+            ('--kd-checkpoint', settings.distillation.kd_checkpoint), ('--curriculum', settings.augment.curriculum),
+            ('--adversarial', settings.adversarial.adversarial), ('two streams', takes_streams(settings.loss.loss)),
+            (f'--stage {stage}', stage == 'expert_aggregation')):
+        if given:
+            raise InputError(f'the operations of a recipe with {what} are not counted here: leave it out of the list')
 
 
 def settings_of(folder: Path) -> TrainSettings:
@@ -128,13 +165,18 @@ def points_of(output: Path, entries: Sequence[Entry], labels: Counter[str], thre
             costs[entry.name] = _cost(output / entry.name, len(labels), images, threads)
     recipes: dict[str, list[str]] = defaultdict(list)
     firsts = {entry.name: entry.first_stage() for entry in entries}
-    for name in costs:
+    for name in tuple(costs):
         recipes[re.sub(r'-s\d+$', '', name)].append(name)
     points = []
     for recipe, runs in recipes.items():
         chains = [_chain(run, firsts) for run in runs]
-        pflop = statistics.mean(sum(costs[run][0] for run in chain if run in costs) for chain in chains)
-        minutes = statistics.mean(sum(costs[run][1] for run in chain if run in costs) for chain in chains)
+        for first in {run for chain in chains for run in chain} - costs.keys():  # trained from another list
+            if not (output / first / 'args.yaml').exists():
+                raise InputError(f"{recipe} begins with the run '{first}', whose cost counts and whose folder is not "
+                                 f'in {output}: train it with the same --output')
+            costs[first] = _cost(output / first, len(labels), images, threads)
+        pflop = statistics.mean(sum(costs[run][0] for run in chain) for chain in chains)
+        minutes = statistics.mean(sum(costs[run][1] for run in chain) for chain in chains)
         accuracies = [json.loads((output / run / 'test.json').read_text())['top1'] for run in runs]
         points.append(Point(recipe, accuracies, pflop, minutes))
     return sorted(points, key=lambda point: point.pflop)
@@ -209,6 +251,9 @@ def _draw_points(axes: Axes, points: Sequence[Point], cost: str) -> None:
 def main() -> None:
     args = _parse()
     entries = read_list(args.list)
+    for entry in entries:
+        if entry.first_stage() is None:  # whose weights are there
+            check_counted(parse_train(entry.flags))
     train, held_out = hold_out(*(rows_of(_found(path, args.data_dir)) for path in (args.train_list, args.pool_list)),
                                args.held_out)
     lists = {name: args.output / 'lists' / f'{name}.txt' for name in ('train', 'held_out')}
@@ -248,4 +293,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == '__main__':
-    main()
+    raise SystemExit(run_cli(lambda argv: main(), 'frontier.py'))

@@ -25,6 +25,9 @@ from nbn_timm.losses.ncl import momentum_contrast, mutual_divergence
 from nbn_timm.losses.paco import parametric_contrast
 from nbn_timm.losses.proco import ClassDirections, log_bessel
 from nbn_timm.models.create import create_model
+from nbn_timm.training.build import check_lone_loss
+from nbn_timm.training.distributed import World
+from nbn_timm.training.settings import TrainSettings
 from nbn_timm.training.views import WithViews
 
 
@@ -278,6 +281,16 @@ def test_wrong_combinations_are_one_sentence(flags, message, images, tmp_path): 
     with pytest.raises(InputError, match=message):
         train.main([*data_flags(images, 'train', 'test'), '--model', 'resnet20', *RUN, *flags, '--output',
                     str(tmp_path)])
+
+
+@pytest.mark.parametrize('flag, given', [
+    ('--stage', dict(stage='crt')), ('--kd-checkpoint', dict(kd_checkpoint='x')),
+    ('--adversarial', dict(adversarial='pgd'))])
+def test_a_loss_with_a_state_of_its_own_is_not_trained_by_what_drops_it(flag, given):
+    """They would be dropped without a word, as the task of such a loss knows none of them."""
+    settings = TrainSettings().with_values(loss='gpaco', **given)
+    with pytest.raises(InputError, match=f"buffers of its own, which training with {flag} does not keep: leave"):
+        check_lone_loss(settings, World(torch.device('cpu')))
 
 
 def test_losses_need_class_counts():

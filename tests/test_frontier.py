@@ -7,6 +7,8 @@ import pytest
 from test_train_run import images  # noqa: F401
 
 from nbn_timm.cli.train import parse_train
+from nbn_timm.errors import InputError
+from nbn_timm.training.report import config_text
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +34,17 @@ def test_held_out_images_are_unused_ones_where_there_are_enough(frontier):
     assert set(frontier.hold_out(train[::-1], pool[::-1], 3)[1]) == set(held_out)
 
 
+def test_files_are_compared_and_not_rows(frontier):
+    kept, held_out = frontier.hold_out(['./a1.png 0', 'a2.png 0'], ['a1.png\t0', 'a2.png 0', 'b/../a3.png 0'], 1)
+    assert kept == ['./a1.png 0', 'a2.png 0'] and held_out == ['b/../a3.png 0']
+
+
+@pytest.mark.parametrize('pool', [['a.png 0'], ['a.png 0', 'e.png 0']])
+def test_a_class_keeps_an_image_for_training(frontier, pool):
+    with pytest.raises(InputError, match=f'class 0 has {len(pool)} images in both lists, of which 2 cannot be held'):
+        frontier.hold_out(['a.png 0', 'b.png 1', 'c.png 1', 'd.png 1'], pool, 2)
+
+
 def settings(*flags):
     return parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet32', *flags])
 
@@ -52,9 +65,42 @@ def test_operations_are_those_of_the_networks(frontier):
         assert frontier.training_flop(given, 100, 10_847, 32) / whole == pytest.approx(factor, rel=1e-6)
 
 
-def test_the_recipes_of_its_list_are_taken(frontier):
-    for entry in frontier.read_list(ROOT / 'benchmarks' / 'frontier.txt'):
-        parse_train([*entry.flags, '--workers', '0', '--no-amp', '--channels-last'])
+def test_the_mean_of_weights_takes_a_pass_for_its_statistics(frontier):
+    whole, swa = (frontier.training_flop(settings('--epochs', '5', *flags), 100, 100, 32)
+                  for flags in ((), ('--swa-epochs', '2')))
+    assert swa / whole == pytest.approx(1 + 1 / 15)
+
+
+@pytest.mark.parametrize('given, what', [
+    (dict(adversarial='pgd'), '--adversarial'), (dict(curriculum=True), '--curriculum'),
+    (dict(kd_checkpoint='x'), '--kd-checkpoint'), (dict(loss='bbn'), 'two streams'),
+    (dict(stage='expert_aggregation'), '--stage expert_aggregation')])
+def test_what_is_not_counted_is_refused(frontier, given, what):
+    with pytest.raises(InputError, match=f'a recipe with {what} are not counted here'):
+        frontier.check_counted(settings().with_values(**given))
+
+
+def test_the_first_stage_counts_if_it_is_of_another_list(frontier, tmp_path):
+    def run(name, **given):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / 'args.yaml').write_text(config_text(settings('--epochs', '5').with_values(**given)))
+        (folder / 'test.json').write_text('{"top1": 10}')
+
+    entries = [frontier.Entry('second-s1', ['--initial-checkpoint', '{runs}/first-s1/last.pth.tar'])]
+    run('second-s1', stage='crt')
+    with pytest.raises(InputError, match="begins with the run 'first-s1', whose cost counts"):
+        frontier.points_of(tmp_path, entries, Counter('ab'), 1)
+    run('first-s1')
+    (point,) = frontier.points_of(tmp_path, entries, Counter('ab'), 1)
+    assert point.name == 'second'
+    assert point.pflop == pytest.approx(2 * 5 * 4 * 2 * 68_865_952 / 1e15, rel=1e-3)
+
+
+@pytest.mark.parametrize('name', ['frontier', 'frontier_quick', 'frontier_wide'])
+def test_the_recipes_of_its_lists_are_taken(frontier, name):
+    for entry in frontier.read_list(ROOT / 'benchmarks' / f'{name}.txt'):
+        frontier.check_counted(parse_train([*entry.flags, '--workers', '0', '--no-amp', '--channels-last']))
 
 
 def test_the_frontier_is_what_no_cheaper_one_beats(frontier):

@@ -15,7 +15,7 @@ from nbn_timm.cli import train, validate
 from nbn_timm.data import Classes
 from nbn_timm.errors import InputError
 from nbn_timm.imbalance import TAUS, StrengthCurve, choose_training, target_shares
-from nbn_timm.losses import LOSSES, balances_classes
+from nbn_timm.losses import LOSSES, balances_classes, takes_experts
 from nbn_timm.models.weight_files import read_checkpoint
 from nbn_timm.samplers import SAMPLERS
 from nbn_timm.second_stages.logit_adjustment import LogitAdjustment, why_not_adjustable
@@ -310,16 +310,16 @@ def test_a_loss_that_the_run_does_not_bring_to_its_end_is_told(loss, kwargs, sai
 def test_which_methods_balance():
     """By what they do on two classes of which one is a hundred times as frequent."""
     classes = Classes((1000, 10), ('a', 'b'), 'a test')
-    logits = torch.zeros(1, 2)
-    for name in ('weighted_cross_entropy', 'balanced_softmax', 'logit_adjusted', 'vs'):
-        loss = LOSSES[name](classes)
+    one_output = ('weighted_cross_entropy', 'balanced_softmax', 'logit_adjusted', 'vs', 'robal', 'hcm', 'ldam',
+                  'cross_entropy', 'focal')
+    for name in (*one_output, 'shike', 'balpoe', 'sade'):
+        loss = LOSSES[name](classes, **{'share': 1.0} if name == 'hcm' else {})
         pulls = []
         for label in (0, 1):  # of one picture of a class, weighed against one of the other
-            given = logits.repeat(2, 1).requires_grad_()
+            given = torch.zeros(2, *[3] * takes_experts(name), 2).requires_grad_()
             loss(given, torch.tensor([0, 1])).backward()
             pulls.append(float(given.grad[label].abs().sum()))
         assert balances_classes(name) == (pulls[1] > 2 * pulls[0]), name
-    assert not balances_classes('ldam') and not balances_classes('cross_entropy') and not balances_classes('focal')
     targets = np.repeat([0, 1], [1000, 10])
     for name in ('class_balanced', 'instance_balanced', 'square_root', 'reverse'):
         sampler = SAMPLERS[name](targets, classes)

@@ -13,7 +13,7 @@ from formats import CIFAR_LT
 from nbn_timm.cli.train import parse_train
 from nbn_timm.data import ArraySamples, ClassCounts, Splits
 from nbn_timm.errors import InputError
-from nbn_timm.losses import number_of_views
+from nbn_timm.losses import create_loss, number_of_views, takes_experts
 from nbn_timm.mixing import CMO, MIXINGS, PatchSampler, Remix, TimmMixup, patch_seed, remix_label_share
 from nbn_timm.mixing.manifold_mixup import ManifoldMixup
 from nbn_timm.samplers import create_sampler
@@ -416,3 +416,31 @@ def test_what_the_data_does_not_tell_is_one_sentence():
     data.train_targets = None
     with pytest.raises(InputError, match='--cmo needs the labels of all .*, which this dataset does not tell'):
         build_mixing(Plan(settings, World(torch.device('cpu')), Path(), BatchPlan(8, 1, 8), data, CIFAR_LT, 3), loader)
+
+
+@pytest.mark.parametrize('name, kwargs', [
+    ('ldam', dict(weighting='effective_number')), ('weighted_cross_entropy', {}), ('ride', dict(reweight_epoch=0)),
+    ('ldam', {}), ('weighted_cross_entropy', dict(start_epoch=1))])
+@pytest.mark.parametrize('lam', [0.0, 0.3, 1.0])
+def test_weights_of_either_label_divide_its_own_loss(name, kwargs, lam):
+    """As code does that calls a loss once for each label: lam L(y) + (1 - lam) L(y')."""
+    counts = ClassCounts((60, 20, 5, 1), tuple('abcd'), 'a test')
+    loss = create_loss(name, counts, **kwargs)
+    if hasattr(loss, 'set_epoch'):
+        loss.set_epoch(0)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, *[3] * takes_experts(name), 4, generator=generator)
+    labels, others = torch.tensor([0, 0, 0, 1, 0, 1]), torch.tensor([3, 2, 3, 0, 3, 1])
+    shares = torch.stack([lam * F.one_hot(labels, 4).float(), (1 - lam) * F.one_hot(others, 4).float()], dim=1)
+    expected = lam * loss(logits, labels) + (1 - lam) * loss(logits, others)
+    torch.testing.assert_close(loss(logits, shares), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('loss, both', [('ldam', True), ('balanced_softmax', False)])
+def test_cmo_hands_both_labels_to_losses_that_ask_for_them(loss, both):
+    loader, cmo = built('--cmo', '1', '--cmo-prob', '0.5', '--cmo-skip-first', '0', '--loss', loss)
+    _, targets = run_epoch(loader, cmo, 5)
+    assert targets.shape[1:] == ((2, 3) if both else (3,))
+    torch.testing.assert_close(targets.flatten(1).sum(1), torch.ones(len(targets)))
+    plain = built('--cmo', '1', '--cmo-prob', '0.5', '--cmo-skip-first', '0', '--loss', 'cross_entropy')
+    assert torch.equal(targets.sum(1) if both else targets, run_epoch(*plain, 5)[1])

@@ -288,6 +288,10 @@ def test_a_share_of_the_epochs_and_what_the_network_can_take():
     assert build(None) is None and build(20).epochs == 3
     with pytest.raises(InputError, match='--progressive-size 32 is not below the 32 pixels'):
         build(32)
+    with pytest.raises(InputError, match='no effect, as --progressive-epochs 0.1 of 4 epochs is less than one'):
+        build_progressive_size(ProgressiveSettings(20, 0.1), 4, CIFAR_LT.input_size, model, 'resnet20')
+    with pytest.raises(InputError, match='makes squares, and the images are of 32 x 40 pixels'):
+        build_progressive_size(ProgressiveSettings(20), 4, (3, 32, 40), model, 'resnet20')
 
 
 @pytest.mark.parametrize('flags, message', [

@@ -191,7 +191,8 @@ class MemoryLoader(DataLoader):
 def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugment | None:
     """What `create_transform` would do with images of the input's size, for whole batches.
 
-    None where it takes single images: random resized crops, AugMix, 3-Augment, random interpolation, levels of classes.
+    None where it takes single images: random resized crops, AugMix, 3-Augment, random interpolation, greyscale, blur,
+    levels of classes.
 
     Raises:
         InputError: As `create_transform`.
@@ -255,8 +256,8 @@ def keep_in_memory(
     elif defaults.input_size[0] != 3:
         problem = 'that is for RGB pictures'
     elif None in (batch_augment(defaults, each) for each in (augment, other_views or augment)):
-        problem = ('the augmentation takes one image at a time (random resized crops, --aa augmix or 3a, '
-                   '--curriculum)')
+        problem = ('the augmentation takes one image at a time (random resized crops, --aa augmix or 3a, --curriculum, '
+                   'grey and blurred images, and simclr=True of --other-views do)')
     elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:
         return dataset
     else:

@@ -9,6 +9,7 @@ from nbn_timm.losses.loss import (
     number_of_slow_views,
     number_of_views,
     register_loss,
+    takes_both_labels,
     takes_experts,
     takes_features,
     takes_label_sets,
@@ -21,5 +22,5 @@ from nbn_timm.registry import import_modules
 import_modules(__name__, __path__)
 
 __all__ = ['LOSSES', 'balances_classes', 'create_loss', 'is_deferrable', 'learns_in_parallel', 'needed_mixing',
-           'number_of_slow_views', 'number_of_views', 'register_loss', 'takes_experts', 'takes_features',
-           'takes_label_sets', 'takes_soft_targets', 'takes_streams', 'takes_views_apart']
+           'number_of_slow_views', 'number_of_views', 'register_loss', 'takes_both_labels', 'takes_experts',
+           'takes_features', 'takes_label_sets', 'takes_soft_targets', 'takes_streams', 'takes_views_apart']

@@ -5,6 +5,8 @@
 import torch
 from torch import nn
 
+from nbn_timm.losses.targets import sum_of_labels
+
 
 class DeferredLoss(nn.Module):
     """One loss in the first epochs, another one afterwards. `create_loss` makes it of the setting `start_epoch`.
@@ -35,4 +37,4 @@ class DeferredLoss(nn.Module):
     ) -> torch.Tensor:
         if self.started:
             return self.after(output, target)
-        return self.before(output if isinstance(output, torch.Tensor) else output[0], target)
+        return self.before(output if isinstance(output, torch.Tensor) else output[0], sum_of_labels(target))

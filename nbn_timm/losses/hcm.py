@@ -13,7 +13,7 @@ from nbn_timm.losses.targets import refuse_soft_targets
 EASY = ('excluded', 'zeroed')
 
 
-@register_loss('hcm', soft_targets=False)
+@register_loss('hcm', soft_targets=False, balances=True)
 class HCM(nn.Module):
     """Balanced softmax over all classes plus `hard_weight` times balanced softmax over each image's hard classes.
 

@@ -24,7 +24,7 @@ def ldam_margins(class_counts: ClassCounts, max_margin: float = MAX_MARGIN) -> t
     return margins * (max_margin / margins.max())
 
 
-@register_loss('ldam')
+@register_loss('ldam', both_labels=True)
 class LDAM(nn.Module):
     """Cross-entropy of logits whose target entry is lowered by `scale` times the class's margin.
 
@@ -35,8 +35,8 @@ class LDAM(nn.Module):
     LDAM-DRW is `weighting='effective_number'` with `start_epoch=160` of 200 epochs: the class weights, which divide by
     their sum over the batch, come in epoch 161 of 200, and before that the loss is LDAM without weights.
 
-    Soft targets mix the losses of their classes, see `margin_cross_entropy`. Class weights then divide by those of the
-    mixed targets, where code that calls the loss once for each of two labels divides each value by its own.
+    Soft targets mix the losses of their classes, see `margin_cross_entropy`, and class weights divide as in
+    `mean_by_weight`.
 
     Args:
         class_counts: Training images per class.

@@ -28,6 +28,7 @@ class _Traits(NamedTuple):
     mixing: str | None
     apart: bool
     parallel: bool
+    both_labels: bool
 
 
 LOSSES: Registry[nn.Module] = Registry('loss')
@@ -48,6 +49,7 @@ def register_loss(
         mixing: str | None = None,
         apart: bool = False,
         parallel: bool = False,
+        both_labels: bool = False,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Class decorator: make the loss available to `create_loss` and `train.py --loss` under `name`.
 
@@ -80,13 +82,15 @@ def register_loss(
         apart: Its views pass the network one after the other, so that BatchNorm sees each by itself.
         parallel: Of a loss with parameters: it is a mean over the images and has no other state, so that several
             processes can train it, by the mean of their gradients.
+        both_labels: Of images that are mixed with those of a second stream it takes targets [B, 2, C], the shares of
+            either label, in place of their sum. That is for class weights that divide, see `mean_by_weight`.
     """
     def register(loss_class: type[nn.Module]) -> type[nn.Module]:
         LOSSES.register(name)(loss_class)
         deferrable_here = deferrable and not (experts or streams) and views == 1 and not hasattr(loss_class, 'prepare')
         _TRAITS[name] = _Traits(
             experts, features, soft_targets, deferrable_here, views, slow_views, balances, label_sets, streams, mixing,
-            apart, parallel)
+            apart, parallel, both_labels)
         return loss_class
     return register
 
@@ -144,6 +148,11 @@ def takes_views_apart(name: str) -> bool:
 def learns_in_parallel(name: str) -> bool:
     """Whether several processes can train the parameters of the loss of that name."""
     return _TRAITS[name].parallel
+
+
+def takes_both_labels(name: str) -> bool:
+    """Whether the loss of that name takes the shares of either label of a mixed image, [B, 2, C]."""
+    return _TRAITS[name].both_labels
 
 
 def is_deferrable(name: str) -> bool:

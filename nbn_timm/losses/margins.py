@@ -2,6 +2,8 @@
 import torch
 import torch.nn.functional as F
 
+from nbn_timm.losses.targets import mean_by_weight, sum_of_labels
+
 
 def subtract_margin(logits: torch.Tensor, target: torch.Tensor, margins: torch.Tensor) -> torch.Tensor:
     """Logits [B, C] whose entry of the target class [B] is lowered by that class's margin."""
@@ -21,17 +23,16 @@ def margin_cross_entropy(
 
     Args:
         logits: [B, C], float32.
-        target: Labels [B] or soft targets [B, C].
+        target: Labels [B], soft targets [B, C], or the shares of either label [B, 2, C].
         margins: Of each class [C], in logits.
-        weight: Of each class [C]; the mean is then divided by the weights of the targets.
+        weight: Of each class [C]; the mean is then that of `mean_by_weight`.
     """
     if not target.is_floating_point():
         return F.cross_entropy(subtract_margin(logits, target, margins), target, weight)
     losses = margin_losses(logits, margins)
     if weight is None:
-        return (target * losses).sum() / len(logits)
-    weighted = target * weight
-    return (weighted * losses).sum() / weighted.sum()
+        return (sum_of_labels(target) * losses).sum() / len(logits)
+    return mean_by_weight(losses, target, weight)
 
 
 def margin_losses(logits: torch.Tensor, margins: torch.Tensor | float) -> torch.Tensor:

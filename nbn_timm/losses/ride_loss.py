@@ -78,7 +78,7 @@ class _RideLoss(nn.Module):
         return num_experts * base - self.diversity * temperature.mean() ** 2 * divergence
 
 
-@register_loss('ride', experts=True)
+@register_loss('ride', experts=True, both_labels=True)
 class Ride(_RideLoss):
     """RIDE's loss with LDAM as each expert's base loss, for the logits of each expert [B, E, C].
 

@@ -9,7 +9,7 @@ from nbn_timm.losses.loss import register_loss, require_counts
 from nbn_timm.losses.margins import margin_cross_entropy
 
 
-@register_loss('robal')
+@register_loss('robal', balances=True)
 class RoBal(nn.Module):
     """Cross-entropy with a uniform margin, a margin that grows with the class, and a bias of the prior.
 

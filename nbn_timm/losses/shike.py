@@ -13,7 +13,7 @@ from nbn_timm.losses.loss import register_loss
 from nbn_timm.losses.targets import refuse_soft_targets
 
 
-@register_loss('shike', experts=True, soft_targets=False, balances=True)
+@register_loss('shike', experts=True, soft_targets=False)
 class Shike(nn.Module):
     """Σ over experts of CE(z_e, y) + suppression K(t || s_e) + mutual Σ over other experts j of K(z_j || z_e).
 

@@ -6,15 +6,16 @@ from torch import nn
 from nbn_timm.data.classes import ClassCounts
 from nbn_timm.losses.checks import check_number
 from nbn_timm.losses.loss import register_loss, require_counts
-from nbn_timm.losses.targets import as_distribution
+from nbn_timm.losses.targets import as_distribution, mean_by_weight
 from nbn_timm.losses.weights import class_weights
 
 
-@register_loss('weighted_cross_entropy', balances=True)
+@register_loss('weighted_cross_entropy', balances=True, both_labels=True)
 class WeightedCrossEntropy(nn.Module):
     """Weighted mean over the batch: sum of w_y CE(z, y) / sum of w_y, as in torch's cross-entropy with labels.
 
-    Soft targets t, smoothed labels among them, give every class its share: - sum of t_c w_c log p_c / sum of t_c w_c.
+    Soft targets t, smoothed labels among them, give every class its share: - sum of t_c w_c log p_c / sum of t_c w_c;
+    two labels of an image have a mean each, see `mean_by_weight`.
     Only the ratios of the weights matter, so 'inverse' is the cost-sensitive (n_min / n) ** exponent of Zhang et al.,
     "Bag of Tricks for Long-Tailed Visual Recognition", AAAI 2021, and 'effective_number' the class-balanced loss of
     Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019, eq. 12. Because the batch's
@@ -48,5 +49,5 @@ class WeightedCrossEntropy(nn.Module):
         self.register_buffer('class_weights', weights.float(), persistent=False)
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        weighted = as_distribution(target, logits.shape[1], self.smoothing) * self.class_weights
-        return -(weighted * F.log_softmax(logits.float(), dim=1)).sum() / weighted.sum()
+        shares = as_distribution(target, logits.shape[1], self.smoothing)
+        return mean_by_weight(-F.log_softmax(logits.float(), dim=1), shares, self.class_weights)

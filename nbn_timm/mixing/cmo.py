@@ -105,6 +105,7 @@ class CMO(StreamMixing):
         num_classes: C.
         alpha: Of the Beta distribution.
         smoothing, prob, epochs: See `Mixing`.
+        both_labels: Give the shares of either label [B, 2, C], of which the soft targets are the sum.
     """
 
     uses = ('mixup_off_epoch',)
@@ -117,9 +118,11 @@ class CMO(StreamMixing):
             smoothing: float = 0.0,
             prob: float = CmoSettings.cmo_prob,
             epochs: range = ALWAYS,
+            both_labels: bool = False,
     ) -> None:
         super().__init__(others, num_classes, smoothing, prob, epochs)
         self.alpha = alpha
+        self.both_labels = both_labels
 
     @classmethod
     def create(cls, settings: Any, run: MixingRun) -> 'CMO':
@@ -131,7 +134,13 @@ class CMO(StreamMixing):
                              f'and the last {last}: give more --epochs, or smaller --cmo-skip-first and '
                              '--cmo-skip-last')
         loader = patch_loader(run, '--cmo', settings.cmo_power)
-        return cls(loader, run.num_classes, settings.cmo, run.smoothing, settings.cmo_prob, epochs)
+        return cls(loader, run.num_classes, settings.cmo, run.smoothing, settings.cmo_prob, epochs, run.both_labels)
+
+    def __call__(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images, soft = super().__call__(images, target)
+        if self.both_labels and soft.ndim == 2:  # as they come: all is of the first label
+            soft = torch.stack([soft, torch.zeros_like(soft)], dim=1)
+        return images, soft
 
     def mix(self, images: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         others, other_target = next(self.stream)
@@ -140,4 +149,5 @@ class CMO(StreamMixing):
         mixed = images.clone()
         mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
         lam = float(kept)
-        return mixed, self.soft_target(target) * lam + self.soft_target(other_target) * (1 - lam)
+        shares = self.soft_target(target) * lam, self.soft_target(other_target) * (1 - lam)
+        return mixed, torch.stack(shares, dim=1) if self.both_labels else shares[0] + shares[1]

@@ -68,6 +68,7 @@ class MixingRun:
         seed: Of the run.
         rank: Of this process.
         world_size: Number of processes.
+        both_labels: The loss takes the shares of either label, see `takes_both_labels`.
     """
 
     common: MixingSettings
@@ -82,6 +83,7 @@ class MixingRun:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    both_labels: bool = False
 
     def class_counts(self, switch: str) -> ClassCounts:
         """Training images per class.

@@ -19,6 +19,7 @@ from nbn_timm.losses import (
     learns_in_parallel,
     number_of_slow_views,
     number_of_views,
+    takes_both_labels,
     takes_experts,
     takes_features,
     takes_streams,
@@ -225,7 +226,8 @@ def build_mixing(plan: Plan, loader: TrainLoader, stage: TrainedSecondStage | No
         return None
     run = MixingRun(settings.mixing, plan.num_classes, settings.loss.smoothing, settings.schedule.epochs,
                     plan.batch.size, plan.splits, loader, plan.train_loader, plan.world.device, settings.run.seed,
-                    plan.world.rank, plan.world.size)
+                    plan.world.rank, plan.world.size,
+                    takes_both_labels(settings.loss.loss) and (stage is None or stage.loss() is None))
     return MIXINGS[name].create(settings.methods[name], run)
 
 
@@ -281,6 +283,12 @@ def check_lone_loss(settings: TrainSettings, world: World) -> None:
     """
     name = settings.loss.loss
     alone = not learns_in_parallel(name)
+    for other, given in (('--stage', settings.second_stage.stage), ('--kd-checkpoint',
+                         settings.distillation.kd_checkpoint), ('--adversarial', settings.adversarial.adversarial)):
+        if given:
+            raise InputError(f"loss '{name}' has parameters or buffers of its own, which training with {other} does "
+                             f'not keep: leave out {other}, or register buffers that never change with '
+                             'persistent=False')
     if world.distributed and alone:
         raise InputError(f"loss '{name}' compares all images of a batch and has a state of its own, so it is for one "
                          'process: start one')

@@ -71,7 +71,8 @@ def build_progressive_size(
         name: Of the model.
 
     Raises:
-        InputError: The size is not below that of the input, or the model cannot take it.
+        InputError: The size is not below that of the input, the images are not square, no epoch would have small ones,
+            or the model cannot take them.
     """
     size = settings.progressive_size
     if size is None:
@@ -80,5 +81,13 @@ def build_progressive_size(
     if size >= full:
         raise InputError(f'--progressive-size {size} is not below the {full} pixels of the images: give a smaller one, '
                          'or leave it out')
+    if input_size[1] != input_size[2]:
+        raise InputError(f'--progressive-size {size} makes squares, and the images are of {input_size[1]} x '
+                         f'{input_size[2]} pixels: leave it out, or give square images')
+    small = round(settings.progressive_epochs * epochs)
+    if not small:
+        raise InputError(f'--progressive-size {size} would have no effect, as --progressive-epochs '
+                         f'{settings.progressive_epochs:g} of {epochs} epochs is less than one: give a greater share, '
+                         'or leave it out')
     check_input_size(model, name, (input_size[0], size, size))
-    return ProgressiveSize(size, round(settings.progressive_epochs * epochs))
+    return ProgressiveSize(size, small)
