@@ -31,6 +31,7 @@ AUGMENTATIONS = {
     ', AutoAugment and Cutout': AugmentSettings(aa='cifar10', cutout=16),
     ', RandAugment': AugmentSettings(aa='rand-m9-mstd0.5'),
     ', colour jitter': AugmentSettings(color_jitter=0.4),
+    ', views of SimCLR': AugmentSettings(simclr=True, blur=0.5),
 }
 
 

@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from timm.data import auto_augment as timm_policies
 from torchvision.transforms import functional as tvf
 
+from nbn_timm.data import batch_ops
 from nbn_timm.data.batch_ops import INTERPOLATIONS, OPERATIONS, Warp, operate
 
 FILL = (125, 123, 114)
@@ -54,6 +55,8 @@ POINTWISE = {
     'equalize': (lambda image, _: ImageOps.equalize(image), drawn(0, 0)),
     'color': (lambda image, factor: ImageEnhance.Color(image).enhance(factor), drawn(0, 2)),
     'sharpness': (lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor), drawn(0, 2)),
+    'hue': (tvf.adjust_hue, drawn(-0.5, 0.5)),
+    'blur': (lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)), drawn(0.1, 2.5)),
 }
 
 
@@ -65,6 +68,19 @@ def test_colours_are_pils(name, size):
     wanted = one_at_a_time(function, images, values)
     assert (wanted != images).mean() > 0.2
     assert np.array_equal(by_the_batch(name, images, values), wanted)
+
+
+def test_every_hue_and_saturation_is_pils():
+    """Of all colours those of every fifth red, both ways."""
+    first, second = (torch.arange(256).view(shape).expand(256, 256) for shape in ((256, 1), (1, 256)))
+    for red in range(0, 256, 5):
+        colours = torch.stack([torch.full_like(first, red), first, second])[None].to(torch.uint8)
+        pixels = np.ascontiguousarray(colours[0].permute(1, 2, 0).numpy())
+        hsv = np.array(Image.fromarray(pixels).convert('HSV'))
+        assert np.array_equal(torch.cat(batch_ops._to_hsv(colours)).permute(1, 2, 0).numpy(), hsv)
+        back = batch_ops._to_rgb(*colours.int().unbind(1))
+        wanted = np.asarray(Image.frombytes('HSV', (256, 256), pixels.tobytes()).convert('RGB'))
+        assert np.array_equal(back[0].permute(1, 2, 0).numpy(), wanted)
 
 
 def test_factors_at_the_ends_are_pils():

@@ -5,10 +5,12 @@ All take and give uint8 [B, 3, H, W], on any device, and are equal to Pillow 13'
 """
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 Operation = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+FEW = 32  # images, which with what they need in between a processor's cache can hold
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,136 @@ def _sharpness(images: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     return _blend(smooth, values, factor[:, None, None, None]).to(torch.uint8)
 
 
+def _hue(images: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """torchvision's, by way of PIL's HSV, which has bytes for all three."""
+    hue, saturation, value = _to_hsv(images)
+    added = (turn.double() * 255).trunc().int()[:, None, None]
+    return _to_rgb(hue + added & 255, saturation, value)
+
+
+def _to_hsv(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hue, saturation and value from 0 to 255, int32 [B, H, W] each."""
+    red, green, blue = images.int().unbind(1)
+    value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    spread = value - least
+    ahead = torch.where(red == value, green - blue, torch.where(green == value, blue - red + 512, red - green + 1024))
+    hue = _look_up_in(_hue_table, spread * 1536 + ahead + 255)
+    return hue.int(), (spread * 255.0 / value.clamp(min=1)).int(), value
+
+
+def _to_rgb(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Images uint8 [B, 3, H, W] of what `_to_hsv` gives."""
+    index = hue * 256 + saturation
+    return torch.stack([(value * _look_up_in(table, index) + 0.5).to(torch.uint8)
+                        for table in (_red_share, _green_share, _blue_share)], dim=1)
+
+
+def _look_up_in(table: Callable[[torch.device], torch.Tensor], index: torch.Tensor) -> torch.Tensor:
+    return table(index.device).index_select(0, index.flatten()).view(index.shape)
+
+
+@cache
+def _hue_table(device: torch.device) -> torch.Tensor:
+    """Of spread * 1536 + 512 * (which channel is the highest) + 255 + how far the next channel is ahead of the third.
+
+    PIL divides each distance from the highest by the spread, in single precision, before it subtracts them.
+    """
+    spread, channel = (torch.arange(size).view(shape) for size, shape in ((256, (256, 1, 1)), (3, (1, 3, 1))))
+    ahead = torch.arange(-255, 257)
+    divisor = spread.clamp(min=1).float()
+    # One of both channels is the lowest, and so as far from the highest as the spread.
+    nearer = (spread - ahead.abs()).clamp(min=0).float() / divisor
+    farther = (spread > 0).float()
+    third, following = torch.where(ahead > 0, farther, nearer), torch.where(ahead > 0, nearer, farther)
+    difference = torch.where(channel == 0, (third - following).double(), third.double() + 2.0 * channel - following)
+    hue = (difference.float().double() / 6 + 1).remainder(1).float()
+    return ((hue.double() * 255).trunc() * (spread > 0)).to(torch.uint8).flatten().to(device)
+
+
+def _channel_share(offset: int, device: torch.device) -> torch.Tensor:
+    """What a channel has of the value, float64, by hue * 256 + saturation; green and blue are behind red."""
+    sixths = (torch.arange(256).float().double() * 6 / 255)[:, None]
+    sextant = sixths.floor()
+    within = (sixths - sextant).float().double()
+    share = (torch.arange(256).double() / 255).float().double()
+    parts = torch.ones_like(within), within, 1 - within
+    low, falling, rising = ((1 - share * part).expand(256, 256) for part in parts)
+    full = torch.ones_like(low)
+    order = torch.stack([full, falling, low, low, rising, full])
+    chosen = order.gather(0, ((sextant.long() + offset) % 6).expand(256, 256)[None])[0]
+    return torch.where(share == 0, 1.0, chosen).flatten().to(device)
+
+
+@cache
+def _red_share(device: torch.device) -> torch.Tensor:
+    return _channel_share(0, device)
+
+
+@cache
+def _green_share(device: torch.device) -> torch.Tensor:
+    return _channel_share(4, device)
+
+
+@cache
+def _blue_share(device: torch.device) -> torch.Tensor:
+    return _channel_share(2, device)
+
+
+def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """PIL's Gaussian blur: three box blurs along rows and three along columns, in fixed point of 24 bits.
+
+    The width of the boxes is by Gwosdek et al., "Theoretical Foundations of Gaussian Convolution by Extended Box
+    Filtering", SSVM 2011, in single precision as there.
+    """
+    passes = 3
+    variance = sigma.float() * sigma.float() / passes
+    length = (12.0 * variance.double() + 1.0).sqrt().float()
+    whole = ((length.double() - 1.0) / 2.0).floor().float()
+    rest = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
+    radius = whole + rest
+    inner = ((1 << 24) / (radius * 2 + 1)).int()
+    reach = radius.int()
+    outer = ((1 << 24) - (reach * 2 + 1) * inner) // 2
+    values = images.int()
+    for axis in (3, 2):
+        for _ in range(passes):
+            values = _box_blur(values, axis, *(part[:, None, None, None] for part in (reach, inner, outer)))
+    return values.to(torch.uint8)
+
+
+def _box_blur(
+        values: torch.Tensor,
+        axis: int,
+        reach: torch.Tensor,
+        inner: torch.Tensor,
+        outer: torch.Tensor,
+) -> torch.Tensor:
+    """`inner` for the neighbours within `reach`, `outer` for the next two; the border goes on outside.
+
+    The sum fits into 32 bits without a sign, whose arithmetic is that of int32.
+    """
+    most, size = int(reach.max()) + 1, values.shape[axis]
+    first, last = values.narrow(axis, 0, 1), values.narrow(axis, size - 1, 1)
+    padded = torch.cat([*[first] * most, values, *[last] * most], dim=axis)
+    total = values * inner
+    for step in range(1, most + 1):
+        both = padded.narrow(axis, most - step, size) + padded.narrow(axis, most + step, size)
+        total += both.mul_(torch.where(reach >= step, inner, torch.where(reach + 1 == step, outer, 0)))
+    return total.add_(1 << 23).bitwise_right_shift_(24).bitwise_and_(255)
+
+
+def _a_few_at_a_time(operation: Operation) -> Operation:
+    """The same for `FEW` images at once on a processor, those with like arguments together."""
+    def changed(images: torch.Tensor, arguments: torch.Tensor) -> torch.Tensor:
+        if images.device.type != 'cpu':
+            return operation(images, arguments)
+        order = arguments.argsort()
+        few = [operation(images.index_select(0, part), arguments.index_select(0, part)) for part in order.split(FEW)]
+        return torch.empty_like(images).index_copy_(0, order, torch.cat(few))
+
+    return changed
+
+
 def _grey(images: torch.Tensor) -> torch.Tensor:
     """PIL's luma, int32 [B, H, W]."""
     red, green, blue = images.int().unbind(1)
@@ -165,6 +297,8 @@ def _blend(plain: torch.Tensor, values: torch.Tensor, factor: torch.Tensor) -> t
 BY_NEIGHBOURS: dict[str, Operation] = {
     'color': _color,
     'sharpness': _sharpness,
+    'hue': _a_few_at_a_time(_hue),  # part of a turn, from -0.5 to 0.5
+    'blur': _a_few_at_a_time(_blur),  # standard deviation in pixels
 }
 
 

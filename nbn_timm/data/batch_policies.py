@@ -13,6 +13,7 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms
 
 from nbn_timm.data.batch_ops import OPERATIONS, Warp, operate
+from nbn_timm.data.simclr import SIGMA, Blur
 
 Policy = Callable[[torch.Tensor], torch.Tensor]  # uint8 [B, 3, H, W] to others
 Operations = tuple[torch.Tensor, torch.Tensor]  # operations and their arguments, [B, steps], for `operate`
@@ -22,16 +23,20 @@ def batch_policy(transform: Any, size: tuple[int, int]) -> Policy | None:
     """What changes whole batches as `transform` changes single images; None where nothing here does.
 
     Args:
-        transform: torchvision's `ColorJitter` (without hue) or `AutoAugment`, `RandomApply` of one of them, timm's
-            `RandAugment` or `AutoAugment`.
+        transform: torchvision's `ColorJitter`, `RandomGrayscale` or `AutoAugment`, SimCLR's `Blur`, `RandomApply` of
+            one of them, timm's `RandAugment` or `AutoAugment`.
         size: Height and width of the images.
     """
     match transform:
         case transforms.RandomApply():
             policies = [batch_policy(each, size) for each in transform.transforms]
             return None if None in policies else SometimesApply(policies, transform.p)  # type: ignore[arg-type]
-        case transforms.ColorJitter() if transform.hue is None:
-            return ColorJitter(transform.brightness, transform.contrast, transform.saturation)
+        case transforms.ColorJitter():
+            return ColorJitter(transform.brightness, transform.contrast, transform.saturation, transform.hue)
+        case transforms.RandomGrayscale():
+            return SometimesApply([Drawn('color', 0.0, 0.0)], transform.p)
+        case Blur():
+            return Drawn('blur', *SIGMA)
         case transforms.AutoAugment() if transform.interpolation is transforms.InterpolationMode.NEAREST:
             return AutoAugment(transform.policies, transform.fill or (0, 0, 0), size)
         case timm_policies.RandAugment() if _known(transform.ops):
@@ -74,10 +79,11 @@ class PlannedPolicy:
 
 
 class ColorJitter(PlannedPolicy):
-    """Brightness, contrast and saturation by a factor each, in random order, as torchvision's.
+    """Brightness, contrast and saturation by a factor each, and hue, in random order, as torchvision's.
 
     Args:
         brightness, contrast, saturation: Least and greatest factor; None leaves it as it is.
+        hue: Least and greatest part of a turn; None leaves it as it is.
     """
 
     def __init__(
@@ -85,8 +91,9 @@ class ColorJitter(PlannedPolicy):
             brightness: tuple[float, float] | None,
             contrast: tuple[float, float] | None,
             saturation: tuple[float, float] | None,
+            hue: tuple[float, float] | None = None,
     ) -> None:
-        given = dict(brightness=brightness, contrast=contrast, color=saturation)
+        given = dict(brightness=brightness, contrast=contrast, color=saturation, hue=hue)
         self.ranges = {OPERATIONS.index(name): limits for name, limits in given.items() if limits is not None}
 
     def plan(self, count: int) -> Operations:
@@ -95,6 +102,24 @@ class ColorJitter(PlannedPolicy):
         for column, limits in enumerate(self.ranges.values()):
             factors[:, column] = torch.empty(count).uniform_(*limits)
         return torch.tensor(list(self.ranges), dtype=torch.int64)[order], factors.gather(1, order).double()
+
+
+class Drawn(PlannedPolicy):
+    """One operation on every image, with an argument that is drawn evenly.
+
+    Args:
+        operation: One of `OPERATIONS`.
+        low, high: Ends of the argument.
+    """
+
+    def __init__(self, operation: str, low: float, high: float) -> None:
+        self.operation = OPERATIONS.index(operation)
+        self.low = low
+        self.high = high
+
+    def plan(self, count: int) -> Operations:
+        arguments = torch.empty(count, 1).uniform_(self.low, self.high).double()
+        return torch.full((count, 1), self.operation), arguments
 
 
 class AutoAugment(PlannedPolicy):

@@ -15,6 +15,7 @@ from timm.data import transforms as timm_transforms
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from nbn_timm.data.batch_crops import FILTERS, ResizedCrop
 from nbn_timm.data.batch_ops import pick
 from nbn_timm.data.batch_policies import Policy, batch_policy
 from nbn_timm.data.cutout import Cutout
@@ -26,6 +27,7 @@ from nbn_timm.errors import InputError
 
 MEMORY_LIMIT = 2**30  # bytes of pixels that are kept in memory unasked
 BLOCK = 1024  # images that policies change at once
+LARGEST_RESIZED = 64  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class BatchAugment:
         rotation: Greatest angle in degrees, either way.
         cutout: Side of the black square in pixels; 0 for none.
         policies: What else changes the pictures, after the flips.
+        resized: A crop that is enlarged, before the flips.
     """
 
     pad: int = 0
@@ -49,11 +52,14 @@ class BatchAugment:
     rotation: float = 0.0
     cutout: int = 0
     policies: tuple[Policy, ...] = ()
+    resized: ResizedCrop | None = None
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Augment images uint8 [B, H, W, 3], each by draws of its own; the result is a new tensor."""
         batch, height, width = images.shape[:3]
         planes = images.permute(0, 3, 1, 2).contiguous()
+        if self.resized is not None:
+            planes = self.resized(planes)
         crop = self._crop(batch, height, width)
         rows, columns = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
         if self.policies:
@@ -191,8 +197,8 @@ class MemoryLoader(DataLoader):
 def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugment | None:
     """What `create_transform` would do with images of the input's size, for whole batches.
 
-    None where it takes single images: random resized crops, AugMix, 3-Augment, random interpolation, greyscale, blur,
-    levels of classes.
+    None where it takes single images: timm's random resized crops, those of large images, AugMix, 3-Augment, timm's
+    blur, levels of classes.
 
     Raises:
         InputError: As `create_transform`.
@@ -207,6 +213,8 @@ def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugm
                 pass  # of the size that it has; the tensor is there
             case transforms.RandomCrop():
                 settings['pad'] = step.padding
+            case transforms.RandomResizedCrop() if _is_small(step):
+                settings['resized'] = ResizedCrop(tuple(step.scale), tuple(step.ratio), step.interpolation.value)
             case transforms.RandomHorizontalFlip():
                 settings['hflip'] = step.p
             case transforms.RandomVerticalFlip():
@@ -221,6 +229,11 @@ def batch_augment(defaults: DataDefaults, augment: AugmentSettings) -> BatchAugm
                     return None
                 policies.append(policy)
     return BatchAugment(**settings, policies=tuple(policies))
+
+
+def _is_small(crop: transforms.RandomResizedCrop) -> bool:
+    """Whether a batch of such crops is fast in one process; large ones are for several."""
+    return max(crop.size) <= LARGEST_RESIZED and crop.interpolation.value in FILTERS
 
 
 def keep_in_memory(
@@ -256,8 +269,8 @@ def keep_in_memory(
     elif defaults.input_size[0] != 3:
         problem = 'that is for RGB pictures'
     elif None in (batch_augment(defaults, each) for each in (augment, other_views or augment)):
-        problem = ('the augmentation takes one image at a time (random resized crops, --aa augmix or 3a, --curriculum, '
-                   'grey and blurred images, and simclr=True of --other-views do)')
+        problem = ('the augmentation takes one image at a time (random resized crops, --aa augmix or 3a, --curriculum '
+                   'and --gaussian-blur-prob do)')
     elif not wanted and len(dataset) * height * width * 3 > MEMORY_LIMIT:
         return dataset
     else:
