@@ -44,9 +44,9 @@ def main() -> None:
         start = time.perf_counter()
         memory = keep_in_memory(files, CIFAR_LT, AugmentSettings(), wanted=True)
         print(f'reading {args.images} files once: {args.images / (time.perf_counter() - start):,.0f} images/s')
-        few = files.select(range(0, args.images, 8))
         cases = {f'training step of {args.model}': _steps(args.model, args.images // 8, device)} if args.model else {}
         for name, augment in AUGMENTATIONS.items():
+            few = files.select(range(0, args.images, 8))  # of each case its own, which keeps the transform
             cases[f'one image at a time{name}'] = _epoch(few, augment, device)
             cases[f'in memory{name}'] = _epoch(memory, augment, device)
         seconds: dict[str, list[float]] = {name: [] for name in cases}
