@@ -166,19 +166,15 @@ def _to_hsv(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     spread = value - least
     ahead = torch.where(red == value, green - blue, torch.where(green == value, blue - red + 512, red - green + 1024))
-    hue = _look_up_in(_hue_table, spread * 1536 + ahead + 255)
-    return hue.int(), (spread * 255.0 / value.clamp(min=1)).int(), value
+    hue = _hue_table(images.device).index_select(0, (spread * 1536 + ahead + 255).flatten())
+    return hue.view(red.shape).int(), (spread * 255.0 / value.clamp(min=1)).int(), value
 
 
 def _to_rgb(hue: torch.Tensor, saturation: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Images uint8 [B, 3, H, W] of what `_to_hsv` gives."""
-    index = hue * 256 + saturation
-    return torch.stack([(value * _look_up_in(table, index) + 0.5).to(torch.uint8)
-                        for table in (_red_share, _green_share, _blue_share)], dim=1)
-
-
-def _look_up_in(table: Callable[[torch.device], torch.Tensor], index: torch.Tensor) -> torch.Tensor:
-    return table(index.device).index_select(0, index.flatten()).view(index.shape)
+    index = (hue * 256 + saturation).flatten()
+    shares = [_channel_share(offset, hue.device).index_select(0, index).view(hue.shape) for offset in (0, 4, 2)]
+    return torch.stack([(value * share + 0.5).to(torch.uint8) for share in shares], dim=1)
 
 
 @cache
@@ -199,8 +195,14 @@ def _hue_table(device: torch.device) -> torch.Tensor:
     return ((hue.double() * 255).trunc() * (spread > 0)).to(torch.uint8).flatten().to(device)
 
 
+@cache
 def _channel_share(offset: int, device: torch.device) -> torch.Tensor:
-    """What a channel has of the value, float64, by hue * 256 + saturation; green and blue are behind red."""
+    """What a channel has of the value, float64, by hue * 256 + saturation.
+
+    Args:
+        offset: Sixths of a turn by which it is before red: 0 for red, 4 for green, 2 for blue.
+        device: Where the table is wanted.
+    """
     sixths = (torch.arange(256).float().double() * 6 / 255)[:, None]
     sextant = sixths.floor()
     within = (sixths - sextant).float().double()
@@ -211,21 +213,6 @@ def _channel_share(offset: int, device: torch.device) -> torch.Tensor:
     order = torch.stack([full, falling, low, low, rising, full])
     chosen = order.gather(0, ((sextant.long() + offset) % 6).expand(256, 256)[None])[0]
     return torch.where(share == 0, 1.0, chosen).flatten().to(device)
-
-
-@cache
-def _red_share(device: torch.device) -> torch.Tensor:
-    return _channel_share(0, device)
-
-
-@cache
-def _green_share(device: torch.device) -> torch.Tensor:
-    return _channel_share(4, device)
-
-
-@cache
-def _blue_share(device: torch.device) -> torch.Tensor:
-    return _channel_share(2, device)
 
 
 def _blur(images: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
