@@ -26,8 +26,8 @@ import timm
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from cost import multiply_adds
 from torch.func import functional_call, stack_module_state
-from torch.utils.flop_counter import FlopCounterMode
 
 import nbn_timm  # noqa: F401  (registers the models)
 from nbn_timm.files import write_text_atomic
@@ -145,13 +145,6 @@ def build(single: str, several: str, model_args: dict[str, Any], formulations: l
     return {name: makers[name]() for name in formulations}
 
 
-def multiply_adds(model: nn.Module, size: int) -> int:
-    """Of one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        deepcopy(model).to('meta').eval()(torch.zeros(1, 3, size, size, device='meta'))
-    return counter.get_total_flops() // 2
-
-
 def make_step(model: nn.Module, images: torch.Tensor, amp_dtype: torch.dtype | None, channels_last: bool):
     """A closure that runs forward, backward and an SGD step; the loss is the sum of the experts' cross-entropies."""
     model = model.to(images.device).train()
@@ -215,7 +208,8 @@ def main() -> None:
         torch.manual_seed(0)
         wanted = [name for name in args.formulations if not (args.amp_dtype and name == 'batched')]
         models = build(single, several, {**model_args, 'num_experts': args.experts}, wanted)
-        costs = {name: multiply_adds(model, size) for name, model in models.items() if name in ('single', 'ours')}
+        costs = {name: multiply_adds(model, (3, size, size)) for name, model in models.items()
+                 if name in ('single', 'ours')}
         images = torch.randn(args.batch or batch, 3, size, size, device=device)
         if args.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)

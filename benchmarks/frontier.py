@@ -14,10 +14,9 @@ the file names.
 
 The list is one of `train_list.py`: names such as `modern-s42`, where runs that differ in their seeds are one recipe,
 and arguments of train.py. The same command goes on after an interruption. It leaves `frontier.md`, a table, and
-`frontier.svg`. PFLOP are counted: operations of the forward pass by torch's counter, twice a multiply-add, times three
-for what is trained, and with the cost of the run that a second stage begins with. A recipe with other passes, as those
-of a teacher or an attack, is refused. Core-minutes are those of training
-steps, times the threads of a run; runs side by side on shared cores take longer. On a GPU they are minutes of the run.
+`frontier.svg`. PFLOP are counted, see `cost.py`, with those of the run that a second stage begins with. A recipe with
+passes that are not counted, as those of a teacher or an attack, is refused. Core-minutes are those of training steps,
+times the threads of a run; runs side by side on shared cores take longer. On a GPU they are minutes of the run.
 """
 import argparse
 import hashlib
@@ -30,23 +29,17 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import yaml
+from cost import check_counted, training_flop
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results_plots import style
-from timm.models import get_pretrained_cfg_value
-from torch.utils.flop_counter import FlopCounterMode
 from train_list import Entry, Runner, about_this_machine, parse_before_train_flags, read_list
 
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import write_text_atomic
-from nbn_timm.losses import number_of_slow_views, number_of_views, takes_streams
-from nbn_timm.models.create import create_model
-from nbn_timm.second_stages import SECOND_STAGES, FittedSecondStage
 from nbn_timm.training.settings import TrainSettings
 
 HELD_OUT = 20  # images of a class
@@ -110,48 +103,6 @@ def rows_of(path: Path) -> list[str]:
     return [row.strip() for row in path.read_text(encoding='utf-8').splitlines() if row.strip()]
 
 
-def forward_flop(settings: TrainSettings, num_classes: int, size: int) -> int:
-    """Operations of the forward pass of one image, two for a multiply-add."""
-    model = create_model(settings.model.model, num_classes, nbn=settings.model.add_nbn,
-                         model_kwargs=settings.model.model_kwargs).eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops()
-
-
-def training_flop(settings: TrainSettings, num_classes: int, images: int, size: int) -> float:
-    """Operations of a whole training: three forward passes of what is trained, one of a frozen or slow network."""
-    check_counted(settings)
-    stage = settings.second_stage.stage
-    if stage and issubclass(SECOND_STAGES[stage], FittedSecondStage):
-        return float(forward_flop(settings, num_classes, size) * images)
-    slow = number_of_slow_views(settings.loss.loss)
-    passes = 1.0 if stage else 3.0 * (number_of_views(settings.loss.loss) - slow) + slow
-    passes *= 2 if settings.optimizer.sam_rho else 1
-    small, epochs = settings.progressive, settings.schedule.epochs
-    first = round(small.progressive_epochs * epochs) if small.progressive_size else 0
-    total = forward_flop(settings, num_classes, size) * (epochs - first)
-    if small.progressive_size:
-        total += forward_flop(settings, num_classes, small.progressive_size) * first
-    swa = forward_flop(settings, num_classes, size) if settings.average.swa_epochs else 0  # statistics of the mean
-    return (passes * total + swa) * images
-
-
-def check_counted(settings: TrainSettings) -> None:
-    """Refuse a recipe with passes that `training_flop` does not count.
-
-    Raises:
-        InputError: It has some.
-    """
-    stage = settings.second_stage.stage
-    for what, given in (
-            ('--kd-checkpoint', settings.distillation.kd_checkpoint), ('--curriculum', settings.augment.curriculum),
-            ('--adversarial', settings.adversarial.adversarial), ('two streams', takes_streams(settings.loss.loss)),
-            (f'--stage {stage}', stage == 'expert_aggregation')):
-        if given:
-            raise InputError(f'the operations of a recipe with {what} are not counted here: leave it out of the list')
-
-
 def settings_of(folder: Path) -> TrainSettings:
     """The settings of a run."""
     return TrainSettings.from_record(yaml.safe_load((folder / 'args.yaml').read_text()))
@@ -189,17 +140,10 @@ def _chain(run: str | None, firsts: Mapping[str, str | None]) -> list[str]:
 
 def _cost(folder: Path, num_classes: int, images: int, threads: int) -> tuple[float, float]:
     """PFLOP and core-minutes of one run, without those of its first stage."""
-    settings = settings_of(folder)
-    size = settings.input.img_size or (settings.input.input_size or (3, 0))[1] or _usual_size(settings)
     log = folder / 'log.jsonl'
     rates = [json.loads(row)['train_images_per_second'] for row in log.read_text().splitlines()] if log.exists() else []
     minutes = sum(images / rate for rate in rates) * threads / 60
-    return training_flop(settings, num_classes, images, size) / 1e15, minutes
-
-
-def _usual_size(settings: TrainSettings) -> int:
-    size: Any = get_pretrained_cfg_value(settings.model.model, 'input_size')
-    return size[1] if size else 32
+    return training_flop(settings_of(folder), num_classes, images) / 1e15, minutes
 
 
 def on_frontier(points: Sequence[Point], cost: str) -> list[Point]:

@@ -1,11 +1,10 @@
 """Parameters and multiply-adds of the zoo, as the Markdown table of README: `python benchmarks/model_table.py`.
 
-Multiply-adds of convolutions and linear layers for one image in eval mode, counted by torch's FlopCounterMode on the
-meta device (which counts two operations for each); thousands of classes change the classifier alone.
+Multiply-adds of convolutions and linear layers for one image, see cost.py; thousands of classes change the classifier
+alone.
 """
 import timm
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from cost import multiply_adds, parameters
 
 import nbn_timm  # noqa: F401
 
@@ -17,22 +16,20 @@ MODELS = [
 ]
 
 
-def count(name: str) -> tuple[int, int, tuple[int, ...]]:
+def count(name: str) -> tuple[int, int, tuple[int, int, int]]:
     """Parameters, multiply-adds and input size of a model with its default number of classes."""
-    model = timm.create_model(name, device='meta').eval()
+    model = timm.create_model(name, device='meta')
     size = model.pretrained_cfg['input_size']
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *size, device='meta'))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2, size
+    return parameters(model), multiply_adds(model, size), size
 
 
 def main() -> None:
     print('| model | input | classes | parameters | multiply-adds |\n|---|---|---|---|---|')
     for name in MODELS:
-        parameters, macs, size = count(name)
+        number, macs, size = count(name)
         classes = timm.get_pretrained_cfg(name).num_classes
         amount = f'{macs / 1e9:.2f} G' if macs >= 1e9 else f'{macs / 1e6:.1f} M'
-        print(f'| `{name}` | {size[-1]} | {classes} | {parameters:,} | {amount} |')
+        print(f'| `{name}` | {size[-1]} | {classes} | {number:,} | {amount} |')
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from cost import size_of
 from PIL import Image
 from results_rows import (
     Spread,
@@ -33,7 +34,6 @@ from results_rows import (
     keep_predictions,
     machine_hours,
     row_of,
-    size_of,
     training_pflops,
 )
 from results_runs import HARDWARE, NEEDED, SHOTS, Method, Run, read_methods, read_run
@@ -42,6 +42,7 @@ from nbn_timm.errors import InputError, run_cli
 from nbn_timm.files import atomic_write, write_text_atomic
 from nbn_timm.mixing import MIXINGS
 from nbn_timm.seals import SEAL, sealed_text
+from nbn_timm.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = '<!-- results: begin -->', '<!-- results: end -->'
@@ -168,7 +169,7 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
     """
     classes = methods[0].runs[0].classes
     sizes = ', '.join(f'{sum(row.shot == shot for row in classes)} {shot}' for shot in SHOTS)
-    costs = {method.name: size_of(method.settings, len(classes)) for method in methods}
+    costs = {method.name: size_of(TrainSettings.from_record(method.settings), len(classes)) for method in methods}
     draws = dict.fromkeys(run.draw for method in methods for run in method.runs)
     cost = table(
         ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'machine hours', 'hardware',
@@ -188,7 +189,8 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         f'{min(row.train_images for row in classes)} ({sizes}); {sum(row.test_images for row in classes):,} test '
         'images. Test accuracy in percent, mean ± sample standard deviation over seeds. ECE is the expected '
         'calibration error in points, over 15 bins. PFLOP is the arithmetic of training: six times the multiply-adds '
-        "of an image, for each image, view and epoch. 1x is plain ResNet-32's 68.9 M multiply-adds.",
+        "of an image, for each image, view and epoch, fewer of frozen networks. 1x is plain ResNet-32's 68.9 M "
+        'multiply-adds.',
         f'### Ours beside published\n\nOur training images are {" or ".join(draws)}. '
         f'{published["note"].strip()}',
         accuracy_table(methods, costs, published),
@@ -215,11 +217,11 @@ def accuracy_table(methods: Sequence[Method], costs: Mapping[str, tuple[int, int
     lines: list[list[Any]] = []
     for method in methods:
         run = method.runs[0]
-        errors = [calibration_error(run) for run in method.runs]
+        errors, pflops = [calibration_error(run) for run in method.runs], training_pflops(run)
         lines.append([
             f'**{method.label}**', network_in_words(costs[method.name][1] / plain, method.settings['model']),
             "LDAM's" if run.data.get('train', {}).get('published_draw') else 'ours', epochs_in_words(run), 'last',
-            f'{training_pflops(run, costs[method.name][1]):.2f}', len(method.runs),
+            '' if pflops is None else f'{pflops:.2f}', len(method.runs),
             *(mean_and_spread(method.accuracies(shot)) for shot in (None, *SHOTS)),
             mean_and_spread(errors) if None not in errors else ''])
         entry = published_beside(method.settings, published)
@@ -328,8 +330,7 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         import results_plots
     except ImportError as error:
         raise InputError(f"plots need matplotlib ({error}): pip install '.[plots]'") from error
-    costs = [(method, training_pflops(method.runs[0], size_of(method.settings, len(method.runs[0].classes))[1]))
-             for method in methods]
+    costs = [(method, pflops) for method in methods if (pflops := training_pflops(method.runs[0])) is not None]
     found = effects(methods, published)
     figures = {COST: results_plots.cost(costs, published['entries']), CLASSES: results_plots.classes(methods),
                SPLITS: results_plots.splits(methods), TRAINING: results_plots.training(methods)}

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
+from cost import UncountedError, size_of, training_flop
 from results_runs import DATA, PREDICTIONS, SHOTS, Method, Part, Run
 from scipy import stats
-from torch.utils.flop_counter import FlopCounterMode
 
 from nbn_timm.cli import validate
 from nbn_timm.data.lists import read_image_list
@@ -27,7 +26,7 @@ from nbn_timm.datasets.cifar_draw import Files, find_files, judge
 from nbn_timm.errors import InputError
 from nbn_timm.evaluation.predictions import write_arrays
 from nbn_timm.files import file_sha256, make_folder, write_text_atomic
-from nbn_timm.models.create import create_model
+from nbn_timm.training.settings import TrainSettings
 
 SCHEMA = 2  # of the rows, see results/row.schema.json
 CHECKPOINT, OWN_PREDICTIONS = 'last.pth.tar', 'test_predictions.npz'  # in the folder of a run
@@ -130,25 +129,18 @@ def differences(base: Method, other: Method) -> dict[str, Spread]:
             for shot in (None, *SHOTS)}
 
 
-def size_of(settings: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Parameters, and multiply-adds of one image in evaluation (convolutions and linear layers)."""
-    model: Any = create_model(settings['model'], num_classes, nbn=bool(settings.get('add_nbn')),
-                              model_kwargs=settings.get('model_kwargs')).eval()
-    channels, height, width = model.pretrained_cfg['input_size']
-    side = settings.get('img_size')
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, channels, side or height, side or width))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
-
-
-def training_pflops(run: Run, multiply_adds: int) -> float:
-    """Arithmetic of the training steps: a backward pass counts as two forward passes, a multiply-add as two.
-
-    A second stage passes forward through a frozen network; that of its first stage comes on top.
-    """
-    images = sum(row.train_images for row in run.classes)
-    first = 0.0 if run.first_stage is None else training_pflops(run.first_stage, multiply_adds)
-    return first + (2 if run.settings.get('stage') else 6) * multiply_adds * images * run.settings['epochs'] / 1e15
+def training_pflops(run: Run) -> float | None:
+    """Arithmetic of training, with that of its first stage; None if there are passes that cost.py does not count."""
+    images, first = sum(row.train_images for row in run.classes), 0.0
+    if run.first_stage is not None:
+        before = training_pflops(run.first_stage)
+        if before is None:
+            return None
+        first = before
+    try:
+        return first + training_flop(TrainSettings.from_record(run.settings), len(run.classes), images) / 1e15
+    except UncountedError:
+        return None
 
 
 def epochs_in_words(run: Run) -> str:
@@ -172,7 +164,8 @@ def row_of(method: Method, published: Mapping[str, Any] | None, recipe: str, com
         commands: That repeat the runs.
     """
     runs = method.runs
-    parameters, multiply_adds = size_of(method.settings, len(runs[0].classes))
+    parameters, multiply_adds = size_of(TrainSettings.from_record(method.settings), len(runs[0].classes))
+    pflops = training_pflops(runs[0])
     errors = [error for run in runs if (error := calibration_error(run)) is not None]
     return {
         'schema': SCHEMA, 'method': method.name, 'label': method.label, 'recipe': recipe,
@@ -182,7 +175,7 @@ def row_of(method: Method, published: Mapping[str, Any] | None, recipe: str, com
         'accuracy': {shot or 'all': Spread(method.accuracies(shot)).to_dict() for shot in (None, *SHOTS)},
         'calibration_error': Spread(errors).to_dict() if errors else None,
         'parameters': parameters, 'multiply_adds': multiply_adds,
-        'training_pflops': round(training_pflops(runs[0], multiply_adds), 4),
+        'training_pflops': None if pflops is None else round(pflops, 4),
         'training_hours': [round(run.train_seconds / 3600, 4) for run in runs],
         'gpu_hours': [machine_hours(run, gpu=True) for run in runs],
         'core_hours': [machine_hours(run, gpu=False) for run in runs],

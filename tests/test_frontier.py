@@ -49,37 +49,6 @@ def settings(*flags):
     return parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet32', *flags])
 
 
-def test_operations_are_those_of_the_networks(frontier):
-    """Plain ResNet-32 has 68,868,352 multiply-adds; 200 epochs of 10,847 images are 0.90 PFLOP."""
-    plain = 2 * 68_868_352
-    assert frontier.forward_flop(settings(), 100, 32) == pytest.approx(plain, rel=1e-3)
-    whole = frontier.training_flop(settings('--epochs', '200'), 100, 10_847, 32)
-    assert whole / 1e15 == pytest.approx(0.90, abs=0.005)
-    small = frontier.training_flop(settings('--epochs', '200', '--progressive-size', '16'), 100, 10_847, 32)
-    assert small / whole == pytest.approx(0.625, abs=0.01)
-    for flags, factor in ((['--sam-rho', '0.1'], 2), (['--loss', 'bcl'], 3), (['--loss', 'paco'], 4 / 3),
-                          (['--stage', 'crt', '--initial-checkpoint', 'x'], 1 / 3)):
-        given = frontier.TrainSettings.of({**settings('--epochs', '200').values(), **{
-            flag[2:].replace('-', '_'): float(value) if flag == '--sam-rho' else value
-            for flag, value in zip(flags[::2], flags[1::2], strict=True)}})
-        assert frontier.training_flop(given, 100, 10_847, 32) / whole == pytest.approx(factor, rel=1e-6)
-
-
-def test_the_mean_of_weights_takes_a_pass_for_its_statistics(frontier):
-    whole, swa = (frontier.training_flop(settings('--epochs', '5', *flags), 100, 100, 32)
-                  for flags in ((), ('--swa-epochs', '2')))
-    assert swa / whole == pytest.approx(1 + 1 / 15)
-
-
-@pytest.mark.parametrize('given, what', [
-    (dict(adversarial='pgd'), '--adversarial'), (dict(curriculum=True), '--curriculum'),
-    (dict(kd_checkpoint='x'), '--kd-checkpoint'), (dict(loss='bbn'), 'two streams'),
-    (dict(stage='expert_aggregation'), '--stage expert_aggregation')])
-def test_what_is_not_counted_is_refused(frontier, given, what):
-    with pytest.raises(InputError, match=f'a recipe with {what} are not counted here'):
-        frontier.check_counted(settings().with_values(**given))
-
-
 def test_the_first_stage_counts_if_it_is_of_another_list(frontier, tmp_path):
     def run(name, **given):
         folder = tmp_path / name

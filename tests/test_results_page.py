@@ -312,6 +312,23 @@ def test_a_second_stage_counts_its_first(results_page, place, tmp_path):
     assert epochs['**two**'] == '2' and epochs['**two heads**'] == '2 + 2'
 
 
+def test_passes_of_other_kinds_count_and_a_teacher_has_no_number(results_page, place, tmp_path):
+    """SAM takes each step twice, BCL sees three views, and a teacher's passes are not counted."""
+    for name, more in (('sam-s0', {'sam_rho': 0.1}), ('views-s0', {'loss': 'bcl'}), ('taught-s0', {
+            'kd_checkpoint': '/home/me/runs/ce-s0/last.pth.tar'})):
+        results_page.collect(write_run(tmp_path / 'more', name, (9, 8, 5, 4, 1, 0), 0, **{'loss': 'focal', **more}),
+                             place['results'], '/data/pictures')
+    results_page.build(**place, check=False)
+    rows = {name: json.loads((place['results'] / 'rows' / f'{name}.json').read_text())
+            for name in ('ce', 'sam', 'views', 'taught')}
+    once = rows['ce']['training_pflops']
+    assert rows['sam']['training_pflops'] == pytest.approx(2 * once, abs=1e-4)
+    assert rows['views']['training_pflops'] == pytest.approx(3 * once, abs=1e-4)
+    assert rows['taught']['training_pflops'] is None
+    costs = {row[0]: row[5] for row in rows_of(place['page']) if len(row) == len(results_page.HEAD)}
+    assert costs['**taught**'] == '' and costs['**sam**'] != ''
+
+
 def test_a_second_stage_without_its_first_is_refused(results_page, place, tmp_path):
     run = write_run(tmp_path / 'more', 'heads-s0', (9, 8, 5, 4, 1, 0), 0, stage='crt',
                     initial_checkpoint='/home/me/runs/two-s0/last.pth.tar')

@@ -146,6 +146,24 @@ def test_widths_and_heads_have_the_published_sizes():
     assert parameters('resnet50_ride_nbn', num_experts=4, reduced=True) == 57_758_828 - 140 + 4
 
 
+def test_experts_of_the_last_stage_alone_with_channels_of_ones_own():
+    """Three experts of 88 channels have the size of one network of 160: parameters counted by hand."""
+    model = timm.create_model('resnet32_ride', num_blocks=2, channels=(16, 64, 88), share_layer2=True,
+                              conv_shortcut=True, num_classes=100).eval()
+    stem, first = 3 * 9 * 16 + 32, 4 * (16 * 16 * 9 + 32)
+    second = 16 * 64 * 9 + 3 * 64 * 64 * 9 + 4 * 128 + 16 * 64 + 128
+    expert = 64 * 88 * 9 + 3 * 88 * 88 * 9 + 4 * 176 + 64 * 88 + 176 + 88 * 100 + 100
+    assert sum(value.numel() for value in model.parameters()) == stem + first + second + 3 * expert
+    x = images(32)
+    shared = model.forward_shared(x)
+    assert shared.shape[1:] == (64, 16, 16)
+    logits = torch.stack([model.forward_expert(shared, expert)[1] for expert in range(3)])
+    torch.testing.assert_close(model(x), logits.mean(0))
+    assert [info['num_chs'] for info in model.feature_info] == [16, 16, 64, 264]
+    with pytest.raises(InputError, match='share_layer2 and complete cannot go together'):
+        timm.create_model('resnet32_ride', share_layer2=True, complete=True)
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize('experts', [1, 2, 3, 4, 6])
 def test_any_number_of_experts(experts):

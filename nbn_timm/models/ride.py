@@ -174,12 +174,14 @@ class ResNetRide(MultiExpert, ResNet):
 
 
 class ResNetCifarRide(MultiExpert, ResNetCifar):
-    """CIFAR's ResNet of depth 6n + 2 with several experts from `layer2` on.
+    """CIFAR's ResNet of depth 6n + 2 with several experts from `layer2` on, or from `layer3` on.
 
     Args:
         num_blocks: n, blocks in each of the three stages.
         num_experts: E.
         reduced: Experts of three quarters of the width, as in RIDE; else full width.
+        channels: Of the three stages, of each expert; None as `reduced` says.
+        share_layer2: Only `layer3` is of experts.
         complete: Experts are complete networks, which share nothing, as in NCL.
         head, nbn, gradient, share_alpha: As in `ResNetRide`; NBN is in every BatchNorm of `layer3`.
         **kwargs: See `ResNetCifar`.
@@ -190,6 +192,8 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
             num_blocks: int,
             num_experts: int = NUM_EXPERTS,
             reduced: bool = True,
+            channels: tuple[int, int, int] | None = None,
+            share_layer2: bool = False,
             complete: bool = False,
             head: str = LINEAR,
             nbn: bool = False,
@@ -197,9 +201,12 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
             share_alpha: bool = True,
             **kwargs,
     ) -> None:
-        super().__init__(num_blocks, channels=(16, 24, 48) if reduced else (16, 32, 64), **kwargs)
-        stages = ('layer1', 'layer2', 'layer3') if complete else ('layer2', 'layer3')
-        self._make_experts(stages, num_experts, head, shared=not complete)
+        if complete and share_layer2:
+            raise InputError('share_layer2 and complete cannot go together, a complete expert shares nothing: leave '
+                             'out one')
+        super().__init__(num_blocks, channels=channels or ((16, 24, 48) if reduced else (16, 32, 64)), **kwargs)
+        self._make_experts(('layer1', 'layer2', 'layer3')[0 if complete else 2 if share_layer2 else 1:], num_experts,
+                           head, shared=not complete)
         if complete:
             self._make_stems()
         if nbn:
