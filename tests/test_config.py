@@ -398,6 +398,12 @@ def test_modern_recipes_are_balanced_softmax_with_the_flags_of_the_queue(name, m
     assert not set(differing) - set(queued.without_effect(list(differing)))
 
 
+@pytest.mark.parametrize('form', ['', '_nbn'])
+def test_modern_recipes_with_a_cosine_classifier_differ_in_it_alone(form):
+    base, cosine = (recipe(f'cifar100_lt/resnet32{form}_modern{head}') for head in ('', '_cosine'))
+    assert TrainSettings.changed(base.values(), cosine.values()) == {'model_kwargs': ({}, {'head': 'cosine'})}
+
+
 def test_recipes_with_muon_cost_as_much_as_the_modern_ones_and_differ_in_the_model_alone():
     wide, *others = (recipe(f'cifar100_lt/resnet14_wide{form}_muon') for form in ('', '_nbn', '_nbn_lr'))
     assert [TrainSettings.changed(wide.values(), other.values()) for other in others] == [
