@@ -4,13 +4,14 @@
         --train-list lists/CIFAR100_LT_if100_train.txt --pool-list lists/CIFAR100_LT_if10_train.txt \\
         --output output/frontier --jobs 2 -- --workers 0 --no-amp --channels-last
 
-Settings are chosen by this page alone: the accuracies are those of images that are held out of training, as many of
-each class, and no test image is read. What is chosen is then trained on all of the training split, with
+Settings are chosen by this page alone: the accuracies are those of images that are held out of training, as a mean
+over classes, and no test image is read. What is chosen is then trained on all of the training split, with
 `train_list.py`, and its last epoch is reported on the test images.
 
 Held out are images of the pool (a list with more images of the same classes) that the training list leaves unused.
 Where a class has too few of these, as the most frequent ones, it gives up training images. Which ones is a function of
-the file names.
+the file names. With `--whole-pool` all that are unused are held out; a class has the same weight then as before, and
+the training images are the same.
 
 The list is one of `train_list.py`: names such as `modern-s42`, where runs that differ in their seeds are one recipe,
 and arguments of train.py. The same command goes on after an interruption. It leaves `frontier.md`, a table, and
@@ -50,7 +51,7 @@ class Point:
     """A recipe: what it costs and what it reaches, over its seeds."""
 
     name: str
-    accuracies: Sequence[float]  # of each seed, percent of the held-out images
+    accuracies: Sequence[float]  # of each seed, percent of the held-out images of a class, mean over classes
     pflop: float
     core_minutes: float  # mean over the seeds
 
@@ -64,10 +65,12 @@ class Point:
         return f'{statistics.stdev(self.accuracies):.2f}' if len(self.accuracies) > 1 else ''
 
 
-def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT) -> tuple[list[str], list[str]]:
+def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT, whole_pool: bool = False
+             ) -> tuple[list[str], list[str]]:
     """Rows 'file label' of the training list that stay, and those held out, `images` of each class.
 
-    Unused rows of the pool come first, then rows of training; of each the first by the SHA-256 of the file name.
+    Unused rows of the pool come first, then rows of training; of each the first by the SHA-256 of the file name. With
+    `whole_pool` all unused rows are held out, and rows of training as before.
 
     Raises:
         InputError: A class has too few images to hold out so many and keep one for training.
@@ -85,6 +88,8 @@ def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT) 
                              'be held out with one left for training: give a smaller --held-out, or a larger '
                              '--pool-list')
         chosen.update(taken)
+        if whole_pool:
+            chosen.update(set(by_class[label]) - used)
     held_out = {file: row for file, row in rows.items() if file in chosen}
     return [row for row in train if _file(row) not in chosen], list(held_out.values())
 
@@ -128,7 +133,7 @@ def points_of(output: Path, entries: Sequence[Entry], labels: Counter[str], thre
             costs[first] = _cost(output / first, len(labels), images, threads)
         pflop = statistics.mean(sum(costs[run][0] for run in chain) for chain in chains)
         minutes = statistics.mean(sum(costs[run][1] for run in chain) for chain in chains)
-        accuracies = [json.loads((output / run / 'test.json').read_text())['top1'] for run in runs]
+        accuracies = [json.loads((output / run / 'test.json').read_text())['mean_class'] for run in runs]
         points.append(Point(recipe, accuracies, pflop, minutes))
     return sorted(points, key=lambda point: point.pflop)
 
@@ -163,8 +168,9 @@ def table(points: Sequence[Point], held_out: int, train_images: int) -> str:
             for point in points]
     return '\n'.join([
         '# Accuracy and cost', '',
-        f'Accuracy in percent of {held_out} held-out images, after the last epoch of training on {train_images:,} '
-        'others. No test image was read. In bold: better than all that take no more PFLOP.', '',
+        f'Accuracy in percent of {held_out:,} held-out images, as the mean over classes, after the last epoch of '
+        f'training on {train_images:,} others. No test image was read. In bold: better than all that take no more '
+        'PFLOP.', '',
         '| recipe | accuracy | deviation | seeds | PFLOP | core-minutes |', '|---|---|---|---|---|---|', *rows, ''])
 
 
@@ -199,7 +205,7 @@ def main() -> None:
         if entry.first_stage() is None:  # whose weights are there
             check_counted(parse_train(entry.flags))
     train, held_out = hold_out(*(rows_of(_found(path, args.data_dir)) for path in (args.train_list, args.pool_list)),
-                               args.held_out)
+                               args.held_out, args.whole_pool)
     lists = {name: args.output / 'lists' / f'{name}.txt' for name in ('train', 'held_out')}
     for name, rows in (('train', train), ('held_out', held_out)):
         write_text_atomic(lists[name], '\n'.join(rows) + '\n')
@@ -229,6 +235,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument('--train-list', type=Path, required=True, help='the long-tailed training images')
     parser.add_argument('--pool-list', type=Path, required=True, help='more images of the same classes')
     parser.add_argument('--held-out', type=int, default=HELD_OUT, help='images of a class that are held out')
+    parser.add_argument('--whole-pool', action='store_true', help='hold out all unused images, for smaller errors')
     parser.add_argument('--output', type=Path, default=Path('output/frontier'), help='folder of all runs')
     parser.add_argument('--jobs', type=int, default=1, help='runs side by side')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of a run')

@@ -34,6 +34,15 @@ def test_held_out_images_are_unused_ones_where_there_are_enough(frontier):
     assert set(frontier.hold_out(train[::-1], pool[::-1], 3)[1]) == set(held_out)
 
 
+def test_the_whole_pool_is_held_out_beside_the_same_training_images(frontier):
+    train = ['a0.png 0', 'a1.png 0', 'b0.png 1', 'c0.png 2', 'c1.png 2']
+    pool = [*train, 'a2.png 0', *(f'b{i}.png 1' for i in range(1, 6)), 'c2.png 2', 'd0.png 3']
+    few, whole = (frontier.hold_out(train, pool, 2, whole_pool) for whole_pool in (False, True))
+    assert few[0] == whole[0]
+    assert Counter(row.split()[1] for row in few[1]) == {'0': 2, '1': 2, '2': 2}
+    assert Counter(row.split()[1] for row in whole[1]) == {'0': 2, '1': 5, '2': 2}  # class 3 is none of training
+
+
 def test_files_are_compared_and_not_rows(frontier):
     kept, held_out = frontier.hold_out(['./a1.png 0', 'a2.png 0'], ['a1.png\t0', 'a2.png 0', 'b/../a3.png 0'], 1)
     assert kept == ['./a1.png 0', 'a2.png 0'] and held_out == ['b/../a3.png 0']
@@ -54,7 +63,7 @@ def test_the_first_stage_counts_if_it_is_of_another_list(frontier, tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / 'args.yaml').write_text(config_text(settings('--epochs', '5').with_values(**given)))
-        (folder / 'test.json').write_text('{"top1": 10}')
+        (folder / 'test.json').write_text('{"mean_class": 10}')
 
     entries = [frontier.Entry('second-s1', ['--initial-checkpoint', '{runs}/first-s1/last.pth.tar'])]
     run('second-s1', stage='crt')
@@ -66,7 +75,7 @@ def test_the_first_stage_counts_if_it_is_of_another_list(frontier, tmp_path):
     assert point.pflop == pytest.approx(2 * 5 * 4 * 2 * 68_865_952 / 1e15, rel=1e-3)
 
 
-@pytest.mark.parametrize('name', ['frontier', 'frontier_quick', 'frontier_wide'])
+@pytest.mark.parametrize('name', ['frontier', 'frontier_quick', 'frontier_wide', 'frontier_long'])
 def test_the_recipes_of_its_lists_are_taken(frontier, name):
     for entry in frontier.read_list(ROOT / 'benchmarks' / f'{name}.txt'):
         if entry.first_stage() is None:  # whose weights are there
