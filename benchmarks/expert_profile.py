@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from expert_step import CASES, build, make_step, multiply_adds
+from cost import multiply_adds
+from expert_step import CASES, build, make_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KINDS = (  # by the first that an operation's name begins with
@@ -94,7 +95,8 @@ def main() -> None:
     torch.manual_seed(0)
     single, several, model_args, size, batch = CASES[args.case]
     models = build(single, several, model_args, list(dict.fromkeys(('single', 'ours', args.formulation))))
-    arithmetic = multiply_adds(models['ours'], size) / multiply_adds(models['single'], size)
+    shape = (3, size, size)
+    arithmetic = multiply_adds(models['ours'], shape) / multiply_adds(models['single'], shape)
     images = torch.randn(batch, 3, size, size)
     if args.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)

@@ -34,7 +34,8 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from expert_step import clock, multiply_adds
+from cost import multiply_adds
+from expert_step import clock
 from torch import nn
 from train_list import about_this_machine, parse_before_train_flags
 
@@ -206,7 +207,7 @@ def measure_experts(visit: Visit) -> dict[str, Any]:
     images = torch.randn(batch, 3, size, size, device=visit.device)
     networks = {single: timm.create_model(single), several: timm.create_model(several, **arguments)}
     networks[several].set_expert_logits()
-    costs = {name: multiply_adds(network, size) for name, network in networks.items()}
+    costs = {name: multiply_adds(network, (3, size, size)) for name, network in networks.items()}
     times = in_turns({name: training_step(network, images) for name, network in networks.items()}, visit)
     return {**against(times, single), 'arithmetic': costs[several] / costs[single]}
 

@@ -20,7 +20,8 @@ from copy import deepcopy
 
 import timm
 import torch
-from expert_step import clock, multiply_adds
+from cost import multiply_adds
+from expert_step import clock
 from torch.profiler import ProfilerActivity, profile
 
 import nbn_timm  # noqa: F401  (registers the models)
@@ -93,7 +94,7 @@ def main() -> None:
     settle(network, images)
     models: dict[str, torch.nn.Module] = {'all experts': network}
     used = {'all experts': torch.full((args.batch,), args.experts)}
-    costs = {'all experts': float(multiply_adds(network, args.size))}
+    costs = {'all experts': float(multiply_adds(network, (3, args.size, args.size)))}
     for share in args.shares:
         name = f'{share:.0%} go on'
         model = RoutedExperts(deepcopy(network), top_k=min(30, network.num_classes)).to(device)
@@ -120,7 +121,7 @@ def main() -> None:
     print(', '.join(f'{key} {value}' for key, value in about.items()))
     print('| | experts used | share | arithmetic | time | quartiles over rounds | images/s |')
     print('|---|---|---|---|---|---|---|')
-    whole = multiply_adds(network, args.size)
+    whole = multiply_adds(network, (3, args.size, args.size))
     found = []
     for name, values in times.items():
         given = used[name].double().mean().item()
