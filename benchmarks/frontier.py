@@ -10,8 +10,8 @@ over classes, and no test image is read. What is chosen is then trained on all o
 
 Held out are images of the pool (a list with more images of the same classes) that the training list leaves unused.
 Where a class has too few of these, as the most frequent ones, it gives up training images. Which ones is a function of
-the file names. With `--whole-pool` all that are unused are held out; a class has the same weight then as before, and
-the training images are the same.
+the file names. With `--whole-pool` all that are unused are held out. The training images stay the same, and so
+does the weight of a class.
 
 The list is one of `train_list.py`: names such as `modern-s42`, where runs that differ in their seeds are one recipe,
 and arguments of train.py. The same command goes on after an interruption. It leaves `frontier.md`, a table, and

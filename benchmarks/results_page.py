@@ -189,7 +189,7 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         f'{min(row.train_images for row in classes)} ({sizes}); {sum(row.test_images for row in classes):,} test '
         'images. Test accuracy in percent, mean ± sample standard deviation over seeds. ECE is the expected '
         'calibration error in points, over 15 bins. PFLOP is the arithmetic of training: six times the multiply-adds '
-        "of an image, for each image, view and epoch, fewer of frozen networks. 1x is plain ResNet-32's 68.9 M "
+        "of an image, for each image, view and epoch, less for frozen networks. 1x is plain ResNet-32's 68.9 M "
         'multiply-adds.',
         f'### Ours beside published\n\nOur training images are {" or ".join(draws)}. '
         f'{published["note"].strip()}',

@@ -40,6 +40,16 @@ def test_operations_are_those_of_the_networks(cost):
         assert cost.training_flop(given, 100, 10_847) / whole == pytest.approx(factor, rel=1e-6)
 
 
+def test_images_are_of_the_size_that_training_gives_them(cost):
+    """A network made for 224 pixels sees CIFAR's 32, and images of one's own at its own size."""
+    def macs(*flags):
+        return cost.size_of(parse_train(['--model', 'resnet18', *flags]), 100)[1]
+
+    small = macs('--dataset', 'cifar100_lt')
+    assert macs('--dataset', 'folder', '--data-dir', '.') == pytest.approx(49 * small, rel=0.01)
+    assert macs('--dataset', 'cifar100_lt', '--img-size', '224') == macs('--dataset', 'folder', '--data-dir', '.')
+
+
 def test_the_mean_of_weights_takes_a_pass_for_its_statistics(cost):
     whole, swa = (cost.training_flop(settings('--epochs', '5', *flags), 100, 100)
                   for flags in ((), ('--swa-epochs', '2')))
@@ -49,7 +59,10 @@ def test_the_mean_of_weights_takes_a_pass_for_its_statistics(cost):
 @pytest.mark.parametrize('given, what', [
     (dict(adversarial='pgd'), '--adversarial'), (dict(curriculum=True), '--curriculum'),
     (dict(kd_checkpoint='x'), '--kd-checkpoint'), (dict(loss='bbn'), 'two streams'),
-    (dict(stage='expert_aggregation'), '--stage expert_aggregation')])
+    (dict(stage='expert_aggregation'), '--stage expert_aggregation'), (dict(stage='balms'), '--stage balms'),
+    (dict(stage='h2t'), '--stage h2t'), (dict(stage='ncm'), '--stage ncm'), (dict(freeze='layer2'), '--freeze'),
+    (dict(freeze_epochs=1), '--freeze-epochs'), (dict(grad_checkpointing=True), '--grad-checkpointing'),
+    (dict(tune='lora'), '--tune'), (dict(head_start='class_means'), '--head-start class_means')])
 def test_what_is_not_counted_is_refused(cost, given, what):
     with pytest.raises(InputError, match=f'a recipe with {what} are not counted here'):
         cost.check_counted(settings().with_values(**given))
