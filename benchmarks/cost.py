@@ -20,7 +20,6 @@ from nbn_timm.training.settings import TrainSettings
 WITH_MORE_PASSES = ('balms', 'expert_aggregation', 'h2t', 'ncm')  # second stages: of a meta batch, views, ...
 
 
-
 class UncountedError(InputError):
     """A recipe has passes that are not counted."""
 
