@@ -103,6 +103,18 @@ def _label(row: str) -> str:
     return row.split()[-1]
 
 
+def write_list(path: Path, text: str) -> None:
+    """Write a list of images for all runs of the folder.
+
+    Raises:
+        InputError: Another one is there, of runs that are no match for those to come.
+    """
+    if path.exists() and path.read_text(encoding='utf-8') != text:
+        raise InputError(f"'{path}' has other images than --train-list, --pool-list, --held-out and --whole-pool give, "
+                         'and runs on both cannot be compared: give another --output')
+    write_text_atomic(path, text)
+
+
 def rows_of(path: Path) -> list[str]:
     """Rows of a list file, without empty ones."""
     return [row.strip() for row in path.read_text(encoding='utf-8').splitlines() if row.strip()]
@@ -208,7 +220,7 @@ def main() -> None:
                                args.held_out, args.whole_pool)
     lists = {name: args.output / 'lists' / f'{name}.txt' for name in ('train', 'held_out')}
     for name, rows in (('train', train), ('held_out', held_out)):
-        write_text_atomic(lists[name], '\n'.join(rows) + '\n')
+        write_list(lists[name], '\n'.join(rows) + '\n')
     device = args.train_flags[args.train_flags.index('--device') + 1] if '--device' in args.train_flags else 'cpu'
     flags = ['--train-list', str(lists['train']), '--test-list', str(lists['held_out']), *args.train_flags]
     runner = Runner(args.output, args.data_dir, flags, about_this_machine(device, args.jobs, args.threads),

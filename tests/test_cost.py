@@ -1,31 +1,17 @@
 """benchmarks/cost.py: the operations of networks and recipes."""
-import sys
-from pathlib import Path
-
+import cost
 import pytest
 
 from nbn_timm.cli.train import parse_train
 from nbn_timm.errors import InputError
 from nbn_timm.training.settings import TrainSettings
 
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope='module')
-def cost():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        import cost
-        yield cost
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
-
 
 def settings(*flags):
     return parse_train(['--dataset', 'cifar100_lt', '--model', 'resnet32', *flags])
 
 
-def test_operations_are_those_of_the_networks(cost):
+def test_operations_are_those_of_the_networks():
     """Plain ResNet-32 has 68,868,352 multiply-adds; 200 epochs of 10,847 images are 0.90 PFLOP."""
     assert cost.size_of(settings(), 100) == (470_004, pytest.approx(68_868_352, rel=1e-3))
     whole = cost.training_flop(settings('--epochs', '200'), 100, 10_847)
@@ -40,7 +26,7 @@ def test_operations_are_those_of_the_networks(cost):
         assert cost.training_flop(given, 100, 10_847) / whole == pytest.approx(factor, rel=1e-6)
 
 
-def test_images_are_of_the_size_that_training_gives_them(cost):
+def test_images_are_of_the_size_that_training_gives_them():
     """A network made for 224 pixels sees CIFAR's 32, and images of one's own at its own size."""
     def macs(*flags):
         return cost.size_of(parse_train(['--model', 'resnet18', *flags]), 100)[1]
@@ -50,7 +36,7 @@ def test_images_are_of_the_size_that_training_gives_them(cost):
     assert macs('--dataset', 'cifar100_lt', '--img-size', '224') == macs('--dataset', 'folder', '--data-dir', '.')
 
 
-def test_the_mean_of_weights_takes_a_pass_for_its_statistics(cost):
+def test_the_mean_of_weights_takes_a_pass_for_its_statistics():
     whole, swa = (cost.training_flop(settings('--epochs', '5', *flags), 100, 100)
                   for flags in ((), ('--swa-epochs', '2')))
     assert swa / whole == pytest.approx(1 + 1 / 15)
@@ -63,6 +49,6 @@ def test_the_mean_of_weights_takes_a_pass_for_its_statistics(cost):
     (dict(stage='h2t'), '--stage h2t'), (dict(stage='ncm'), '--stage ncm'), (dict(freeze='layer2'), '--freeze'),
     (dict(freeze_epochs=1), '--freeze-epochs'), (dict(grad_checkpointing=True), '--grad-checkpointing'),
     (dict(tune='lora'), '--tune'), (dict(head_start='class_means'), '--head-start class_means')])
-def test_what_is_not_counted_is_refused(cost, given, what):
+def test_what_is_not_counted_is_refused(given, what):
     with pytest.raises(InputError, match=f'a recipe with {what} are not counted here'):
         cost.check_counted(settings().with_values(**given))

@@ -15,12 +15,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def frontier():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        import frontier
-        yield frontier
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
+    import frontier
+    return frontier
 
 
 def test_held_out_images_are_unused_ones_where_there_are_enough(frontier):
@@ -41,6 +37,14 @@ def test_the_whole_pool_is_held_out_beside_the_same_training_images(frontier):
     assert few[0] == whole[0]
     assert Counter(row.split()[1] for row in few[1]) == {'0': 2, '1': 2, '2': 2}
     assert Counter(row.split()[1] for row in whole[1]) == {'0': 2, '1': 5, '2': 2}  # class 3 is none of training
+
+
+def test_runs_on_other_images_do_not_go_into_one_folder(frontier, tmp_path):
+    for _ in range(2):
+        frontier.write_list(tmp_path / 'held_out.txt', 'a.png 0\n')
+    with pytest.raises(InputError, match='has other images than .* give another --output'):
+        frontier.write_list(tmp_path / 'held_out.txt', 'a.png 0\nb.png 0\n')
+    assert (tmp_path / 'held_out.txt').read_text() == 'a.png 0\n'
 
 
 def test_files_are_compared_and_not_rows(frontier):

@@ -14,12 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope='module')
 def gpu():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        import gpu
-        yield gpu
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
+    import gpu
+    return gpu
 
 
 def run(gpu, monkeypatch, folder, *more: str) -> None:

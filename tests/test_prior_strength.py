@@ -1,15 +1,10 @@
 """Two methods at every strength of logit adjustment: `benchmarks/prior_strength.py`."""
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from prior_strength import ALL, FEW, MANY, STRENGTHS, accuracies, tables, where_few_is
 
 from nbn_timm.errors import InputError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
-
-from prior_strength import ALL, FEW, MANY, STRENGTHS, accuracies, tables, where_few_is
 
 SHARES = np.array([0.7, 0.2, 0.1])
 SHOTS = ('many', 'medium', 'few')

@@ -1,6 +1,5 @@
 """Shipped configs beside what their authors' code sets: the same, or said in the comment; and the page made of it."""
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from nbn_timm.training.settings import TrainSettings
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / 'benchmarks'))
 published_settings = pytest.importorskip('published_settings')
 
 SOURCES, RECIPES = published_settings.read_published()

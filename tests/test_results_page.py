@@ -2,7 +2,6 @@
 import csv
 import hashlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,8 @@ PUBLISHED = {
 
 @pytest.fixture(scope='module')
 def results_page():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        import results_page
-        yield results_page
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
+    import results_page
+    return results_page
 
 
 def write_run(parent: Path, name: str, correct, seed: int, hardware=None, parts=None, **settings) -> Path:

@@ -162,6 +162,9 @@ def test_experts_of_the_last_stage_alone_with_channels_of_ones_own():
     assert [info['num_chs'] for info in model.feature_info] == [16, 16, 64, 264]
     with pytest.raises(InputError, match='share_layer2 and complete cannot go together'):
         timm.create_model('resnet32_ride', share_layer2=True, complete=True)
+    for bad in ((16, 64), (16, 32, 64, 128), 16):
+        with pytest.raises(InputError, match='give the channels of three stages'):
+            timm.create_model('resnet32_ride', channels=bad)
 
 
 @pytest.mark.fast

@@ -15,12 +15,8 @@ first-s1   --config a
 
 @pytest.fixture(scope='module')
 def train_list():
-    sys.path.insert(0, str(ROOT / 'benchmarks'))
-    try:
-        import train_list
-        yield train_list
-    finally:
-        sys.path.remove(str(ROOT / 'benchmarks'))
+    import train_list
+    return train_list
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ stages of n blocks with 16, 32 and 64 channels (depth 6n + 2), shortcuts of type
 `resnet14_wide` is ours, for training at a small cost: depth 14, 16, 64 and 160 channels, and shortcuts of type B, so
 that most operations are where images are small already.
 """
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from timm.models import checkpoint_seq, generate_default_cfgs, register_model
 from timm.models.resnet import BasicBlock
 
+from nbn_timm.errors import InputError
 from nbn_timm.layers import CosineLinear, NormalizedBatchNorm2d, RectifiedLinear, add_nbn
 from nbn_timm.layers.head import LINEAR
 from nbn_timm.layers.norm import CAPPED
@@ -83,6 +85,8 @@ class ResNetCifar(CifarNetwork):
         super().__init__(num_classes, in_chans, drop_rate, head, head_kwargs)
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
 
+        if not isinstance(channels, Sequence) or len(channels) != 3:
+            raise InputError(f'channels is {channels}: give the channels of three stages, such as [16,32,64]')
         width = channels[0]
         self.conv1 = nn.Conv2d(in_chans, width, 3, padding=1, bias=False, **dd)
         self.bn1 = nn.BatchNorm2d(width, **dd)

@@ -205,8 +205,8 @@ class ResNetCifarRide(MultiExpert, ResNetCifar):
             raise InputError('share_layer2 and complete cannot go together, a complete expert shares nothing: leave '
                              'out one')
         super().__init__(num_blocks, channels=channels or ((16, 24, 48) if reduced else (16, 32, 64)), **kwargs)
-        self._make_experts(('layer1', 'layer2', 'layer3')[0 if complete else 2 if share_layer2 else 1:], num_experts,
-                           head, shared=not complete)
+        first = 1 if complete else 3 if share_layer2 else 2
+        self._make_experts(tuple(f'layer{stage}' for stage in range(first, 4)), num_experts, head, shared=not complete)
         if complete:
             self._make_stems()
         if nbn:
