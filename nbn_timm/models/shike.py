@@ -8,6 +8,8 @@ expert, of `layer2` for the others. Shortcuts are of type B, classifiers are cos
 The authors' network has a second set of classifiers, 19,200 parameters of three experts and 100 classes, that waits for
 the second stage. Here a second stage begins with new classifiers of its own (`--stage crt`), so there is one set:
 1,257,808 parameters instead of 1,277,008.
+
+`resnet14_wide_shike` is ours, for training at a small cost: `resnet14_wide` with experts of 96 channels.
 """
 from typing import Any
 
@@ -23,9 +25,10 @@ from .ride import MultiExpert
 __all__ = ['ResNetCifarShike']
 
 _THREE_HEADS = ('fc.0', 'fc.1', 'fc.2')
+_WIDE: dict[str, Any] = dict(num_blocks=2, channels=(16, 64, 96))
 
 default_cfgs = generate_default_cfgs({
-    name: cfg for arch in ('resnet32_shike', 'resnet32_shike_nbn')
+    name: cfg for arch in ('resnet14_wide_shike', 'resnet14_wide_shike_nbn', 'resnet32_shike', 'resnet32_shike_nbn')
     for name, cfg in cifar_cfgs(arch, _THREE_HEADS).items()
 })
 
@@ -163,6 +166,18 @@ class ResNetCifarShike(MultiExpert, ResNetCifar):
 def _create(variant: str, pretrained: bool, **kwargs) -> ResNetCifarShike:
     feature_cfg = dict(out_indices=(0, 1, 2, 3), feature_cls='getter')
     return build_zoo_model(ResNetCifarShike, variant, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def resnet14_wide_shike(pretrained: bool = False, **kwargs) -> ResNetCifarShike:
+    """ResNet-14 of 16, 64 and 96 channels for CIFAR with experts of different depth (SHIKE)."""
+    return _create('resnet14_wide_shike', pretrained, **dict(_WIDE, **kwargs))
+
+
+@register_model
+def resnet14_wide_shike_nbn(pretrained: bool = False, **kwargs) -> ResNetCifarShike:
+    """ResNet-14 of 16, 64 and 96 channels for CIFAR with experts of different depth (SHIKE) and NBN."""
+    return _create('resnet14_wide_shike_nbn', pretrained, **dict(dict(_WIDE, nbn=True), **kwargs))
 
 
 @register_model
