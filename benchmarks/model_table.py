@@ -12,7 +12,8 @@ MODELS = [
     'resnet10_nbn', 'resnet50_nbn', 'resnet101_nbn', 'resnet152_nbn', 'resnext50_nbn', 'resnext101_nbn',
     'resnet10_ride_nbn', 'resnet50_ride_nbn', 'resnext50_ride_nbn',
     'resnet14_wide_nbn', 'resnet20_nbn', 'resnet32_nbn', 'resnet44_nbn', 'resnet56_nbn', 'resnet32_ride_nbn',
-    'resnet32_shike_nbn', 'resnet32_bbn', 'wrn_16_2_nbn', 'resnet18_cifar_nbn', 'wrn_34_10_nbn',
+    'resnet14_wide_shike_nbn', 'resnet32_shike_nbn', 'resnet32_bbn', 'wrn_16_2_nbn', 'resnet18_cifar_nbn',
+    'wrn_34_10_nbn',
 ]
 
 

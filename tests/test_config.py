@@ -415,6 +415,19 @@ def test_recipes_with_muon_cost_as_much_as_the_modern_ones_and_differ_in_the_mod
         'model', 'epochs', 'opt', 'lr', 'weight_decay', 'warmup_epochs', 'warmup_lr'}
 
 
+def test_recipes_of_shike_on_the_wide_network_take_its_optimizer_and_cost_as_much():
+    wide, first, nbn = (recipe(f'cifar100_lt/resnet14_wide{form}_muon') for form in ('', '_shike', '_shike_nbn'))
+    assert TrainSettings.changed(first.values(), nbn.values()) == {
+        'model': ('resnet14_wide_shike', 'resnet14_wide_shike_nbn')}
+    assert set(TrainSettings.changed(wide.values(), first.values())) == {'model', 'model_kwargs', 'loss', 'epochs'}
+    second, *others = (recipe(f'cifar100_lt/{name}_stage2', '--model', 'resnet20') for name in (
+        'resnet14_wide_shike', 'resnet14_wide_shike_nbn', 'resnet32_shike'))
+    assert [TrainSettings.changed(second.values(), other.values()) for other in others] == [{}, {}]
+    # Millions of multiply-adds of an image; the second stage has a forward pass alone.
+    assert 115.7 * (first.schedule.epochs + second.schedule.epochs / 3) == pytest.approx(
+        91.6 * wide.schedule.epochs, rel=0.02)
+
+
 @pytest.mark.parametrize('flags', [(), ('--sched-on-updates',)])
 def test_imagenet_schedule_is_the_released_cosine(flags):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)

@@ -46,6 +46,9 @@ PARAMETERS = {
     'wrn_16_2': 703_284, 'wrn_34_10': 46_160_474 + 90 * 641, 'wrn_34_10_nbn': 46_160_474 + 90 * 641 + 1,
     'resnet18_cifar': 11_173_962 + 90 * 513, 'resnet18_cifar_nbn': 11_173_962 + 90 * 513 + 1,
     'resnet32_shike': 1_277_008 - 19_200, 'resnet32_shike_nbn': 1_277_008 - 19_200 + 3,  # without SHIKE's second heads
+    # Stem, layer1, layer2, three of layer3 and of cosines, two views of layer1 and one of layer2.
+    'resnet14_wide_shike': 464 + 9_344 + 121_472 + 3 * (311_232 + 9_600) + 2 * (9_344 + 55_488) + 55_488,
+    'resnet14_wide_shike_nbn': 1_278_928 + 3,
     'resnet32_bbn': 550_388,
 }
 TAGS = {
@@ -75,7 +78,7 @@ def test_the_zoo_is_complete():
     expected |= {f'resnet{net}{form}' for net in ('14_wide', 20, 32, 44, 56) for form in ('', '_nbn', '_nbn_lr')}
     expected |= {f'{family}_ride{form}' for family in ('resnet10', 'resnet32', 'resnet50', 'resnext50')
                  for form in ('', '_nbn', '_nbn_lr')}
-    expected |= {'resnet32_shike', 'resnet32_shike_nbn', 'resnet32_bbn'}
+    expected |= {f'resnet{net}_shike{form}' for net in ('14_wide', 32) for form in ('', '_nbn')} | {'resnet32_bbn'}
     expected |= {f'{family}{form}' for family in ('wrn_16_2', 'wrn_34_10', 'resnet18_cifar')
                  for form in ('', '_nbn', '_nbn_lr')}
     assert set(ARCHS) >= expected

@@ -203,3 +203,13 @@ def test_both_stages_run_and_validate(images, tmp_path):  # noqa: F811
     validated = json.loads((tmp_path / 'result.json').read_text())
     tested = json.loads((tmp_path / 'second' / 'test.json').read_text())
     assert validated['top1'] == tested['top1']
+    # New classifiers may be of another kind than the first stage's cosines.
+    train.main(['--config', 'cifar100_lt/resnet32_shike_nbn_stage2', *common, '--epochs', '1', '--warmup-epochs', '0',
+                '--initial-checkpoint', str(tmp_path / 'first' / LAST), '--experiment', 'rectified',
+                '--model-kwargs', 'head=rectified'])
+    other = weights(tmp_path / 'rectified')
+    kept = {name for name in first if name in other and not name.startswith('fc.') and name not in statistics}
+    assert kept == {name for name in first if not name.startswith('fc.')} - statistics
+    assert all(torch.equal(first[name], other[name]) for name in kept)
+    assert {f'fc.{expert}.bn.running_var' for expert in range(3)} <= other.keys()
+    validate.main(['--checkpoint', str(tmp_path / 'rectified' / LAST), '--workers', '0', '--device', 'cpu'])

@@ -382,6 +382,22 @@ def test_an_average_begun_at_a_resume_starts_from_the_scales(images, first_stage
     assert not torch.equal(scales, torch.ones(CLASSES))
 
 
+@pytest.mark.parametrize('stage', ['balms', 'crt', 'ncm'])
+def test_new_classifiers_may_be_for_another_number_of_classes(stage, images, first_stages, tmp_path):
+    first = first_stages['resnet20']
+    lists: list[str] = []
+    for split in ('train', 'val', 'test'):
+        lines = (images / f'{split}.txt').read_text().splitlines()
+        rest = [line for line in lines if int(line.split()[-1]) < CLASSES - 1]
+        (tmp_path / f'{split}.txt').write_text('\n'.join(rest) + '\n')
+        lists.append(f'--{split}-list={tmp_path}/{split}.txt')
+    folder = run_stage(stage, first, images, tmp_path, *lists, '--num-classes', str(CLASSES - 1))
+    before, after = (checkpoint(path)['state_dict'] for path in (first.parent, folder))
+    assert after['fc.weight'].shape == (CLASSES - 1, before['fc.weight'].shape[1])
+    shared = [name for name in before if 'conv' in name]
+    assert shared and all(torch.equal(before[name], after[name]) for name in shared)
+
+
 def test_another_stage_cannot_go_on(images, first_stages, tmp_path):
     run_stage('crt', first_stages['resnet20'], images, tmp_path)
     with pytest.raises(InputError, match='which this --stage trains'):

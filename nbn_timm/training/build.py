@@ -106,7 +106,9 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     model = apply_tuning(with_head(model, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
     if tuned and file is not None and (told := load_pretrained_file(model, file, rows)) and rows != ():
         splits.notes.append(f"'{file}' gives {told}")
-    if goes_on:
+    if goes_on and stage is not None and not stage.keeps_classifier:
+        load_pretrained_file(model, goes_on)  # the classifier may be of another kind, or for other classes
+    elif goes_on:
         load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):
         model = stage.prepare(model)
