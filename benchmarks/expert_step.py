@@ -192,6 +192,8 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=10, metavar='N')
     parser.add_argument('--json', metavar='FILE')
     args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error('--repeats must be at least 2, as quartiles need two')
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)

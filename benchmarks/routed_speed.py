@@ -83,6 +83,8 @@ def main() -> None:
     parser.add_argument('--json', metavar='FILE')
     parser.add_argument('--profile', action='store_true', help='where the time goes')
     args = parser.parse_args()
+    if args.repeats < 2:
+        parser.error('--repeats must be at least 2, as quartiles need two')
     if args.threads:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
