@@ -78,7 +78,7 @@ def test_a_run_beyond_its_time_is_killed(train_list, tmp_path):
 
 
 def test_the_lists_of_the_repository_are_read(train_list):
-    for name in ('full_recipes.txt', 'queue.txt'):
+    for name in ('full_recipes.txt', 'full_wide_shike.txt', 'queue.txt'):
         entries = train_list.read_list(ROOT / 'benchmarks' / name)
         assert len({entry.name for entry in entries}) == len(entries) > 5
         for entry in entries:
