@@ -383,7 +383,7 @@ def test_an_average_begun_at_a_resume_starts_from_the_scales(images, first_stage
 
 
 @pytest.mark.parametrize('stage', ['balms', 'crt', 'ncm'])
-def test_new_classifiers_may_be_for_another_number_of_classes(stage, images, first_stages, tmp_path):
+def test_new_classifiers_may_be_for_another_number_of_classes(stage, images, first_stages, tmp_path, capsys):
     first = first_stages['resnet20']
     lists: list[str] = []
     for split in ('train', 'val', 'test'):
@@ -396,6 +396,12 @@ def test_new_classifiers_may_be_for_another_number_of_classes(stage, images, fir
     assert after['fc.weight'].shape == (CLASSES - 1, before['fc.weight'].shape[1])
     shared = [name for name in before if 'conv' in name]
     assert shared and all(torch.equal(before[name], after[name]) for name in shared)
+    assert 'gives all but the classifier, which begins anew' in capsys.readouterr().out
+
+
+def test_a_first_convolution_adapted_to_other_channels_is_told(images, first_stages, tmp_path, capsys):
+    run_stage('crt', first_stages['resnet20'], images, tmp_path, '--in-chans', '1')
+    assert 'the first convolution was adapted from RGB to 1 channel' in capsys.readouterr().out
 
 
 def test_another_stage_cannot_go_on(images, first_stages, tmp_path):

@@ -107,7 +107,9 @@ def build_model(settings: TrainSettings, splits: Splits, world: World, stage: Se
     if tuned and file is not None and (told := load_pretrained_file(model, file, rows)) and rows != ():
         splits.notes.append(f"'{file}' gives {told}")
     if goes_on and stage is not None and not stage.keeps_classifier:
-        load_pretrained_file(model, goes_on)  # the classifier may be of another kind, or for other classes
+        # The classifier may be of another kind, or for other classes.
+        if told := load_pretrained_file(model, goes_on):
+            splits.notes.append(f"'{goes_on}' gives {told}")
     elif goes_on:
         load_weights(model, goes_on)
     if isinstance(stage, TrainedSecondStage):
