@@ -28,7 +28,8 @@ class SecondStage:
     Attributes:
         unused: Settings of train.py that have no effect on this stage: refused if their flags are typed.
         takes_mixing: Mixed images and soft targets are of use to it.
-        keeps_classifier: The classes stay those of the network; else they may be others.
+        keeps_classifier: The classes stay those of the network; else they may be others, and the classifier of another
+            kind: its weights are taken where they fit.
     """
 
     unused: ClassVar[tuple[str, ...]] = ('drop', 'drop_path', 'kd_checkpoint', 'classifier_lr')
