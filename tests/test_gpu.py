@@ -2,11 +2,13 @@
 import pytest
 import timm
 import torch
+from timm.optim import create_optimizer_v2
 from timm.task import ClassificationTask
 from torch import nn
 
 from nbn_timm.errors import InputError
 from nbn_timm.second_stages import create_second_stage
+from nbn_timm.training.cuda_graphs import capturable
 from nbn_timm.training.gpu import GpuSettings, prepare_gpu
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_step
 from nbn_timm.training.task import SecondStageTask
@@ -82,3 +84,42 @@ def test_graphs_give_the_steps_of_the_ordinary_loop():
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     for key, value in found[0][1].items():
         torch.testing.assert_close(value, found[1][1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_whose_step_a_graph_can_hold():
+    weight = nn.Parameter(torch.zeros(4, 4))
+    assert capturable(create_optimizer_v2([weight], 'muon', lr=0.1))
+    assert capturable(torch.optim.AdamW([weight]))
+    assert not capturable(torch.optim.SGD([weight], lr=0.1))
+    assert not capturable(create_optimizer_v2([weight], 'lookahead_adamw', lr=0.1))
+
+
+@needs_gpu
+@pytest.mark.parametrize('name', ['muon', 'adamw'])
+def test_graphs_hold_the_step_of_an_optimizer(name):
+    """With a rate that changes at every update, and a weight decay that changes once."""
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(size, 3, 8, 8, generator=generator).cuda(), torch.arange(size).cuda() % 5)
+               for size in (16, 16, 7) * 6]
+    found, states = [], []
+    for graphs in (False, True):
+        task, settings = make_task('cuda'), LoopSettings()
+        optimizer = create_optimizer_v2(task.model, name, lr=0.01, weight_decay=0.02)
+        record = graph_backward(task, settings, CUDA) if graphs else None
+        losses = []
+        for update, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group['lr'] = 0.01 / (1 + update)
+                group['weight_decay'] = 0.02 if update < 14 else 0.2
+            losses.append(train_step(task, [batch], optimizer, settings, CUDA, graphs=record)[0][0].item())
+        assert all(group['lr'] == 0.01 / 18 and not group['capturable'] for group in optimizer.param_groups)
+        if graphs:
+            assert all(recorded.step is not None for recorded in record.recorded.values())
+        found.append((losses, {key: value.cpu() for key, value in task.state_dict().items()}))
+        states.append(optimizer.state_dict()['state'])
+    # Muon's steps are in bfloat16, whose rounding the rate meets in another order.
+    assert found[0][0] == pytest.approx(found[1][0], rel=2e-3)
+    for key, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][key], rtol=1e-2, atol=2e-4)
+    for one, other in zip(*(state.values() for state in states), strict=True):
+        assert one.keys() == other.keys()

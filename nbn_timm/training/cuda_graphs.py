@@ -1,15 +1,18 @@
-"""The forward and backward pass of a batch as one CUDA graph.
+"""The forward and backward pass of a batch as one CUDA graph, and an optimizer's step as another.
 
 A small network keeps a GPU waiting: the processor takes longer to start the few hundred kernels of a step than the GPU
 takes to run them. A CUDA graph starts all of them at once. It is recorded from the very calls of the ordinary step, so
-the values are those of the same kernels.
+the values are those of the same kernels. An optimizer that starts many kernels of its own, as Muon does for every
+matrix, says by its setting `capturable` that a graph may hold its step; its rate is then read from the GPU.
 """
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.optim import Lookahead
 from timm.task import TrainingTask
 
 from nbn_timm.errors import InputError
@@ -19,19 +22,34 @@ WARM_UP = 3  # batches of a shape that are computed without a graph, while libra
 ComputeLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+Settings = list[dict[str, Any]]  # of an optimizer's groups, without the rate
+
+
 @dataclass(frozen=True)
+class _RecordedStep:
+    """A graph of an optimizer's step, the rates that it reads and the settings that it holds."""
+
+    graph: torch.cuda.CUDAGraph
+    rates: list[torch.Tensor]
+    settings: Settings
+
+
+@dataclass
 class _Recorded:
-    """A graph, what it reads and what it writes."""
+    """A graph, what it reads and what it writes, and the step by these gradients."""
 
     graph: torch.cuda.CUDAGraph
     images: torch.Tensor
     target: torch.Tensor
     loss: torch.Tensor
     gradients: list[torch.Tensor | None]  # of the parameters, in their order
+    step: _RecordedStep | None = None
 
 
 class GraphedBackward:
     """Compute the loss of a batch and the gradients of the parameters; one graph for each shape of a batch.
+
+    `step` then changes the weights by them.
 
     Args:
         compute_loss: Maps images and target on the GPU to the mean loss. It must do the same for every batch of a shape
@@ -45,11 +63,13 @@ class GraphedBackward:
         self.stream = torch.cuda.Stream()
         self.seen: Counter[Any] = Counter()
         self.recorded: dict[Any, _Recorded] = {}
+        self.replayed: _Recorded | None = None  # by the last call
 
     def forget(self) -> None:
         """Record anew: what the loss does has changed."""
         self.seen.clear()
         self.recorded.clear()
+        self.replayed = None
 
     def __call__(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The detached loss, valid until the next call; the gradients of the parameters are replaced.
@@ -60,6 +80,7 @@ class GraphedBackward:
         shape = images.shape, images.stride(), images.dtype, target.shape, target.dtype
         self.seen[shape] += 1
         if self.seen[shape] <= WARM_UP:
+            self.replayed = None
             return self._without_graph(images, target)
         if shape not in self.recorded:
             self.recorded[shape] = self._record(images, target)
@@ -69,7 +90,35 @@ class GraphedBackward:
         recorded.graph.replay()
         for parameter, gradient in zip(self.parameters, recorded.gradients, strict=True):
             parameter.grad = gradient
+        self.replayed = recorded
         return recorded.loss
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer take its step by the gradients of the last call, as a graph if it can be held by one."""
+        recorded = self.replayed
+        if recorded is None or not capturable(optimizer):
+            optimizer.step()
+            return
+        if recorded.step is None or recorded.step.settings != _held_settings(optimizer):
+            recorded.step = self._record_step(optimizer)
+        for group, rate in zip(optimizer.param_groups, recorded.step.rates, strict=True):
+            rate.fill_(group['lr'])
+        recorded.step.graph.replay()
+        # Autograd counts the changes of a weight, and sees none of a graph's.
+        torch.autograd.graph.increment_version(self.parameters)
+
+    def _record_step(self, optimizer: torch.optim.Optimizer) -> _RecordedStep:
+        """Record a step; nothing is computed."""
+        device = self.parameters[0].device
+        for state in optimizer.state.values():
+            if isinstance(count := state.get('step'), torch.Tensor):
+                state['step'] = count.to(device)
+        settings = _held_settings(optimizer)
+        rates = [torch.tensor(float(group['lr']), device=device) for group in optimizer.param_groups]
+        graph = torch.cuda.CUDAGraph()
+        with _reading(optimizer, rates), torch.cuda.graph(graph, stream=self.stream):
+            optimizer.step()
+        return _RecordedStep(graph, rates, settings)
 
     def _without_graph(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         self._drop_gradients()
@@ -97,3 +146,29 @@ class GraphedBackward:
     def _drop_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a graph can hold the optimizer's step, which has no use for one if it starts few kernels, as SGD does."""
+    return 'capturable' in optimizer.defaults and not isinstance(optimizer, Lookahead)  # which counts its steps itself
+
+
+def _held_settings(optimizer: torch.optim.Optimizer) -> Settings:
+    return [{key: value for key, value in group.items() if key not in ('params', 'lr')}
+            for group in optimizer.param_groups]
+
+
+@contextmanager
+def _reading(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Let the groups take their rates from tensors, and their counts of steps from the GPU.
+
+    The groups are afterwards as before, so that a checkpoint has the settings that were given.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    try:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group.update(lr=rate, capturable=True)
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group.update(values)

@@ -212,7 +212,7 @@ def train_step(
     if graphs is not None:
         (images, target), = batches
         loss = graphs(images, target)
-        _step(task, optimizer, settings)
+        _step(task, optimizer, settings, graphs=graphs)
         return [(loss, len(target))]
     losses = _backward(task, batches, settings, device, profile, scaler)
     if settings.sam_rho:
@@ -333,14 +333,17 @@ def _step(
         optimizer: torch.optim.Optimizer,
         settings: LoopSettings,
         scaler: GradScaler | None = None,
+        graphs: GraphedBackward | None = None,
 ) -> None:
-    """Update the weights by their gradients, which the scaler has scaled."""
+    """Update the weights by their gradients, which the scaler has scaled or the graphs have computed."""
     if settings.clip_grad is not None:
         if scaler is not None:
             scaler.unscale_(optimizer)
         parameters = task.get_clip_parameters(exclude_head=settings.clip_mode == 'agc')
         dispatch_clip_grad(parameters, settings.clip_grad, mode=settings.clip_mode)
-    if scaler is None:
+    if graphs is not None:
+        graphs.step(optimizer)
+    elif scaler is None:
         optimizer.step()
     else:
         scaler.step(optimizer)
