@@ -7,7 +7,8 @@ A line of the list is the name of a run and its arguments of train.py; `{runs}` 
 so that a second stage can begin with the run of a line above. What stands behind `--` goes to every `train.py`.
 
 The same command goes on after any interruption: a run that has its result is left alone, and one that was interrupted
-resumes. After `--minutes` all runs are interrupted. Each run leaves `hardware.json`: the command, the machine, the
+resumes. After `--minutes` all runs are interrupted. A run that begins with another one is taken for a second stage, and
+goes without `--cuda-graphs`, which these do not take. Each run leaves `hardware.json`: the command, the machine, the
 versions and the commit. `benchmarks/results_page.py` makes the table of the runs.
 """
 import argparse
@@ -107,8 +108,9 @@ class Runner:
             return True
         if self._left() == 0:
             return False
-        flags = [*(flag.replace(RUNS, str(self.output)) for flag in entry.flags), *self.train_flags]
-        shown = shlex.join(['python', 'train.py', *entry.flags, *self.train_flags])
+        common = [flag for flag in self.train_flags if not (flag == '--cuda-graphs' and entry.first_stage())]
+        flags = [*(flag.replace(RUNS, str(self.output)) for flag in entry.flags), *common]
+        shown = shlex.join(['python', 'train.py', *entry.flags, *common])
         about = folder / 'hardware.json'
         if about.exists() and json.loads(about.read_text())['command'] != shown:
             print(f'{entry.name}: was begun by another command, see {about}; give another --output', flush=True)

@@ -50,6 +50,16 @@ def test_a_second_stage_waits_for_its_first(train_list, entries, tmp_path, monke
                                 '--device cuda', 'hardware': 'none'}
 
 
+def test_a_second_stage_goes_without_cuda_graphs(train_list, entries, tmp_path, monkeypatch):
+    """Which train.py refuses there, so that one list and one command have both stages."""
+    made, commands = runner(train_list, tmp_path, monkeypatch, flags=('--device', 'cuda', '--cuda-graphs'))
+    assert made.train(entries, jobs=2) == []
+    assert ['--cuda-graphs' in command for command in commands] == [True, False]
+    shown = [json.loads((tmp_path / 'runs' / name / 'hardware.json').read_text())['command']
+             for name in ('first-s1', 'second-s1')]
+    assert ['--cuda-graphs' in command for command in shown] == [True, False]
+
+
 def test_finished_runs_are_left_alone_and_others_go_on(train_list, entries, tmp_path, monkeypatch, capsys):
     made, _ = runner(train_list, tmp_path, monkeypatch, fails=('second-s1',))
     assert made.train(entries, jobs=2) == ['second-s1']
