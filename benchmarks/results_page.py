@@ -175,7 +175,8 @@ def page_text(methods: Sequence[Method], published: Mapping[str, Any], results: 
         ['method', 'what was trained', 'parameters', 'multiply-adds', 'training', 'machine hours', 'hardware',
          'logs, by seed'],
         ([method.label, recipe(method.settings), f'{parameters:,}', f'{multiply_adds / 1e6:.1f} M',
-          duration(statistics.mean(run.train_seconds for run in method.runs)), machine_time(method),
+          '<br>'.join(duration(statistics.mean(run.train_seconds for run in runs)) for runs in by_machines(method)),
+          '<br>'.join(map(machine_time, by_machines(method))),
           '<br>'.join(dict.fromkeys(run.hardware for run in method.runs)),
           ', '.join(f'[{run.seed}]({results}/{run.name})' for run in method.runs)]
          for method in methods for parameters, multiply_adds in [costs[method.name]]))
@@ -241,9 +242,17 @@ def published_cells(entry: Mapping[str, Any]) -> list[Any]:
             entry.get('seeds', ''), entry['all'], *(entry.get(shot, '') for shot in SHOTS), entry.get('ece', '')]
 
 
-def machine_time(method: Method) -> str:
+def by_machines(method: Method) -> list[list[Run]]:
+    """The runs of a method, those on processors apart from those on GPUs and those on both."""
+    found: dict[frozenset[bool], list[Run]] = {}
+    for run in method.runs:
+        found.setdefault(frozenset(part.gpu for part in run.parts), []).append(run)
+    return list(found.values())
+
+
+def machine_time(runs: Sequence[Run]) -> str:
     """Mean hours of GPUs and of CPU cores of a run."""
-    found = ((statistics.mean(machine_hours(run, gpu) for run in method.runs), kind)
+    found = ((statistics.mean(machine_hours(run, gpu) for run in runs), kind)
              for gpu, kind in ((True, 'GPU-hours'), (False, 'core-hours')))
     return ', '.join(f'{hours:.2g} {kind}' for hours, kind in found if hours)
 
@@ -298,7 +307,8 @@ def digest_of(methods: Sequence[Method], published: Mapping[str, Any]) -> str:
     """SHA-256 of everything that the plots show."""
     shown = [[method.label, method.curve('train_loss'), method.curve('lr'), method.settings['epochs'], [
         [asdict(row) for row in run.classes] for run in method.runs]] for method in methods]
-    return hashlib.sha256(json.dumps([shown, published['entries'], published.get('pairs')]).encode()).hexdigest()
+    what = [shown, *(published.get(key) for key in ('entries', 'pairs', 'tables_only'))]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def build(results: Path, page: Path, images: Path, published: Mapping[str, Any], check: bool) -> None:
@@ -330,10 +340,11 @@ def build(results: Path, page: Path, images: Path, published: Mapping[str, Any],
         import results_plots
     except ImportError as error:
         raise InputError(f"plots need matplotlib ({error}): pip install '.[plots]'") from error
-    costs = [(method, pflops) for method in methods if (pflops := training_pflops(method.runs[0])) is not None]
+    drawn = [method for method in methods if method.name not in published.get('tables_only', ())]
+    costs = [(method, pflops) for method in drawn if (pflops := training_pflops(method.runs[0])) is not None]
     found = effects(methods, published)
-    figures = {COST: results_plots.cost(costs, published['entries']), CLASSES: results_plots.classes(methods),
-               SPLITS: results_plots.splits(methods), TRAINING: results_plots.training(methods)}
+    figures = {COST: results_plots.cost(costs, published['entries']), CLASSES: results_plots.classes(drawn),
+               SPLITS: results_plots.splits(drawn), TRAINING: results_plots.training(drawn)}
     if found:
         figures[EFFECT] = results_plots.effect([(other.label, base.label, spreads) for base, other, spreads in found])
     for name, figure in figures.items():

@@ -16,6 +16,7 @@ from results_runs import Method
 COLORS = ('#5c5c5c', '#0072B2', '#E69F00', '#009E73', '#D55E00', '#CC79A7', '#56B4E9')
 LINES = ('-', (0, (5, 1.5)), (0, (1.2, 1.2)))
 HATCHES = ('', '////', '....')
+MARKERS = ('o', 's', '^')
 FAINT = '#666666'
 SHOTS = ('many', 'medium', 'few')
 WIDTH = 9.0  # inches
@@ -134,7 +135,7 @@ def cost(methods: Sequence[tuple[Method, float]], published: Sequence[Mapping[st
         methods: With their PFLOP.
         published: Entries of published.yaml; those without `pflop`, and ranges, are drawn as far as they go.
     """
-    figure = Figure(figsize=(WIDTH, 5.2), layout='constrained')
+    figure = Figure(figsize=(WIDTH, 4.2 + 0.2 * math.ceil(len(methods) / 2)), layout='constrained')
     axes = figure.subplots()
     _plain(axes)
     named: list[tuple[float, float]] = []  # points whose names stand to their right
@@ -153,8 +154,8 @@ def cost(methods: Sequence[tuple[Method, float]], published: Sequence[Mapping[st
     for position, (method, pflop) in enumerate(methods):
         values = method.accuracies()
         axes.errorbar([pflop], [statistics.mean(values)], [statistics.stdev(values)] if len(values) > 1 else None,
-                      fmt='o', markersize=7, capsize=3, color=COLORS[position % len(COLORS)],
-                      label=f'{method.label} ({len(values)})')
+                      fmt=MARKERS[position // len(COLORS) % len(MARKERS)], markersize=7, capsize=3,
+                      color=COLORS[position % len(COLORS)], label=f'{method.label} ({len(values)})')
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))

@@ -194,7 +194,7 @@ def machine_hours(run: Run, gpu: bool) -> float:
 
 
 def _part(part: Part) -> dict[str, Any]:
-    return {'hardware': part.hardware, 'epochs': part.epochs, 'precision': part.precision or None, **part.versions}
+    return {'hardware': part.hardware, 'epochs': part.epochs, 'precision': part.precision, **part.versions}
 
 
 def _distinct(values: Iterable[Any]) -> list[Any]:

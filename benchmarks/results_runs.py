@@ -50,7 +50,7 @@ class Part:
     Attributes:
         hardware: In words, as train_list.py writes them.
         epochs: How many.
-        precision: Of the arithmetic, empty where it is that of the settings.
+        precision: Of the arithmetic, such as bfloat16.
         versions: Of torch, timm and this package, as far as recorded.
         hours: In training steps.
     """
@@ -75,11 +75,9 @@ class Part:
         return self.hours * int(cores[1] if cores else 1)
 
     def in_words(self, whole: bool) -> str:
-        """Hardware and version of torch; of a part that is not the whole run its epochs and precision too."""
-        torch = self.versions.get('torch')
-        return ', '.join(text for text in (
-            self.hardware, '' if whole else f'{self.epochs} epochs', '' if whole else self.precision,
-            torch and f'torch {torch}') if text)
+        """Hardware, precision and version of torch; of a part that is not the whole run its epochs too."""
+        torch, epochs = self.versions.get('torch'), '' if whole else f'{self.epochs} epochs'
+        return ', '.join(text for text in (self.hardware, epochs, self.precision, torch and f'torch {torch}') if text)
 
 
 @dataclass(frozen=True)
@@ -105,14 +103,20 @@ class Run:
         for part in self.done_with.get('parts') or [self.done_with]:
             end = begin + part.get('epochs', len(self.log))
             found.append(Part(
-                part.get('hardware', 'not recorded'), end - begin, part.get('precision', ''),
+                part.get('hardware', 'not recorded'), end - begin, part.get('precision') or self.precision,
                 {key: part[key] for key in ('torch', 'timm', 'commit') if key in part}, sum(hours[begin:end])))
             begin = end
         return found
 
     @property
+    def precision(self) -> str:
+        """Of the arithmetic, by the settings."""
+        whole = self.settings.get('model_dtype') or 'float32'
+        return self.settings.get('amp_dtype', whole) if self.settings.get('amp') else whole
+
+    @property
     def hardware(self) -> str:
-        """In words, with the version of torch."""
+        """In words, with the precision and the version of torch."""
         parts = self.parts
         return '; then '.join(part.in_words(len(parts) == 1) for part in parts)
 
@@ -140,8 +144,12 @@ class Run:
         return 100 * sum(row.correct for row in rows) / sum(row.test_images for row in rows)
 
     def what_it_computes(self) -> dict[str, Any]:
-        """The settings that runs of one method share; a first stage's run may have a seed of its own too."""
-        recipe = {name for name, one in TrainSettings.declared().items() if one.declaration.kind == 'recipe'} - {'seed'}
+        """The settings that runs of one method share; a first stage's run may have a seed of its own too.
+
+        Seeds of one method may come from a processor in float32 and from a GPU under autocast, which the page tells.
+        """
+        free = {'seed', 'amp', 'amp_dtype'}
+        recipe = {name for name, one in TrainSettings.declared().items() if one.declaration.kind == 'recipe'} - free
         return {key: re.sub(r'-s\d+(?=/)', '', value) if isinstance(value, str) else value
                 for key, value in self.settings.items() if key in recipe}
 

@@ -99,10 +99,10 @@ def test_numbers_are_those_of_the_logs(results_page, place):
     assert ['another', 'ResNet-20, 1x', "LDAM's", '200', 'best on test', '0.9', '', '60.0', '', '', '', ''] in rows
     cost = {row[0]: row[1:] for row in rows if len(row) == 8 and row[0] != 'method'}
     assert cost['cross entropy'] == [
-        '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', '0.00083 core-hours', 'one core, torch 2.14',
+        '`resnet20`, cross entropy', '269,462', '40.6 M', '3 s', '0.00083 core-hours', 'one core, float32, torch 2.14',
         '[0](../results/ce-s0), [1](../results/ce-s1)']
     assert cost['two experts'][0] == '`resnet32_ride` (num_experts=2), ride'
-    assert cost['two experts'][5:] == ['not recorded', '[7](../results/two_experts-s7)']
+    assert cost['two experts'][5:] == ['not recorded, float32', '[7](../results/two_experts-s7)']
     page = place['page'].read_text()
     assert '\npython train.py --data-dir /data/pictures --seed 0\n' in page
     assert '\npython train.py --config results/two_experts-s7/args.yaml\n' in page
@@ -131,6 +131,22 @@ def test_plot_of_the_cost_has_ours_and_what_is_published(results_page, place):
     assert any(x == 0.5 and y == pytest.approx(100 * 28 / 60) for x, y in drawn)
 
 
+def test_plots_leave_out_what_stands_in_tables_alone(results_page, place, monkeypatch):
+    pytest.importorskip('matplotlib')
+    import results_plots
+    drawn = []
+    splits = results_plots.splits
+    monkeypatch.setattr(results_plots, 'splits', lambda methods: drawn.extend(methods) or splits(methods))
+    place['published'] = {**PUBLISHED, 'tables_only': ['ce']}
+    results_page.build(**place, check=False)
+    assert [method.name for method in drawn] == ['two_experts']
+    assert {row[0] for row in rows_of(place['page'])} >= {'cross entropy', 'two experts'}
+    results_page.build(**place, check=True)
+    place['published'] = PUBLISHED
+    with pytest.raises(InputError, match='is not what the logs'):
+        results_page.build(**place, check=True)
+
+
 def test_run_of_two_machines_says_so(results_page, tmp_path):
     import results_rows
     parts = [{'hardware': 'NVIDIA X, 4 runs at a time', 'epochs': 1, 'precision': 'bfloat16', 'torch': '2.11'},
@@ -145,6 +161,20 @@ def test_run_of_two_machines_says_so(results_page, tmp_path):
     parts[1]['epochs'] = 2
     with pytest.raises(InputError, match='do not add up to 2 epochs'):
         results_page.read_run(write_run(tmp_path, 'ce-s1', (9, 8, 5, 4, 1, 0), 1, parts=parts))
+
+
+def test_seeds_of_a_processor_and_of_a_gpu_are_one_method_of_two_costs(results_page, tmp_path):
+    """Which the precision does not keep apart, and the mean of a GPU-hour and a core-hour says nothing."""
+    machines = ({'hardware': 'EPYC, 1 of 2 cores'}, {'hardware': 'NVIDIA X, 4 runs at a time'})
+    for seed, machine in enumerate(machines):
+        write_run(tmp_path, f'ce-s{seed}', (9, 8, 5, 4, 1, 0), seed, parts=[{**machine, 'epochs': 2}],
+                  amp=bool(seed), amp_dtype='bfloat16')
+    (method,) = results_page.read_methods(tmp_path, {})
+    assert [run.hardware for run in method.runs] == ['EPYC, 1 of 2 cores, float32',
+                                                     'NVIDIA X, 4 runs at a time, bfloat16']
+    # 422 images at 422 and at 211 a second: three seconds of a core, or of a quarter of a GPU.
+    assert [results_page.machine_time(runs) for runs in results_page.by_machines(method)] == [
+        '0.00083 core-hours', '0.00021 GPU-hours']
 
 
 def keep_predictions(folder: Path, correct, confidence=0.5) -> None:
@@ -198,7 +228,7 @@ def test_differences_are_taken_seed_by_seed(results_page, place, tmp_path):
     written = json.loads((place['results'] / 'rows' / 'ce.json').read_text())
     assert written['seeds'] == [0, 1] and written['accuracy']['all']['values'] == [45.0, 48.3333]
     assert written['training_pflops'] == round(6 * written['multiply_adds'] * 422 * 2 / 1e15, 4)
-    assert written['machines'] == [[{'hardware': 'one core', 'epochs': 2, 'precision': None, 'torch': '2.14'}]]
+    assert written['machines'] == [[{'hardware': 'one core', 'epochs': 2, 'precision': 'float32', 'torch': '2.14'}]]
     assert written['published'] == {'method': 'CE', 'all': '38 to 41', 'source': 'a paper', **CONDITIONS}
     import results_plots
     axes = results_plots.effect([(other.label, base.label, spreads) for base, other, spreads in results_page.effects(
