@@ -206,7 +206,8 @@ def test_a_record_beside_other_weights_is_not_told(tmp_path, monkeypatch):
     name = shipped_names()[0]
     weights = load_file(str(_pretrained.shipped_file(name)))
     monkeypatch.setenv('NBN_TIMM_WEIGHTS', str(tmp_path))
-    save_file(weights | {'fc.bias': weights['fc.bias'] + 1}, tmp_path / f'{name}.safetensors')
+    first = next(iter(weights))
+    save_file(weights | {first: weights[first] + 1}, tmp_path / f'{name}.safetensors')
     record = (_pretrained._SHIPPED / f'{name}.json').read_text()
     (tmp_path / f'{name}.json').write_text(record)
     assert _pretrained.weights_record(name) is None
@@ -539,6 +540,25 @@ def test_architectures_are_recognised_by_keys_and_shapes(arch, expected):
     from nbn_timm.models._released import recognize
     found = recognize(timm.create_model(arch, device='meta').state_dict())
     assert (found.arch if found else None) == expected
+
+
+@pytest.mark.parametrize('arch', [
+    'resnet14_wide', 'resnet14_wide_nbn', 'resnet14_wide_nbn_lr', 'resnet14_wide_shike', 'resnet14_wide_shike_nbn',
+    'resnet32_shike', 'resnet32_ride_nbn_lr'])
+def test_small_networks_are_told_by_their_widths_too(arch):
+    from nbn_timm.models._released import convert_checkpoint, recognize
+    weights = timm.create_model(arch, device='meta').state_dict()
+    found = recognize(weights)
+    assert found.arch == arch
+    assert convert_checkpoint(weights, found).keys() == weights.keys()
+
+
+def test_a_network_of_other_widths_is_no_checkpoint_of_the_name():
+    """It was written under the name, and did not load."""
+    from nbn_timm.models._released import convert_checkpoint, recognize
+    weights = timm.create_model('resnet20', channels=[16, 32, 96], device='meta').state_dict()
+    with pytest.raises(InputError, match='looks like a resnet20 but differs in fc.weight, layer3.0.bn1.bias'):
+        convert_checkpoint(weights, recognize(weights))
 
 
 def test_archive_contents_are_recorded(weights_cache, model, server, tmp_path):

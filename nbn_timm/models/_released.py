@@ -129,7 +129,8 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
                          'architecture that timm.list_models() names')
     model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta', **recognized.model_args)
     converted = to_model_format(state_dict, model)
-    wrong = converted.keys() ^ model.state_dict().keys()
+    own = model.state_dict()
+    wrong = converted.keys() ^ own.keys() or {key for key, value in own.items() if converted[key].shape != value.shape}
     if wrong:
         raise InputError(f'the checkpoint looks like a {recognized.arch} but differs in {_some(wrong)}: it is damaged '
                          'or of a variant that this package does not know')
@@ -249,8 +250,11 @@ def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
 
     depths = tuple(blocks(stage) for stage in range(1, 5))
     if depths[3] == 0:  # CIFAR: three stages
-        same = depths[0] == depths[1] == depths[2] > 0
-        return f'resnet{6 * depths[0] + 2}' if same and state_dict['conv1.weight'].shape[0] == 16 else None
+        if len(set(depths[:3])) > 1 or not depths[0] or state_dict['conv1.weight'].shape[0] != 16:
+            return None
+        second = state_dict.get('layer2.0.conv1.weight')  # None of experts, whose keys are longer
+        wide_stages = depths[0] == 2 and second is not None and second.shape[0] == 64
+        return f'resnet{6 * depths[0] + 2}{"_wide" * wide_stages}'
     if 'layer1.0.conv3.weight' not in state_dict:
         depth = _BASIC_DEPTHS.get(depths)
         small = state_dict['conv1.weight'].shape[-1] == 3
