@@ -23,7 +23,8 @@ HEAD = """# Recipes
 
 Every config that ships, as train.py reads it, beside what its authors' code sets. The page is made by
 `python benchmarks/published_settings.py`. Each file says at its head which published recipe it follows and where it
-departs from it. None of them has been run to its end by this project unless [results.md](results.md) says so.
+departs from it. Those that this project has run to their end are in [zoo.md](zoo.md) and [frontier.md](frontier.md);
+[results.md](results.md) has short runs of others.
 
 | config | benchmark | model | loss, sampler or stage | epochs | batch | learning rate | follows |
 |---|---|---|---|---|---|---|---|"""

@@ -108,7 +108,7 @@ def test_the_terms_of_paco_and_gpaco_are_their_authors():
     assert loss.item() == pytest.approx(23.7621875, rel=1e-7)
     assert z.norm().item() == pytest.approx(0.34494245, rel=1e-6)
     assert q.norm().item() == pytest.approx(8.7462564, rel=1e-7)
-    assert z[0, 0, 0].item() == pytest.approx(-0.12135922, rel=1e-7)
+    assert z[0, 0, 0].item() == pytest.approx(-0.12135922, rel=1e-7)  # twice GPaCo's below, which has 2B anchors
     for smoothing, value, norm, first in ((0.0, 23.4874360, 0.24391114, -0.06067961),
                                           (0.1, 23.5152441, 0.21967054, -0.05461165)):
         loss = parametric(f, torch.cat([logits[:, 0], logits[:, 1]]), 2, queue, smoothing)

@@ -79,7 +79,8 @@ def test_the_first_stage_counts_if_it_is_of_another_list(frontier, tmp_path):
     assert point.pflop == pytest.approx(2 * 5 * 4 * 2 * 68_865_952 / 1e15, rel=1e-3)
 
 
-@pytest.mark.parametrize('name', ['frontier', 'frontier_quick', 'frontier_wide', 'frontier_long', 'frontier_stage2'])
+@pytest.mark.parametrize('name', ['frontier', 'frontier_quick', 'frontier_wide', 'frontier_long', 'frontier_stage2',
+                                  'frontier_full'])
 def test_the_recipes_of_its_lists_are_taken(frontier, name):
     for entry in frontier.read_list(ROOT / 'benchmarks' / f'{name}.txt'):
         if entry.first_stage() is None:  # whose weights are there

@@ -8,7 +8,7 @@ from torch import nn
 
 from nbn_timm.errors import InputError
 from nbn_timm.second_stages import create_second_stage
-from nbn_timm.training.cuda_graphs import capturable
+from nbn_timm.training.cuda_graphs import capturable, move_state
 from nbn_timm.training.gpu import GpuSettings, prepare_gpu
 from nbn_timm.training.loop import LoopSettings, graph_backward, train_step
 from nbn_timm.training.task import SecondStageTask
@@ -95,9 +95,10 @@ def test_whose_step_a_graph_can_hold():
 
 
 @needs_gpu
-@pytest.mark.parametrize('name', ['muon', 'adamw'])
+@pytest.mark.parametrize('name', ['muon', 'adamw', 'nadam', 'nadamw', 'radam', 'adopt', 'rmsprop'])
 def test_graphs_hold_the_step_of_an_optimizer(name):
-    """With a rate that changes at every update, and a weight decay that changes once."""
+    """With a rate that changes at every update, and a weight decay that once becomes one that shows: in the last four
+    updates it takes at least a tenth of every weight."""
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(size, 3, 8, 8, generator=generator).cuda(), torch.arange(size).cuda() % 5)
                for size in (16, 16, 7) * 6]
@@ -110,7 +111,7 @@ def test_graphs_hold_the_step_of_an_optimizer(name):
         for update, batch in enumerate(batches):
             for group in optimizer.param_groups:
                 group['lr'] = 0.01 / (1 + update)
-                group['weight_decay'] = 0.02 if update < 14 else 0.2
+                group['weight_decay'] = 0.02 if update < 14 else 50.0
             losses.append(train_step(task, [batch], optimizer, settings, CUDA, graphs=record)[0][0].item())
         assert all(group['lr'] == 0.01 / 18 and not group['capturable'] for group in optimizer.param_groups)
         if record is not None:
@@ -123,3 +124,16 @@ def test_graphs_hold_the_step_of_an_optimizer(name):
         torch.testing.assert_close(value, found[1][1][key], rtol=1e-2, atol=2e-4)
     for one, other in zip(*(state.values() for state in states), strict=True):
         assert one.keys() == other.keys()
+        if 'step' in one:
+            assert float(one['step']) == float(other['step']) == len(batches)
+
+
+def test_what_an_optimizer_keeps_on_the_processor_is_moved():
+    """NAdam's product of momenta too, without which torch does not record its step."""
+    weight = nn.Parameter(torch.ones(3, 3))
+    optimizer = torch.optim.NAdam([weight])
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    move_state(optimizer, torch.device('meta'))
+    assert {key: value.device.type for key, value in optimizer.state[weight].items()} == dict.fromkeys(
+        ('step', 'mu_product', 'exp_avg', 'exp_avg_sq'), 'meta')

@@ -22,7 +22,7 @@ WARM_UP = 3  # batches of a shape that are computed without a graph, while libra
 ComputeLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-Settings = list[dict[str, Any]]  # of an optimizer's groups, without the rate
+GroupSettings = list[dict[str, Any]]  # of an optimizer's groups, without the rate
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class _RecordedStep:
 
     graph: torch.cuda.CUDAGraph
     rates: list[torch.Tensor]
-    settings: Settings
+    settings: GroupSettings
 
 
 @dataclass
@@ -94,7 +94,11 @@ class GraphedBackward:
         return recorded.loss
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimizer take its step by the gradients of the last call, as a graph if it can be held by one."""
+        """Let the optimizer take its step by the gradients of the last call, as a graph if it can be held by one.
+
+        Raises:
+            InputError: The optimizer says that a graph can hold its step, and it cannot.
+        """
         recorded = self.replayed
         if recorded is None or not capturable(optimizer):
             optimizer.step()
@@ -110,14 +114,16 @@ class GraphedBackward:
     def _record_step(self, optimizer: torch.optim.Optimizer) -> _RecordedStep:
         """Record a step; nothing is computed."""
         device = self.parameters[0].device
-        for state in optimizer.state.values():
-            if isinstance(count := state.get('step'), torch.Tensor):
-                state['step'] = count.to(device)
+        move_state(optimizer, device)
         settings = _held_settings(optimizer)
         rates = [torch.tensor(float(group['lr']), device=device) for group in optimizer.param_groups]
         graph = torch.cuda.CUDAGraph()
-        with _reading(optimizer, rates), torch.cuda.graph(graph, stream=self.stream):
-            optimizer.step()
+        try:
+            with _reading(optimizer, rates), torch.cuda.graph(graph, stream=self.stream):
+                optimizer.step()
+        except (RuntimeError, AssertionError) as error:  # torch asserts that all it reads is on the GPU
+            raise InputError(f'--cuda-graphs cannot hold a step of {type(optimizer).__name__} ({error}): leave it out, '
+                             'or give another --opt') from error
         return _RecordedStep(graph, rates, settings)
 
     def _without_graph(self, images: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -153,7 +159,15 @@ def capturable(optimizer: torch.optim.Optimizer) -> bool:
     return 'capturable' in optimizer.defaults and not isinstance(optimizer, Lookahead)  # which counts its steps itself
 
 
-def _held_settings(optimizer: torch.optim.Optimizer) -> Settings:
+def move_state(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Put on `device` what the optimizer keeps on the processor: counts of steps, and NAdam's product of momenta."""
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.device.type == 'cpu':
+                state[key] = value.to(device)
+
+
+def _held_settings(optimizer: torch.optim.Optimizer) -> GroupSettings:
     return [{key: value for key, value in group.items() if key not in ('params', 'lr')}
             for group in optimizer.param_groups]
 

@@ -15,8 +15,8 @@ class GpuSettings(Settings):
     of_training = True
 
     cuda_graphs: bool = setting(
-        False, 'start the forward and backward pass of a batch as one CUDA graph: several times faster for small '
-        'networks', kind='machine', effect=not_with('torchcompile'))
+        False, 'start the forward and backward pass of a batch as one CUDA graph, and the step of an optimizer that '
+        'lets it: several times faster for small networks', kind='machine', effect=not_with('torchcompile'))
     deterministic: bool = setting(
         False, 'only algorithms that give the same bits in every run', kind='machine')
 
