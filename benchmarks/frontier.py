@@ -75,13 +75,13 @@ def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT, 
     Raises:
         InputError: A class has too few images to hold out so many and keep one for training.
     """
-    used = set(map(_file, train))
-    rows = {_file(row): row for row in (*pool, *train)}  # of a file in both the one of training
+    used = set(map(file_of, train))
+    rows = {file_of(row): row for row in (*pool, *train)}  # of a file in both the one of training
     by_class: dict[str, list[str]] = defaultdict(list)
     for file in sorted(rows, key=lambda file: (file in used, hashlib.sha256(file.encode()).digest())):
-        by_class[_label(rows[file])].append(file)
+        by_class[label_of(rows[file])].append(file)
     chosen: set[str] = set()
-    for label in {_label(row) for row in train}:
+    for label in {label_of(row) for row in train}:
         taken = by_class[label][:images]
         if len(taken) < images or used.intersection(by_class[label]).issubset(taken):
             raise InputError(f'class {label} has {len(by_class[label])} images in both lists, of which {images} cannot '
@@ -91,15 +91,15 @@ def hold_out(train: Sequence[str], pool: Sequence[str], images: int = HELD_OUT, 
         if whole_pool:
             chosen.update(set(by_class[label]) - used)
     held_out = {file: row for file, row in rows.items() if file in chosen}
-    return [row for row in train if _file(row) not in chosen], list(held_out.values())
+    return [row for row in train if file_of(row) not in chosen], list(held_out.values())
 
 
-def _file(row: str) -> str:
+def file_of(row: str) -> str:
     """The file of a row, in one spelling."""
     return posixpath.normpath(row.rsplit(maxsplit=1)[0])
 
 
-def _label(row: str) -> str:
+def label_of(row: str) -> str:
     return row.split()[-1]
 
 
