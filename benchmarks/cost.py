@@ -2,7 +2,7 @@
 
 Operations are those of convolutions, linear layers and products of matrices, by torch's FlopCounterMode, which counts
 two for a multiply-add. A backward pass counts as two forward passes (Kaplan et al., arXiv 2001.08361, section 2.1).
-An optimizer's own operations are not counted, which only Muon has many of.
+An optimizer's own operations are not counted; only Muon has many.
 """
 from copy import deepcopy
 from typing import Any

@@ -15,6 +15,7 @@ give `nbn-validate --logit-adjustment`. No test image is read.
 """
 import argparse
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,34 +50,43 @@ def mean_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, st
     right = (logits - strength * np.log(counts / counts.sum())).argmax(axis=1) == labels
     images = np.bincount(labels, minlength=len(counts))
     hits = np.bincount(labels[right], minlength=len(counts))
-    enough = images >= least
-    if not enough.any():
+    counted = images >= least
+    if not counted.any():
         raise InputError(f'no class has {least} images that training has not seen: give a smaller --least, or a larger '
                          '--pool-list')
-    return float(100 * (hits[enough] / images[enough]).mean())
+    return float(100 * (hits[counted] / images[counted]).mean())
 
 
 def main(argv: list[str] | None = None) -> None:
     args = _parse(argv)
     train, pool = (rows_of(path if path.exists() else args.data_dir / path)
                    for path in (args.train_list, args.pool_list))
-    counts, kept = np.bincount([int(label_of(row)) for row in train]), unseen(pool, train)
-    found = {}
+    kept, expected = unseen(pool, train), np.array([int(label_of(row)) for row in pool])
+    counts = np.bincount([int(label_of(row)) for row in train], minlength=expected.max() + 1)
+    if not counts.all():
+        raise InputError(f"class {counts.argmin()} has no image in '{args.train_list}', so it has no share of them: "
+                         'give the list that the networks were trained on')
+    found: dict[str, list[float]] = {}
     for path in args.logits:
+        if path.stem in found:
+            raise InputError(f"two files are called '{path.stem}': give them different names")
         try:
             with np.load(path) as arrays:
                 logits, labels = arrays['logits'].astype(np.float32), arrays['labels'].astype(np.int64)
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"the logits '{path}' cannot be read ({error}): make them by nbn-validate --logits-file"
                              ) from None
-        if labels.tolist() != [int(label_of(row)) for row in pool]:
+        if not np.array_equal(labels, expected):
             raise InputError(f"'{path}' has not the labels of '{args.pool_list}': validate with it as --test-list")
         found[path.stem] = [mean_accuracy(logits[kept], labels[kept], counts, strength, args.least)
                             for strength in STRENGTHS]
     means = np.mean(list(found.values()), axis=0)
     print(table(('strength', *found), [(f'{strength:g}', *(f'{of_run[place]:.2f}' for of_run in found.values()))
                                        for place, strength in enumerate(STRENGTHS)]))
-    print(f'\n{kept.sum():,} unseen images; best on average: {STRENGTHS[means.argmax()]:g}')
+    images = np.bincount(expected[kept], minlength=len(counts))
+    counted = images[images >= args.least]
+    best = STRENGTHS[means.argmax()]
+    print(f'\n{counted.sum():,} unseen images of {len(counted)} classes; best on average: {best:g}')
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -35,7 +35,7 @@ def test_the_strength_is_that_of_the_bias_and_training_images_do_not_count(lists
     strength.main([str(folder / 'run-s1.npz'), '--train-list', 'train.txt', '--pool-list', 'pool.txt', '--data-dir',
                    str(folder)])
     said = capsys.readouterr().out
-    assert '90 unseen images' in said and '| strength | run-s1 |' in said
+    assert '90 unseen images of 3 classes' in said and '| strength | run-s1 |' in said
     assert abs(float(re.search(r'best on average: (\S+)', said)[1]) - 0.4) <= 0.2
     rows = dict(re.findall(r'\| (-?[\d.]+) \| ([\d.]+) \|', said))
     right = logits[105:].argmax(axis=1) == labels[105:]
@@ -60,3 +60,20 @@ def test_logits_of_other_images_are_refused(lists):
         strength.main([str(folder / 'run-s1.npz'), *flags])
     with pytest.raises(InputError, match="the logits '.*none.npz' cannot be read"):
         strength.main([str(folder / 'none.npz'), *flags])
+    (folder / 'cut.npz').write_bytes((folder / 'run-s1.npz').read_bytes()[:-30])
+    with pytest.raises(InputError, match="the logits '.*cut.npz' cannot be read"):
+        strength.main([str(folder / 'cut.npz'), *flags])
+
+
+def test_files_of_one_name_and_classes_without_training_images_are_refused(lists):
+    folder, train, pool = lists
+    logits, labels = answers(pool, bias=0.0)
+    for place in ('a', 'b'):
+        (folder / place).mkdir()
+        np.savez(folder / place / 'run-s1.npz', logits=logits, labels=labels)
+    files, flags = [str(folder / place / 'run-s1.npz') for place in 'ab'], ['--pool-list', str(folder / 'pool.txt')]
+    with pytest.raises(InputError, match="two files are called 'run-s1'"):
+        strength.main([*files, *flags, '--train-list', str(folder / 'train.txt')])
+    (folder / 'two.txt').write_text('\n'.join(row for row in train if not row.endswith(' 2')) + '\n')
+    with pytest.raises(InputError, match='class 2 has no image in .*two.txt'):
+        strength.main([files[0], *flags, '--train-list', str(folder / 'two.txt')])

@@ -20,8 +20,6 @@ from nbn_timm.errors import InputError
 WARM_UP = 3  # batches of a shape that are computed without a graph, while libraries choose their kernels
 
 ComputeLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
 GroupSettings = list[dict[str, Any]]  # of an optimizer's groups, without the rate
 
 
