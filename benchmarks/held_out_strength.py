@@ -15,12 +15,12 @@ give `nbn-validate --logit-adjustment`. No test image is read.
 """
 import argparse
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from frontier import file_of, label_of, rows_of
+from prior_strength import is_right, read_logits
 from results_page import table
 
 from nbn_timm.errors import InputError, run_cli
@@ -47,7 +47,7 @@ def mean_accuracy(logits: np.ndarray, labels: np.ndarray, counts: np.ndarray, st
     Raises:
         InputError: No class has so many.
     """
-    right = (logits - strength * np.log(counts / counts.sum())).argmax(axis=1) == labels
+    right = is_right(logits, labels, counts / counts.sum(), strength)
     images = np.bincount(labels, minlength=len(counts))
     hits = np.bincount(labels[right], minlength=len(counts))
     counted = images >= least
@@ -70,12 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in args.logits:
         if path.stem in found:
             raise InputError(f"two files are called '{path.stem}': give them different names")
-        try:
-            with np.load(path) as arrays:
-                logits, labels = arrays['logits'].astype(np.float32), arrays['labels'].astype(np.int64)
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"the logits '{path}' cannot be read ({error}): make them by nbn-validate --logits-file"
-                             ) from None
+        logits, labels = read_logits(path)
         if not np.array_equal(labels, expected):
             raise InputError(f"'{path}' has not the labels of '{args.pool_list}': validate with it as --test-list")
         found[path.stem] = [mean_accuracy(logits[kept], labels[kept], counts, strength, args.least)
@@ -86,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     images = np.bincount(expected[kept], minlength=len(counts))
     counted = images[images >= args.least]
     best = STRENGTHS[means.argmax()]
-    print(f'\n{counted.sum():,} unseen images of {len(counted)} classes; best on average: {best:g}')
+    print(f'\n{counted.sum():,} unseen images of {len(counted)} classes, beside {(~kept).sum():,} of training; '
+          f'best on average: {best:g}')
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:

@@ -14,6 +14,7 @@ draws accuracy over all and over many-shot classes against that of few-shot ones
 """
 import argparse
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +33,25 @@ SHOWN = (-0.5, -0.25, 0.0, 0.25, 0.5)
 ALL, MANY, FEW = 0, 1, 3  # columns of accuracies
 
 
+def read_logits(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, C] and labels [N] of a file of nbn-validate --logits-file.
+
+    Raises:
+        InputError: It is not there or cannot be read.
+    """
+    try:
+        with np.load(path) as arrays:
+            return arrays['logits'].astype(np.float32), arrays['labels'].astype(np.int64)
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"the logits '{path}' cannot be read ({error}): make them by nbn-validate --logits-file"
+                         ) from None
+
+
+def is_right(logits: np.ndarray, labels: np.ndarray, shares: np.ndarray, strength: float) -> np.ndarray:
+    """Whether each image's label is the answer of z - s log p, bool [N]."""
+    return (logits - strength * np.log(shares)).argmax(axis=1) == labels
+
+
 def accuracies(logits: np.ndarray, labels: np.ndarray, shares: np.ndarray, shots: Sequence[str | None]) -> np.ndarray:
     """Accuracy in percent over all images and over those of many-, medium- and few-shot classes, at each strength.
 
@@ -48,7 +68,7 @@ def accuracies(logits: np.ndarray, labels: np.ndarray, shares: np.ndarray, shots
     groups = [np.ones(len(labels), dtype=bool), *(of_image == shot for shot in SHOTS)]
     found = []
     for strength in STRENGTHS:
-        right = (logits - strength * np.log(shares)).argmax(axis=1) == labels
+        right = is_right(logits, labels, shares, strength)
         found.append([100 * right[group].mean() for group in groups])
     return np.array(found)
 
@@ -72,13 +92,7 @@ def curves_of(method: Method, logits: Path) -> dict[int, np.ndarray]:
     """Accuracies at each strength, by seed."""
     curves = {}
     for run in method.runs:
-        path = logits / f'{run.name}.npz'
-        try:
-            with np.load(path) as arrays:
-                values, labels = arrays['logits'].astype(np.float32), arrays['labels'].astype(np.int64)
-        except (OSError, KeyError, ValueError) as error:
-            raise InputError(f"the logits of '{run.name}' cannot be read from '{path}' ({error}): make them by "
-                             'nbn-validate --logits-file') from None
+        values, labels = read_logits(logits / f'{run.name}.npz')
         images = np.array([row.train_images for row in run.classes])
         curves[run.seed] = accuracies(values, labels, images / images.sum(), [row.shot for row in run.classes])
     return curves

@@ -35,7 +35,7 @@ def test_the_strength_is_that_of_the_bias_and_training_images_do_not_count(lists
     strength.main([str(folder / 'run-s1.npz'), '--train-list', 'train.txt', '--pool-list', 'pool.txt', '--data-dir',
                    str(folder)])
     said = capsys.readouterr().out
-    assert '90 unseen images of 3 classes' in said and '| strength | run-s1 |' in said
+    assert '90 unseen images of 3 classes, beside 105 of training' in said and '| strength | run-s1 |' in said
     assert abs(float(re.search(r'best on average: (\S+)', said)[1]) - 0.4) <= 0.2
     rows = dict(re.findall(r'\| (-?[\d.]+) \| ([\d.]+) \|', said))
     right = logits[105:].argmax(axis=1) == labels[105:]
