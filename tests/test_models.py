@@ -19,6 +19,7 @@ import nbn_timm
 from nbn_timm import InputError
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
 from nbn_timm.models import resnet_cifar, ride, wide_resnet_cifar
+from nbn_timm.models._released import convert_checkpoint, recognize
 
 FAMILIES = tuple(module for name, module in sorted(sys.modules.items())
                  if name.startswith('nbn_timm.models.') and hasattr(module, 'default_cfgs'))
@@ -83,6 +84,23 @@ def test_the_zoo_is_complete():
                  for form in ('', '_nbn', '_nbn_lr')}
     assert set(ARCHS) >= expected
     assert len(ALIASES) >= 12 * 3 + 12 * 2 + 9 * 3 + 3 * 2 + 1
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_architecture_is_recognised(arch):
+    weights = timm.create_model(arch, device='meta').state_dict()
+    found = recognize(weights)
+    assert found is not None and found.arch == arch
+    assert convert_checkpoint(weights, found).keys() == weights.keys()
+
+
+@pytest.mark.parametrize('nbn', [False, True])
+def test_the_network_with_two_branches_is_recognised(nbn):
+    """Its last stage was taken for a fourth one, of which no depth was known."""
+    weights = timm.create_model('resnet32_bbn', nbn=nbn, num_classes=10, device='meta').state_dict()
+    found = recognize(weights)
+    assert (found.arch, found.num_classes, found.model_args) == ('resnet32_bbn', 10, {'nbn': True} if nbn else {})
+    assert convert_checkpoint(weights, found).keys() == weights.keys()
 
 
 @pytest.mark.parametrize('name', PARAMETERS)

@@ -101,6 +101,8 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     arch = f'{backbone}{"_ride" * bool(experts)}{"_nbn" * nbn}{"_lr" * in_name}'
     if shike:
         arch, model_args = f'{backbone}_shike{"_nbn" * nbn}', dict(num_experts=experts, head=head)
+    elif backbone.endswith('_bbn') and nbn:  # there is no name for it
+        arch, model_args = backbone, {'nbn': True}
     has_router = any(key.startswith('router.') for key in state_dict)
     return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
 
@@ -249,6 +251,9 @@ def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
         return len({key.split('.')[1] for key in state_dict if key.startswith(f'layer{stage}.')})
 
     depths = tuple(blocks(stage) for stage in range(1, 5))
+    if depths[3] == 1 and 'layer4.0.1.conv1.weight' in state_dict and 'fc.weight' in state_dict:
+        # BBN's branches are the last block of the last stage; experts have classifiers of their own.
+        return f'resnet{6 * depths[0] + 2}_bbn'
     if depths[3] == 0:  # CIFAR: three stages
         if len(set(depths[:3])) > 1 or not depths[0] or state_dict['conv1.weight'].shape[0] != 16:
             return None
