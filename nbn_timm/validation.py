@@ -51,7 +51,7 @@ from nbn_timm.evaluation.predictions import Predictions, check_format, order_of_
 from nbn_timm.evaluation.settings import AdjustmentSettings, EvalBatchSettings, PostHocSettings, ShotSettings
 from nbn_timm.evaluation.temperature import calibrate, temperature_of
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
-from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
+from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, view_transform
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
 from nbn_timm.models.run_folder import finished_file
@@ -390,7 +390,7 @@ def build_loader(settings: ValidateSettings, dataset: Dataset, input_format: Dat
         dataset, batch_size=settings.batch.batch_size, defaults=input_format, num_workers=settings.loader.workers,
         device=world.device, rank=world.rank, world_size=world.size,
         pin_memory=settings.loader.pin_mem or world.device.type == 'cuda', dtype=settings.precision.dtype,
-        transform=crop_transform(settings.views, input_format), views=settings.views.number)
+        transform=view_transform(settings.views, input_format), views=settings.views.number)
 
 
 def check_attackable(
@@ -516,8 +516,7 @@ def describe(
         'folded': settings.form.fuse,
         'routed': isinstance(trained.model, RoutedExperts),
         'tau_norm': settings.post_hoc.tau_norm,
-        **({'views': f'{settings.views.test_views}, {settings.views.test_views_expand} pixels more'}
-           if settings.views.test_views else {}),
+        **({'views': str(settings.views)} if settings.views.test_views else {}),
         'logit_adjustment': settings.adjustment.logit_adjustment,
         'dataset': settings.data.dataset,
         'split': settings.evaluation.split,

@@ -1,4 +1,4 @@
-"""Several crops of each picture in an evaluation."""
+"""Several views of each picture in an evaluation."""
 import json
 
 import numpy as np
@@ -14,7 +14,7 @@ from nbn_timm.cli.validate import main as validate
 from nbn_timm.data import create_eval_loader
 from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.errors import InputError
-from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, crop_transform
+from nbn_timm.evaluation.views import MeanOfViews, ViewSettings, view_transform
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +33,7 @@ def test_the_crops_are_those_of_lift(name, cut, pictures):
     settings = ViewSettings(test_views=name, test_views_expand=8)
     loader = create_eval_loader(
         Pictures(pictures), batch_size=2, defaults=images, num_workers=0,
-        transform=crop_transform(settings, images), views=settings.number)
+        transform=view_transform(settings, images), views=settings.number)
     (batch, _), = loader
     normalise = transforms.Normalize(images.mean, images.std)
     published = transforms.Compose([
@@ -66,7 +66,7 @@ def test_an_evaluation_by_views_from_the_command_line(tmp_path):
         for label in range(2):
             (tmp_path / 'own' / split / str(label)).mkdir(parents=True)
             for index in range(3):
-                Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(
+                Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
                     tmp_path / 'own' / split / str(label) / f'{index}.png')
     train(['--dataset', 'folder', '--data-dir', str(tmp_path / 'own'), '--model', 'test_vit', '--model-kwargs',
            'img_size=32', '--img-size', '32', '--epochs', '1', '--batch-size', '6', '--workers', '0', '--device', 'cpu',
@@ -77,14 +77,30 @@ def test_an_evaluation_by_views_from_the_command_line(tmp_path):
     views = np.load(tmp_path / 'logits.npz')
     assert views['logits'].shape == (6, 2)
     assert json.loads((tmp_path / 'result.json').read_text())['views'] == 'five_crop, 0 pixels more'
+    command += ['--crop-pct', '1']  # a crop of an odd margin is not the mirror image of that of the mirror image
+    validate([*command, '--test-views', 'flip'])
+    assert json.loads((tmp_path / 'result.json').read_text())['views'] == 'flip'
+    both = np.load(tmp_path / 'logits.npz')['logits']
+    validate(command)
+    alone = np.load(tmp_path / 'logits.npz')['logits']
+    for picture in (tmp_path / 'own' / 'test').rglob('*.png'):
+        with Image.open(picture) as image:
+            image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(picture)
+    validate(command)
+    np.testing.assert_allclose(both, (alone + np.load(tmp_path / 'logits.npz')['logits']) / 2, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match='--test-views-expand is for --test-views five_crop or ten_crop'):
+        validate([*command, '--test-views', 'flip', '--test-views-expand', '3'])
     with pytest.raises(InputError, match='--test-views-expand has no effect without --test-views'):
         validate([*command, '--test-views-expand', '3'])
 
 
 @pytest.mark.fast
 def test_pictures_of_many_channels_have_no_crops():
-    images = OWN_IMAGES.override((6, 32, 32))
+    images = OWN_IMAGES.override((6, 32, 32), (0.5,), (0.2,))
     with pytest.raises(InputError, match='up to 4 channels, and these have 6'):
-        crop_transform(ViewSettings(test_views='five_crop'), images)
+        view_transform(ViewSettings(test_views='five_crop'), images)
+    bands = 255 * torch.rand(6, 32, 32)
+    views = view_transform(ViewSettings(test_views='flip'), images)(bands)
+    assert views.shape == (12, 32, 32) and torch.equal(views[6:], views[:6].flip(-1))
     with pytest.raises(InputError, match='pictures of 6 channels have measured values'):
         Pixels.of_format(images)
