@@ -75,7 +75,7 @@ _OF_TRAIN = {
     'model_ema_force_cpu': 'the average stays on the device, since it is what is evaluated: leave it out',
     'worker_seeding': 'workers draw from seeds of their own, which --seed decides: leave it out',
     'save_images': 'no pictures of batches are saved: look at nbn_timm.data.create_transform',
-    'tta': 'an image is evaluated once, by its centre crop: leave it out',
+    'tta': 'an image is evaluated once in training: give --test-views to nbn-validate for several views',
     'use_multi_epochs_loader': 'workers begin each epoch anew, which makes it reproducible; small images are kept in '
                                'memory by --in-memory',
     **_all('wandb_tags wandb_resume_id', 'a run has the name of its folder in Weights & Biases and goes on under it; '
