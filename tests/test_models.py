@@ -94,12 +94,13 @@ def test_every_architecture_is_recognised(arch):
     assert convert_checkpoint(weights, found).keys() == weights.keys()
 
 
-@pytest.mark.parametrize('nbn', [False, True])
-def test_the_network_with_two_branches_is_recognised(nbn):
+@pytest.mark.parametrize('arguments', [
+    {'nbn': True}, {'head': 'cosine'}, {'nbn': True, 'head': 'cosine'}, {'nbn': True, 'head': 'rectified'}])
+def test_arguments_of_the_network_with_two_branches_are_recognised(arguments):
     """Its last stage was taken for a fourth one, of which no depth was known."""
-    weights = timm.create_model('resnet32_bbn', nbn=nbn, num_classes=10, device='meta').state_dict()
+    weights = timm.create_model('resnet32_bbn', num_classes=10, device='meta', **arguments).state_dict()
     found = recognize(weights)
-    assert (found.arch, found.num_classes, found.model_args) == ('resnet32_bbn', 10, {'nbn': True} if nbn else {})
+    assert (found.arch, found.num_classes, found.model_args) == ('resnet32_bbn', 10, arguments)
     assert convert_checkpoint(weights, found).keys() == weights.keys()
 
 

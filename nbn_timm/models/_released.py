@@ -101,8 +101,10 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     arch = f'{backbone}{"_ride" * bool(experts)}{"_nbn" * nbn}{"_lr" * in_name}'
     if shike:
         arch, model_args = f'{backbone}_shike{"_nbn" * nbn}', dict(num_experts=experts, head=head)
-    elif backbone.endswith('_bbn') and nbn:  # there is no name for it
-        arch, model_args = backbone, {'nbn': True}
+    elif backbone.endswith('_bbn'):  # there are no names for NBN in it
+        arch, model_args = backbone, dict(nbn=True) if nbn else {}
+        if head != 'linear':
+            model_args['head'] = head
     has_router = any(key.startswith('router.') for key in state_dict)
     return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
 
