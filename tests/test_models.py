@@ -20,6 +20,7 @@ from nbn_timm import InputError
 from nbn_timm.layers import HEADS, RectifiedLinear, fold_nbn, nbn_layers
 from nbn_timm.models import resnet_cifar, ride, wide_resnet_cifar
 from nbn_timm.models._released import convert_checkpoint, recognize
+from nbn_timm.models.tuning import with_head
 
 FAMILIES = tuple(module for name, module in sorted(sys.modules.items())
                  if name.startswith('nbn_timm.models.') and hasattr(module, 'default_cfgs'))
@@ -102,6 +103,24 @@ def test_arguments_of_the_network_with_two_branches_are_recognised(arguments):
     found = recognize(weights)
     assert (found.arch, found.num_classes, found.model_args) == ('resnet32_bbn', 10, arguments)
     assert convert_checkpoint(weights, found).keys() == weights.keys()
+
+
+@pytest.mark.parametrize('arch', ['resnet32', 'resnet32_ride_nbn', 'resnet10_nbn', 'resnet32_bbn'])
+@pytest.mark.parametrize('head', sorted(HEADS))
+def test_every_head_is_recognised(arch, head):
+    weights = timm.create_model(arch, num_classes=10, head=head, device='meta').state_dict()
+    found = recognize(weights)
+    assert found is not None and (found.num_classes, found.added_head) == (10, '')
+    assert convert_checkpoint(weights, found).keys() == weights.keys()
+
+
+def test_timms_network_with_another_head_is_no_zoo_file():
+    """timm's constructor was given the head, and raised a TypeError."""
+    weights = with_head(timm.create_model('resnet18', num_classes=10, device='meta'), 'cosine', {}).state_dict()
+    found = recognize(weights)
+    assert str(found) == 'resnet18 with a cosine classifier, 10 classes (cifar10_lt), no conversion needed'
+    with pytest.raises(InputError, match='a resnet18 with a cosine classifier, which timm has no name for'):
+        convert_checkpoint(weights, found)
 
 
 @pytest.mark.parametrize('name', PARAMETERS)

@@ -20,7 +20,7 @@ from nbn_timm.cli.train import main as train
 from nbn_timm.cli.train import parse_train
 from nbn_timm.deploy import deployed
 from nbn_timm.errors import InputError
-from nbn_timm.layers import CosineLinear, RectifiedLinear, add_nbn
+from nbn_timm.layers import HEADS, CosineLinear, RectifiedLinear, add_nbn
 from nbn_timm.models.tuning import (
     AdapterFile,
     apply_tuning,
@@ -35,7 +35,7 @@ from nbn_timm.models.tuning import (
 )
 from nbn_timm.models.tuning.adaptformer import AdaptFormer, default_width
 from nbn_timm.models.tuning.prompts import without_prompts
-from nbn_timm.models.weight_files import read_checkpoint, save_weights
+from nbn_timm.models.weight_files import read_checkpoint, read_state_dict, save_weights
 from nbn_timm.trained import opening
 
 WAYS = [('bias', {}), ('norm', {}), ('adaptformer', {'width': 4}), ('vpt', {'length': 3}),
@@ -437,3 +437,25 @@ def test_a_rectified_head_can_be_asked_for():
         with_head(vit(), 'rectified', {'scale': 3.0})
     with pytest.raises(InputError, match='not one linear or cosine classifier'):
         with_head(timm.create_model('resnet32_ride'), 'cosine', {})
+
+
+@pytest.mark.parametrize('model, head', [
+    ('resnet18', 'cosine'), ('resnet18', 'bottleneck'), ('resnet18', 'rectified'), ('resnet20', 'rectified'),
+    ('resnet20_nbn', 'cosine'), ('resnet20_nbn', 'bottleneck')])
+def test_a_network_with_another_head_is_opened_with_its_record_and_without(model, head, tmp_path):
+    """The head was put in twice, by the record and by the weights, or given to a constructor that knows none."""
+    for label in range(2):
+        (tmp_path / 'own' / str(label)).mkdir(parents=True)
+        for index in range(3):
+            Image.fromarray(np.full((32, 32, 3), 40 * label + index, dtype=np.uint8)).save(
+                tmp_path / 'own' / str(label) / f'{index}.png')
+    train(['--dataset', 'folder', '--data-dir', str(tmp_path / 'own'), '--model', model, '--img-size', '32', '--head',
+           head, '--epochs', '1', '--batch-size', '6', '--workers', '0', '--device', 'cpu', '--no-report', '--output',
+           str(tmp_path), '--experiment', 'run'])
+    checkpoint = tmp_path / 'run' / 'last.pth.tar'
+    weights = read_state_dict(checkpoint)
+    torch.save(weights, tmp_path / 'bare.pth')
+    for path in (checkpoint, tmp_path / 'bare.pth'):
+        opened = opening.open_trained(str(path)).model
+        assert type(opened.get_classifier()) is HEADS[head]
+        assert all(torch.equal(value, weights[key]) for key, value in opened.state_dict().items())

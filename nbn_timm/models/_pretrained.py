@@ -686,7 +686,7 @@ def _checkpoints(folder: Path) -> Iterator[tuple[Path, Recognized]]:
         except InputError as error:
             _logger.warning('%s', error)
             continue
-        if recognized is not None and is_model(recognized.arch):
+        if recognized is not None and is_model(recognized.arch) and not recognized.added_head:
             yield path, recognized
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.models import clean_state_dict, create_model, is_model
+from timm.models import clean_state_dict, create_model, is_model, model_entrypoint
 
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
@@ -53,6 +53,7 @@ class Recognized:
     form: str = ''  # 'NBN', 'RIDE', 'RoBal' or 'TRADES' if it is in their released format and needs conversion
     model_args: dict[str, Any] = field(default_factory=dict)  # of the constructor, what the name does not say
     has_router: bool = False  # RIDE's assignment module is in it
+    added_head: str = ''  # kind of the classifier in the place of that of timm's own network, see `with_head`
 
     @property
     def tag(self) -> str:
@@ -73,7 +74,8 @@ class Recognized:
         form = f'released {self.form} format' if self.form else 'no conversion needed'
         benchmark = f' ({self.tag})' if self.tag else ''
         router = ', with an assignment module' if self.has_router else ''
-        return f'{self.arch}{self.arguments}, {self.num_classes} classes{benchmark}{router}, {form}'
+        head = f' with a {self.added_head} classifier' if self.added_head else ''
+        return f'{self.arch}{self.arguments}{head}, {self.num_classes} classes{benchmark}{router}, {form}'
 
 
 def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
@@ -82,9 +84,11 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     renamed = rename_experts(state_dict)
     form = robust_form(state_dict) or _released_form(state_dict)
     state_dict = renamed
-    experts = sum(re.fullmatch(r'fc\.\d+\.weight', key) is not None for key in state_dict)
+    experts = sum(re.fullmatch(r'fc\.\d+(\.fc)?\.weight', key) is not None for key in state_dict)
     classifier = 'fc.0' if experts else 'fc'
-    if f'{classifier}.weight' not in state_dict or 'conv1.weight' not in state_dict:
+    head = _head(state_dict, classifier)
+    last = state_dict.get(f'{classifier}.fc.weight' if head == 'bottleneck' else f'{classifier}.weight')
+    if last is None or 'conv1.weight' not in state_dict:
         return None
     backbone = _backbone(state_dict)
     if backbone is None:
@@ -92,7 +96,6 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
     nbn = 'scale_factor' in state_dict or any(key.endswith('.scale.alpha') for key in state_dict)
     if backbone == 'resnext50' and not nbn and not experts:
         backbone = 'resnext50_32x4d'
-    head = _head(state_dict, classifier)
     shike = any(key.startswith('fusion.') for key in state_dict)
     in_name = nbn and head == 'rectified' and not shike  # there are no names for rectification alone
     model_args = _expert_args(state_dict, experts) if experts else {}
@@ -106,7 +109,9 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
         if head != 'linear':
             model_args['head'] = head
     has_router = any(key.startswith('router.') for key in state_dict)
-    return Recognized(arch, state_dict[f'{classifier}.weight'].shape[0], form, model_args, has_router)
+    timms = is_model(arch) and model_entrypoint(arch).__module__.startswith('timm.')  # whose constructors know no heads
+    added_head = model_args.pop('head', '') if timms else ''
+    return Recognized(arch, last.shape[0], form, model_args, has_router, added_head)
 
 
 def rename_experts(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
@@ -131,6 +136,9 @@ def convert_checkpoint(state_dict: Mapping[str, torch.Tensor], recognized: Recog
     if not is_model(recognized.arch):
         raise InputError(f'the checkpoint is a {recognized}, for which this package has no model: give one of an '
                          'architecture that timm.list_models() names')
+    if recognized.added_head:
+        raise InputError(f'the checkpoint is a {recognized.arch} with a {recognized.added_head} classifier, which timm '
+                         'has no name for: leave it as it is, since nbn-validate --checkpoint and nbn-predict take it')
     model = create_model(recognized.arch, num_classes=recognized.num_classes, device='meta', **recognized.model_args)
     converted = to_model_format(state_dict, model)
     own = model.state_dict()
@@ -228,6 +236,8 @@ def _head(state_dict: Mapping[str, torch.Tensor], classifier: str) -> str:
     """Kind of a classifier."""
     if f'{classifier}.bn.running_mean' in state_dict:
         return 'rectified'
+    if f'{classifier}.reduce.weight' in state_dict:
+        return 'bottleneck'
     if COSPLUS_MARK in state_dict:
         return 'cosplus'
     return 'linear' if f'{classifier}.bias' in state_dict else 'cosine'
@@ -253,8 +263,8 @@ def _backbone(state_dict: Mapping[str, torch.Tensor]) -> str | None:
         return len({key.split('.')[1] for key in state_dict if key.startswith(f'layer{stage}.')})
 
     depths = tuple(blocks(stage) for stage in range(1, 5))
-    if depths[3] == 1 and 'layer4.0.1.conv1.weight' in state_dict and 'fc.weight' in state_dict:
-        # BBN's branches are the last block of the last stage; experts have classifiers of their own.
+    experts = any(key.startswith('fc.0.') for key in state_dict)
+    if 'layer4.0.1.conv1.weight' in state_dict and not experts:  # BBN's branches, which share a classifier
         return f'resnet{6 * depths[0] + 2}_bbn'
     if depths[3] == 0:  # CIFAR: three stages
         if len(set(depths[:3])) > 1 or not depths[0] or state_dict['conv1.weight'].shape[0] != 16:

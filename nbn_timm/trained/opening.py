@@ -19,7 +19,7 @@ from nbn_timm.errors import InputError, in_words
 from nbn_timm.files import refuse_no_file
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
-from nbn_timm.models._released import recognize, rename_experts
+from nbn_timm.models._released import Recognized, recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
 from nbn_timm.models.run_folder import finished_file
@@ -236,13 +236,14 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     found = recognize(weights)
     record = NetworkRecord.of_checkpoint(checkpoint)
     known = asked.model or record.model
-    inferred = found.model_args if found is not None and known in (None, found.arch) else {}
+    inferred, added_head = _inferred(found, record) if found is not None and known in (None, found.arch) else ({}, None)
     name, nbn, kwargs = record.model_settings(
         known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs},
         'the architecture with it')
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = as_tuned(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), name, record)
+    network: Any = with_head(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), added_head, {})
+    network = as_tuned(network, name, record)
     network = restore_second_stages(network, weights)
     load_weights(network, path, use_ema)
     if all_experts:
@@ -256,6 +257,16 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
+
+
+def _inferred(found: Recognized, record: NetworkRecord) -> tuple[dict[str, Any], str | None]:
+    """Constructor arguments that the weights show, and the head that timm's own network has in the place of its own.
+
+    Of a head that the record names there is neither: `as_tuned` puts it there, with its settings.
+    """
+    if record.model == found.arch and record.told(TuneSettings).head is not None:
+        return {key: value for key, value in found.model_args.items() if key != 'head'}, None
+    return found.model_args, found.added_head or None
 
 
 def as_tuned(network: nn.Module, name: str, record: NetworkRecord) -> nn.Module:
