@@ -256,6 +256,7 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         record = replace(record, thresholds=None)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
+    kwargs = {**kwargs, **_recorded_head(found, record)} if found is not None and found.arch == name else kwargs
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
 
 
@@ -267,6 +268,15 @@ def _inferred(found: Recognized, record: NetworkRecord) -> tuple[dict[str, Any],
     if record.model == found.arch and record.told(TuneSettings).head is not None:
         return {key: value for key, value in found.model_args.items() if key != 'head'}, None
     return found.model_args, found.added_head or None
+
+
+def _recorded_head(found: Recognized, record: NetworkRecord) -> dict[str, Any]:
+    """Arguments by which the constructor of a zoo network makes the head that `as_tuned` has put in."""
+    tuning = record.told(TuneSettings)
+    if record.model != found.arch or tuning.head is None or 'head' not in found.model_args:
+        return {}
+    settings = {'head_kwargs': dict(tuning.head_kwargs)} if tuning.head_kwargs else {}
+    return {'head': tuning.head, **settings}
 
 
 def as_tuned(network: nn.Module, name: str, record: NetworkRecord) -> nn.Module:
