@@ -21,7 +21,7 @@ from nbn_timm.cli.train import parse_train
 from nbn_timm.deploy import deployed
 from nbn_timm.deploy.timm_folder import plain_model
 from nbn_timm.errors import InputError
-from nbn_timm.layers import HEADS, CosineLinear, RectifiedLinear, add_nbn
+from nbn_timm.layers import HEADS, CosineLinear, CosPlusLinear, RectifiedLinear, add_nbn
 from nbn_timm.models.tuning import (
     AdapterFile,
     apply_tuning,
@@ -440,19 +440,36 @@ def test_a_rectified_head_can_be_asked_for():
         with_head(timm.create_model('resnet32_ride'), 'cosine', {})
 
 
+def tiny_run(folder: Path, flags: list[str]) -> None:
+    """One epoch on six pictures of two classes, into `run` of the folder."""
+    for label in range(2):
+        (folder / 'own' / str(label)).mkdir(parents=True)
+        for index in range(3):
+            Image.fromarray(np.full((32, 32, 3), 40 * label + index, dtype=np.uint8)).save(
+                folder / 'own' / str(label) / f'{index}.png')
+    train(['--dataset', 'folder', '--data-dir', str(folder / 'own'), '--img-size', '32', '--epochs', '1',
+           '--batch-size', '6', '--workers', '0', '--device', 'cpu', '--no-report', '--output', str(folder),
+           '--experiment', 'run', *flags])
+
+
+@pytest.mark.parametrize('flags', [
+    ['--model-kwargs', 'head=cosplus', "head_kwargs={'scale': 10, 'gamma': 0.5}"],
+    ['--head', 'cosplus', '--head-kwargs', 'scale=10', 'gamma=0.5']])
+def test_a_record_says_what_weights_do_not_show(flags, tmp_path):
+    """Weights of a cosplus classifier look as those of a cosine, for which they were taken, with other answers."""
+    tiny_run(tmp_path, ['--model', 'resnet20', *flags])
+    trained = opening.open_trained(str(tmp_path / 'run' / 'last.pth.tar'))
+    head = trained.model.get_classifier()
+    assert isinstance(head, CosPlusLinear) and (head.scale, head.gamma) == (10, 0.5)
+    assert trained.model_args == {'head': 'cosplus', 'head_kwargs': {'scale': 10, 'gamma': 0.5}}
+
+
 @pytest.mark.parametrize('model, head', [
     ('resnet18', 'cosine'), ('resnet18', 'bottleneck'), ('resnet18', 'rectified'), ('resnet20', 'rectified'),
     ('resnet20_nbn', 'cosine'), ('resnet20_nbn', 'bottleneck')])
 def test_a_network_with_another_head_is_opened_with_its_record_and_without(model, head, tmp_path):
     """The head was put in twice, by the record and by the weights, or given to a constructor that knows none."""
-    for label in range(2):
-        (tmp_path / 'own' / str(label)).mkdir(parents=True)
-        for index in range(3):
-            Image.fromarray(np.full((32, 32, 3), 40 * label + index, dtype=np.uint8)).save(
-                tmp_path / 'own' / str(label) / f'{index}.png')
-    train(['--dataset', 'folder', '--data-dir', str(tmp_path / 'own'), '--model', model, '--img-size', '32', '--head',
-           head, '--epochs', '1', '--batch-size', '6', '--workers', '0', '--device', 'cpu', '--no-report', '--output',
-           str(tmp_path), '--experiment', 'run'])
+    tiny_run(tmp_path, ['--model', model, '--head', head])
     checkpoint = tmp_path / 'run' / 'last.pth.tar'
     weights = read_state_dict(checkpoint)
     torch.save(weights, tmp_path / 'bare.pth')

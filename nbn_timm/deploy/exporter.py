@@ -14,6 +14,7 @@ from nbn_timm.evaluation import EvalResult
 from nbn_timm.files import write_folder
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models.create import check_input_size
+from nbn_timm.models.ownership import needs_package
 from nbn_timm.settings import AT_LEAST_1, NOT_NEGATIVE, Limits, Settings, Values, setting
 from nbn_timm.trained.opening import RECORD_KEY, TrainedModel
 from nbn_timm.trained.record import NetworkRecord
@@ -25,7 +26,7 @@ from .fold import Preprocessed, deployed
 from .formats import FORMATS, INT8_FORMATS
 from .int8_data import Int8Data
 from .timing import Timing, interleaved
-from .timm_folder import fresh_model, needs_package, plain_architecture
+from .timm_folder import fresh_model, plain_architecture
 
 __all__ = ['ExportReport', 'ExportSettings', 'ExportedFile', 'export_model']
 

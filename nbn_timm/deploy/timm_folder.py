@@ -10,6 +10,7 @@ import torch.nn as nn
 from timm.models import filter_pretrained_cfg, get_model_args, save_for_hf
 
 from nbn_timm.layers import fold_nbn
+from nbn_timm.models.ownership import needs_package
 from nbn_timm.models.tuning import has_adapters
 from nbn_timm.models.tuning.lora import merge_lora
 from nbn_timm.models.weight_files import save_weights, weights_digest
@@ -92,11 +93,6 @@ def plain_architecture(trained: TrainedModel) -> tuple[str, dict[str, Any]]:
         if arguments.get('head') in ('linear', 'rectified'):
             del arguments['head']
     return architecture, arguments
-
-
-def needs_package(architecture: str) -> bool:
-    """Whether an architecture is this package's, so that loading it takes `import nbn_timm`."""
-    return timm.model_entrypoint(architecture).__module__.startswith('nbn_timm.')
 
 
 def _shapes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:

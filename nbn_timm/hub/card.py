@@ -8,10 +8,10 @@ from huggingface_hub import ModelCardData
 from nbn_timm.data import Classes, DataSettings
 from nbn_timm.data.train_transforms import TRAIN_TRANSFORMS, TrainTransform
 from nbn_timm.datasets import DATASETS, describe_draw, find_benchmark, find_dataset
-from nbn_timm.deploy.timm_folder import needs_package
 from nbn_timm.layers import RectifiedLinear
 from nbn_timm.layers.conversion import nbn_layers
 from nbn_timm.mixing import MIXINGS
+from nbn_timm.models.ownership import needs_package
 from nbn_timm.models.ride import MultiExpert
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.trained.opening import FOLDER, TrainedModel

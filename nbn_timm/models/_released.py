@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from timm.models import clean_state_dict, create_model, is_model, model_entrypoint
+from timm.models import clean_state_dict, create_model, is_model
 
 from nbn_timm.errors import InputError
 from nbn_timm.layers import nbn_layers
 
 from ._released_robust import COSPLUS_MARK, robust_form, without_robust_names
 from ._tags import tag_of_classes
+from .ownership import needs_package
 
 __all__ = ['Recognized', 'checkpoint_filter_fn', 'convert_checkpoint', 'recognize', 'rename_experts', 'to_model_format',
            'without_wrapper']
@@ -109,7 +110,7 @@ def recognize(state_dict: Mapping[str, torch.Tensor]) -> Recognized | None:
         if head != 'linear':
             model_args['head'] = head
     has_router = any(key.startswith('router.') for key in state_dict)
-    timms = is_model(arch) and model_entrypoint(arch).__module__.startswith('timm.')  # whose constructors know no heads
+    timms = is_model(arch) and not needs_package(arch)  # whose constructors know no heads
     added_head = model_args.pop('head', '') if timms else ''
     return Recognized(arch, last.shape[0], form, model_args, has_router, added_head)
 

@@ -19,9 +19,10 @@ from nbn_timm.errors import InputError, in_words
 from nbn_timm.files import refuse_no_file
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
-from nbn_timm.models._released import Recognized, recognize, rename_experts
+from nbn_timm.models._released import recognize, rename_experts
 from nbn_timm.models.create import create_model
 from nbn_timm.models.model_folder import FOLDER, HUB, is_model_folder, read_folder_config, read_weights
+from nbn_timm.models.ownership import needs_package
 from nbn_timm.models.run_folder import finished_file
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.tuning import AdapterFile, TuneSettings, apply_tuning, load_adapter, read_adapter, with_head
@@ -236,13 +237,15 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     found = recognize(weights)
     record = NetworkRecord.of_checkpoint(checkpoint)
     known = asked.model or record.model
-    inferred, added_head = _inferred(found, record) if found is not None and known in (None, found.arch) else ({}, None)
+    shown = found if found is not None and known in (None, found.arch) else None
     name, nbn, kwargs = record.model_settings(
-        known or (found.arch if found else None), asked.add_nbn, {**inferred, **asked.model_kwargs},
-        'the architecture with it')
+        known or (found.arch if found else None), asked.add_nbn, asked.model_kwargs, 'the architecture with it',
+        shown.model_args if shown else {})
     num_classes = (asked.num_classes or (record.classes.num_classes if record.classes else None)
                    or (found.num_classes if found else classes_of_weights(name, weights)))
-    network: Any = with_head(create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs), added_head, {})
+    network: Any = create_model(name, num_classes, nbn=nbn, model_kwargs=kwargs)
+    if shown is not None and shown.added_head and record.told(TuneSettings).head is None:
+        network = with_head(network, shown.added_head, {})
     network = as_tuned(network, name, record)
     network = restore_second_stages(network, weights)
     load_weights(network, path, use_ema)
@@ -256,35 +259,20 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
         record = replace(record, thresholds=None)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
     notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
-    kwargs = {**kwargs, **_recorded_head(found, record)} if found is not None and found.arch == name else kwargs
     return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
 
 
-def _inferred(found: Recognized, record: NetworkRecord) -> tuple[dict[str, Any], str | None]:
-    """Constructor arguments that the weights show, and the head that timm's own network has in the place of its own.
-
-    Of a head that the record names there is neither: `as_tuned` puts it there, with its settings.
-    """
-    if record.model == found.arch and record.told(TuneSettings).head is not None:
-        return {key: value for key, value in found.model_args.items() if key != 'head'}, None
-    return found.model_args, found.added_head or None
-
-
-def _recorded_head(found: Recognized, record: NetworkRecord) -> dict[str, Any]:
-    """Arguments by which the constructor of a zoo network makes the head that `as_tuned` has put in."""
-    tuning = record.told(TuneSettings)
-    if record.model != found.arch or tuning.head is None or 'head' not in found.model_args:
-        return {}
-    settings = {'head_kwargs': dict(tuning.head_kwargs)} if tuning.head_kwargs else {}
-    return {'head': tuning.head, **settings}
-
-
 def as_tuned(network: nn.Module, name: str, record: NetworkRecord) -> nn.Module:
-    """A new network with the classifier and the parts that a record's training with --head and --tune had put in."""
+    """A new network with the classifier and the parts that a record's training with --head and --tune had put in.
+
+    A network of the package has that classifier already, see `NetworkRecord.model_settings`.
+    """
     if record.model != name:
         return network
     tuning = record.told(TuneSettings)
-    return apply_tuning(with_head(network, tuning.head, tuning.head_kwargs), tuning.tune, tuning.tune_kwargs)
+    if not needs_package(name):
+        network = with_head(network, tuning.head, tuning.head_kwargs)
+    return apply_tuning(network, tuning.tune, tuning.tune_kwargs)
 
 
 def _from_adapter(path: str, about: AdapterFile, asked: _Asked) -> TrainedModel:

@@ -17,6 +17,7 @@ from nbn_timm.datasets import CSVS, LISTS, prescribes_format
 from nbn_timm.errors import InputError, quoted
 from nbn_timm.evaluation.temperature import CALIBRATION, FittedTemperature
 from nbn_timm.evaluation.thresholds import THRESHOLDS, Thresholds
+from nbn_timm.models.ownership import needs_package
 from nbn_timm.models.settings import ModelSettings
 from nbn_timm.models.tuning import TuneSettings
 from nbn_timm.models.weight_files import DIGEST
@@ -189,14 +190,19 @@ class NetworkRecord:
             nbn: bool | None,
             kwargs: Mapping[str, Any] | None,
             flag: str = '--model',
+            shown: Mapping[str, Any] | None = None,
     ) -> tuple[str, bool, dict[str, Any]]:
         """Model name, added NBN and constructor arguments; what is recorded holds for the recorded model only.
+
+        A network of the package is made with the head that --head gave it; for others see `as_tuned`.
 
         Args:
             name: As asked for; None takes the recorded one.
             nbn: As asked for; None takes what is recorded.
             kwargs: Constructor arguments, added to the recorded ones.
             flag: That names the model, for the message.
+            shown: Constructor arguments that the weights show, where nothing is recorded: they tell the kind of a head,
+                but neither its settings nor cosplus from cosine.
 
         Raises:
             InputError: Neither the caller nor the record names a model.
@@ -206,8 +212,9 @@ class NetworkRecord:
             raise InputError(f'give {flag}: the checkpoint does not record its architecture')
         recorded = self.told(ModelSettings)
         if name != self.model:
-            return name, bool(nbn), dict(kwargs or {})
-        arguments = {**self.input.as_model_kwargs(), **recorded.model_kwargs, **(kwargs or {})}
+            return name, bool(nbn), {**(shown or {}), **(kwargs or {})}
+        head = self.told(TuneSettings).as_model_kwargs() if needs_package(name) else {}
+        arguments = {**(shown or {}), **self.input.as_model_kwargs(), **recorded.model_kwargs, **head, **(kwargs or {})}
         return name, bool(recorded.add_nbn) if nbn is None else nbn, arguments
 
     def inherited(

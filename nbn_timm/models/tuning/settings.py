@@ -40,3 +40,9 @@ class TuneSettings(Settings):
     head_file: str | None = setting(
         None, "safetensors file with 'vectors' [classes, features] in the order of the classes, such as features of "
         'their names by a text encoder', metavar='FILE', is_file=True, effect=only_with('head_start', 'file'))
+
+    def as_model_kwargs(self) -> dict[str, Any]:
+        """What the constructor of a network of the package must be told of its classifier."""
+        if self.head is None:
+            return {}
+        return {'head': self.head, **({'head_kwargs': dict(self.head_kwargs)} if self.head_kwargs else {})}
