@@ -477,6 +477,8 @@ def test_a_network_with_another_head_is_opened_with_its_record_and_without(model
         trained = opening.open_trained(str(path))
         assert type(trained.model.get_classifier()) is HEADS[head]
         assert all(torch.equal(value, weights[key]) for key, value in trained.model.state_dict().items())
+        assert any('not its scale, so 30 is taken' in note for note in trained.notes) == (
+            head == 'cosine' and path != checkpoint)
         if model.startswith('resnet20'):  # a folder for timm is made with these
             again = timm.create_model(model, num_classes=2, **trained.model_args)
             assert type(again.get_classifier()) is HEADS[head]

@@ -45,13 +45,9 @@ class ViewSettings(Settings):
     @property
     def number(self) -> int:
         """Of views of each picture."""
-        match self.test_views:
-            case None:
-                return 1
-            case 'flip':
-                return 2
-            case crops:
-                return CROPS[crops][1]
+        if self.test_views is None:
+            return 1
+        return 2 if self.test_views == FLIP else CROPS[self.test_views][1]
 
     def __str__(self) -> str:
         """What a record of an evaluation says."""

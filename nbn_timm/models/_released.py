@@ -57,6 +57,11 @@ class Recognized:
     added_head: str = ''  # kind of the classifier in the place of that of timm's own network, see `with_head`
 
     @property
+    def has_bare_cosine(self) -> bool:
+        """Whether it has cosines, of a scale that no published format tells."""
+        return not self.form and 'cosine' in (self.added_head, self.model_args.get('head'))
+
+    @property
     def tag(self) -> str:
         """The benchmark of the zoo with that number of classes, or an empty string."""
         return tag_of_classes(self.num_classes)

@@ -17,6 +17,7 @@ from nbn_timm.data.defaults import OWN_IMAGES
 from nbn_timm.data.val_split import SPLIT_FILE
 from nbn_timm.errors import InputError, in_words
 from nbn_timm.files import refuse_no_file
+from nbn_timm.layers.head import COSINE_SCALE
 from nbn_timm.models import RoutedExperts
 from nbn_timm.models._pretrained import weights_record
 from nbn_timm.models._released import recognize, rename_experts
@@ -258,8 +259,13 @@ def _from_checkpoint(path: str, use_ema: bool, asked: _Asked, all_experts: bool)
     if record.thresholds is not None and (all_experts or record.thresholds.use_ema != use_ema):
         record = replace(record, thresholds=None)
     averaged = 'state_dict_ema' in checkpoint and not use_ema
-    notes = ('the checkpoint has averaged weights as well: --use-ema takes them',) if averaged else ()
-    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, notes)
+    notes = []
+    if averaged:
+        notes.append('the checkpoint has averaged weights as well: --use-ema takes them')
+    if shown is not None and shown.has_bare_cosine and record.model is None and 'head_kwargs' not in asked.model_kwargs:
+        notes.append(f'the weights show a cosine classifier but not its scale, so {COSINE_SCALE:g} is taken: a '
+                     'checkpoint of nbn-train says it')
+    return TrainedModel(network.eval(), name, kwargs, nbn, _input(network, record), record, tuple(notes))
 
 
 def as_tuned(network: nn.Module, name: str, record: NetworkRecord) -> nn.Module:
